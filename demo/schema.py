@@ -1,0 +1,45 @@
+"""PostHog's tables, as far as the migration touches them, in both engines."""
+
+from enum import StrEnum
+from pathlib import Path
+
+import psycopg
+from clickhouse_connect.driver.client import Client
+
+MIGRATION = "0003_fill_person_distinct_id2"
+
+
+class Table(StrEnum):
+    """The two ClickHouse tables that say which person a distinct_id belongs to."""
+
+    OLD = "person_distinct_id"
+    NEW = "person_distinct_id2"
+
+
+def sql(name: str) -> str:
+    """The text of demo/sql/`name`.sql."""
+    return (Path(__file__).parent / "sql" / f"{name}.sql").read_text()
+
+
+def create_postgres(postgres: psycopg.Connection, *, migration_row: bool = True) -> None:
+    """Create the posthog_* tables; both switches say "old", and the migration's row says NotStarted.
+
+    Without `migration_row` that row is absent, as in an instance that never listed its migrations.
+    """
+    with postgres.transaction():
+        postgres.execute(sql("postgres"))
+        if migration_row:
+            postgres.execute(
+                "INSERT INTO posthog_asyncmigration (name, description) VALUES (%s, %s)",
+                [MIGRATION, "Fill person_distinct_id2, the faster table of distinct ids"],
+            )
+
+
+def create_clickhouse(clickhouse: Client) -> None:
+    """Create the two tables in the client's database."""
+    for table in Table:
+        clickhouse.command(sql(table))
+
+
+def add_team(postgres: psycopg.Connection, team_id: int) -> None:
+    postgres.execute("INSERT INTO posthog_team (id, name) VALUES (%s, %s)", [team_id, f"Team {team_id}"])

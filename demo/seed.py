@@ -1,0 +1,119 @@
+"""Data to migrate: teams of very different size, real ids' histories, and some whose evidence is lost."""
+
+import itertools
+import random
+from dataclasses import dataclass
+
+import psycopg
+from clickhouse_connect.driver.client import Client
+
+from demo.schema import Table, sql
+
+ROWS_PER_ID = 1.045
+"""What the shares in sql/seed_history.sql come to."""
+
+RARE_IDS = 49
+"""How many ids have one of the histories without a share."""
+
+# Seconds since 1970: the old table's first row is of June 2021, the dual write began on 14 February 2022 and
+# everything ends two weeks later.
+TIMES = {"old_begins": 1622505600, "new_begins": 1644796800, "end": 1646006400}
+
+_SCRATCH = ["seed_history", "seed_team", "seed_id"]
+
+
+@dataclass(frozen=True)
+class Seeded:
+    team_ids: tuple[int, ...]
+    """The largest first."""
+    old_rows: int
+    new_rows: int
+    postgres_rows: int
+
+
+def seed(
+    postgres: psycopg.Connection,
+    clickhouse: Client,
+    *,
+    rows: int = 1_000_000,
+    teams: int = 40,
+    seed: int = 1,
+    reused_ids: bool = False,
+) -> Seeded:
+    """Fill the empty tables of demo.schema: about `rows` rows in the old one, the same for the same seed.
+
+    `reused_ids` adds a few ids that were deleted and created again with a version in the new table above that
+    in Postgres, which no migration can mend.
+    """
+    team_ids = random.Random(seed).sample(range(1, 25 * teams), teams)
+    for table in _SCRATCH:
+        clickhouse.command(sql(table))
+    try:
+        clickhouse.insert("seed_team", _spans(team_ids, round(rows / ROWS_PER_ID)))
+        clickhouse.command(
+            sql("seed_draw"),
+            parameters={**TIMES, "seed": seed, "rare_ids": RARE_IDS, "reused_ids": reused_ids},
+        )
+        _fill_clickhouse(clickhouse, rows)
+        _fill_postgres(postgres, clickhouse)
+    finally:
+        for table in _SCRATCH:
+            clickhouse.command(f"DROP TABLE {table} SYNC")
+    [[ids]] = postgres.execute("SELECT count(*) FROM posthog_persondistinctid").fetchall()
+    return Seeded(tuple(team_ids), _count(clickhouse, Table.OLD), _count(clickhouse, Table.NEW), ids)
+
+
+def _spans(team_ids: list[int], ids: int) -> list[tuple[int, int, int]]:
+    """Each team's ids, first and end: the first team has half of all, the last ones a handful each."""
+    few = len(team_ids) // 10
+    weights = [1 / rank**2 for rank in range(1, len(team_ids) - few)]
+    tail = [round(ids / 2 * weight / sum(weights)) for weight in weights]
+    sizes = [ids - sum(tail), *(max(1, size) for size in tail), *range(few, 0, -1)]
+    ends = list(itertools.accumulate(sizes))
+    return [(team_id, end - size, end) for team_id, size, end in zip(team_ids, sizes, ends, strict=True)]
+
+
+def _fill_clickhouse(clickhouse: Client, rows: int) -> None:
+    old, new = sql("seed_old"), sql("seed_new")
+    # Collapsed on the way in: the merge that takes two deliveries of a link for two links.
+    clickhouse.command(old, parameters={**TIMES, "unlink_eaten": True}, settings={"optimize_on_insert": 1})
+    parts = {
+        "optimize_on_insert": 0,
+        "max_insert_threads": 1,
+        "max_block_size": max(1, rows // 8),
+        "min_insert_block_size_rows": max(1, rows // 8),
+        "min_insert_block_size_bytes": 0,
+    }
+    clickhouse.command(old, parameters={**TIMES, "unlink_eaten": False}, settings=parts)
+    clickhouse.command(new, parameters=TIMES, settings=parts)
+
+
+def _fill_postgres(postgres: psycopg.Connection, clickhouse: Client) -> None:
+    with postgres.transaction():
+        # A million deferred foreign keys cost more than the rows; the data is made to fulfil them.
+        postgres.execute("SET LOCAL session_replication_role = replica")
+        _copy(postgres, clickhouse, "posthog_team (id, name)", "seed_posthog_team")
+        _copy(postgres, clickhouse, "posthog_person (id, created_at, uuid, team_id)", "seed_posthog_person")
+        _copy(
+            postgres,
+            clickhouse,
+            "posthog_persondistinctid (id, distinct_id, person_id, team_id, version)",
+            "seed_posthog_persondistinctid",
+        )
+        for table in ["posthog_team", "posthog_person", "posthog_persondistinctid"]:
+            postgres.execute(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), max(id)) FROM {table}")
+    postgres.execute("ANALYZE posthog_team, posthog_person, posthog_persondistinctid")
+
+
+def _copy(postgres: psycopg.Connection, clickhouse: Client, table: str, query: str) -> None:
+    # ClickHouse's tab-separated text is Postgres's COPY text, down to the escapes and the \\N.
+    with (
+        clickhouse.raw_stream(sql(query), parameters=TIMES, fmt="TabSeparated") as source,
+        postgres.cursor().copy(f"COPY {table} FROM STDIN") as copy,
+    ):
+        while block := source.read(1 << 20):
+            copy.write(block)
+
+
+def _count(clickhouse: Client, table: Table) -> int:
+    return clickhouse.query(f"SELECT count() FROM {table}").result_rows[0][0]

@@ -1,0 +1,11 @@
+SELECT
+    n + 1 AS id,
+    distinct_id,
+    person_numbers[owner] + 1 AS person_id,
+    team_id,
+    -- Rows of before the column came, and never changed since, have none.
+    if(version = 0 AND times[1] < {new_begins:DateTime}, NULL, version) AS version
+FROM seed_id
+INNER JOIN seed_history USING (kind)
+WHERE owner != 0
+ORDER BY id

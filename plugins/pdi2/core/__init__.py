@@ -1,0 +1,1 @@
+"""The migration itself. Nothing here imports Airflow."""

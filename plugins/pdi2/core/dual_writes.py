@@ -1,0 +1,125 @@
+"""Turning dual writes on, and the proof that every writer honours them before a row is copied."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pdi2.core.clickhouse import Warehouse
+from pdi2.core.failures import MigrationError
+from pdi2.core.ledger import Ledger
+from pdi2.core.settings import Settings
+from pdi2.core.switches import Status, Switches
+
+ENABLED = "dual_writes_enabled"
+EXAMPLES = 5
+MOST_KNOWN = 10_000
+END_OF_TIME = 2**32 - 1
+
+
+class DualWriteError(MigrationError):
+    """A writer ignores the switch: it writes the old table alone."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One look at a window of the dual write, in seconds since the epoch of ClickHouse's clock."""
+
+    proven: bool
+    message: str
+
+
+def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
+    """Writes to "both" and the row to Starting, in one transaction: everything or nothing."""
+    ledger.create()
+    switches = Switches(ledger.connection)
+    with ledger.transaction():
+        switches.create_row()
+        row = switches.row()
+        assert row is not None  # noqa: S101  (created above)
+        ledger.claim(settings.as_dict())
+        was = switches.writes()
+        if row.status == Status.ROLLED_BACK or was not in ("both", None):
+            ledger.verify_all_again()
+        switches.set_writes("both")
+        switches.change(Status(row.status), Status.STARTING)
+        if was != "both" or ledger.latest(ENABLED) is None:
+            ledger.record(ENABLED, **_baseline(warehouse), writes_before=was)
+        ledger.record("run_started", at=warehouse.rows("now")[0][0], settings=settings.as_dict())
+    switches.follow_ledger()
+
+
+def _baseline(warehouse: Warehouse) -> dict[str, Any]:
+    """Now, by ClickHouse's clock, and what is stamped later than that already: no evidence of a missed write."""
+    (enabled_at,) = warehouse.rows("now")[0]
+    future = _misses(warehouse, enabled_at, END_OF_TIME, [], MOST_KNOWN + 1)
+    if len(future) > MOST_KNOWN:
+        raise DualWriteError(
+            f"More than {MOST_KNOWN:,} links in person_distinct_id carry a time after now: a writer's clock, "
+            "or ClickHouse's, is wrong, and the dual write cannot be proven. Nothing was changed. Set the clock "
+            "right, wait until those times have passed, and trigger the run again."
+        )
+    return {"enabled_at": enabled_at, "known": [str(event) for _, _, _, event, _ in future]}
+
+
+def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observation:
+    """Looks at the last `settle_seconds` that ended an in-flight allowance ago.
+
+    Raises DualWriteError with counts and examples when a miss is still in the window after
+    `settings.proof_limit_seconds`.
+    """
+    enabled = ledger.latest(ENABLED)
+    started = ledger.latest_of_run("run_started")
+    if enabled is None or started is None:
+        raise MigrationError("Dual writes were never enabled by this project. Clear enable_dual_writes to do it.")
+    (now,) = warehouse.rows("now")[0]
+    end = int(now - settings.in_flight_seconds)
+    start = enabled["enabled_at"]
+    if settings.settle_seconds:
+        start = max(start, end - settings.settle_seconds)
+    known = [int(event) for event in enabled["known"]]
+    misses = _misses(warehouse, start, end, known, EXAMPLES) if end > start else []
+    window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds
+    if misses:
+        return _missed(ledger, misses, settings, now - started["at"])
+    if not window_is_full:
+        left = settings.settle_seconds - (end - enabled["enabled_at"])
+        return Observation(False, f"No miss so far. The window is full in {left:.0f} s.")
+    (links,) = warehouse.rows("dual_writes_seen", {"window_start": start, "window_end": max(start, end)})[0]
+    if links:
+        message = f"Proven: each of {links:,} links written in the last {end - start} s is in both tables."
+    else:
+        message = (
+            f"Nothing was written in the last {max(0, end - start)} s, so nothing was proven. Going on, for an idle "
+            "system loses nothing: verify compares every team with Postgres."
+        )
+    ledger.record("dual_writes_proven", links=links, seconds=max(0, end - start))
+    return Observation(True, message)
+
+
+def _missed(ledger: Ledger, misses: list[tuple[Any, ...]], settings: Settings, seconds_spent: int) -> Observation:
+    total = misses[0][4]
+    listed = "; ".join(
+        f"team {team_id}, distinct_id {distinct_id.decode(errors='backslashreplace')!r} at {_utc(written_at)}"
+        for team_id, distinct_id, written_at, _, _ in misses
+    )
+    message = f"{total:,} link(s) reached person_distinct_id and not person_distinct_id2: {listed}."
+    if seconds_spent < settings.proof_limit_seconds:
+        return Observation(False, f"{message} A writer's cache of the switch may not have run out yet. Waiting.")
+    ledger.record("dual_writes_missed", misses=total, examples=listed)
+    raise DualWriteError(
+        f"A writer ignores the dual-write switch. After {seconds_spent} s {message} Nothing was copied, and "
+        "reads stay on the old table. Restart or fix the writers of these teams (is the setting "
+        "PERSON_DISTINCT_ID_WRITES read at all? is the consumer of person_distinct_id2 running?), then trigger "
+        "the run again."
+    )
+
+
+def _misses(warehouse: Warehouse, start: int, end: int, known: list[int], examples: int) -> list[tuple[Any, ...]]:
+    return warehouse.rows(
+        "missed_dual_writes",
+        {"window_start": start, "window_end": end, "known": known, "examples": examples},
+    )
+
+
+def _utc(timestamp: int) -> str:
+    return datetime.fromtimestamp(timestamp, UTC).isoformat(sep=" ")

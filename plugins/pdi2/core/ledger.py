@@ -1,0 +1,208 @@
+"""What the migration knows of itself: Postgres schema `pdi2_migration`.
+
+Every step writes what it did here, and every decision is read from here. Airflow's task states decide
+nothing, so a cleared, marked or retried task changes nothing but the work that is left.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from psycopg import Connection, Transaction
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from pdi2.core import postgres
+from pdi2.core.clickhouse import Execution
+from pdi2.core.failures import MigrationError
+
+
+class TeamStatus(StrEnum):
+    PLANNED = "planned"
+    COPYING = "copying"
+    COPIED = "copied"
+    VERIFIED = "verified"
+    FAILED = "failed"
+
+
+class NotOwnerError(MigrationError):
+    """Another run works on the migration, or has taken it over."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a DAG: whoever claimed the migration last owns it."""
+
+    id: int
+    airflow_run: str
+    actor: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+
+
+@dataclass(frozen=True)
+class Team:
+    """A team's line of the ledger; memory in bytes, rows_source in rows of the old table."""
+
+    team_id: int
+    status: TeamStatus
+    rows_source: int
+    rows_copied: int
+    slices_done: int
+    slice_rows: int | None
+    attempts: int
+    copy_seconds: float
+    peak_memory: int | None
+    old_differs: int | None
+    error: str | None
+
+
+class Ledger:
+    """One connection (autocommit), acting for one Airflow run."""
+
+    def __init__(self, connection: Connection[Any], airflow_run: str, actor: str) -> None:
+        self.connection = connection
+        self.airflow_run = airflow_run
+        self.actor = actor
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        return self.connection.transaction()
+
+    def exists(self) -> bool:
+        return bool(self._value("ledger_exists"))
+
+    def create(self) -> None:
+        if not self.exists():
+            self._execute("ledger_create")
+
+    def current_run(self) -> Run | None:
+        if not self.exists():
+            return None
+        return self._execute("run_current", row_factory=class_row(Run)).fetchone()
+
+    def is_free(self) -> bool:
+        """Whether no task of any run is at work now: each holds the advisory lock, shared, while it works."""
+        free = bool(self._value("lock_try"))
+        if free:
+            self._value("unlock")
+        return free
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Makes this run the owner. An owner that is between two tasks finds out at its next one and stops."""
+        current = self.current_run()
+        if current is None or current.airflow_run != self.airflow_run or current.ended_at:
+            self._execute(
+                "run_claim",
+                {"airflow_run": self.airflow_run, "actor": self.actor, "settings": Jsonb(dict(settings))},
+            )
+
+    def hold(self) -> None:
+        """Takes the shared advisory lock until the connection closes; raises NotOwnerError."""
+        if not self._value("lock_try_shared"):
+            raise NotOwnerError(
+                "Another run of the migration is starting at this moment. Nothing was changed. "
+                "Wait until it has ended, then trigger this run again."
+            )
+        current = self.current_run()
+        if current is None or current.airflow_run != self.airflow_run:
+            owner = f"run {current.airflow_run!r} of {current.actor}" if current else "no run"
+            raise NotOwnerError(
+                f"Run {self.airflow_run!r} does not own the migration: {owner} does. This task changed nothing. "
+                "Let the owner finish, or trigger a new run: it goes on from the last checkpoint."
+            )
+
+    def end_run(self, outcome: str) -> None:
+        current = self.current_run()
+        if current and current.airflow_run == self.airflow_run:
+            self._execute("run_end", {"id": current.id, "outcome": outcome})
+
+    def record(self, what: str, **detail: Any) -> None:
+        self._execute("event_add", {"actor": self.actor, "what": what, "detail": Jsonb(detail)})
+
+    def latest(self, what: str) -> dict[str, Any] | None:
+        """The detail of the newest event of that name."""
+        return self._value("event_latest", {"what": what})
+
+    def latest_of_run(self, what: str) -> dict[str, Any] | None:
+        """The detail of the newest event of that name since the current run began."""
+        return self._value("event_of_run", {"what": what})
+
+    def plan(self, rows_by_team: Mapping[int, int]) -> None:
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            cursor.executemany(
+                postgres.sql.postgres("team_plan").encode(),
+                [{"team_id": team_id, "rows_source": rows} for team_id, rows in rows_by_team.items()],
+            )
+
+    def teams(self) -> list[Team]:
+        return self._execute("teams", row_factory=class_row(Team)).fetchall()
+
+    def team(self, team_id: int) -> Team:
+        team = self._execute("team", {"team_id": team_id}, class_row(Team)).fetchone()
+        if team is None:
+            raise MigrationError(
+                f"Team {team_id} is not in the ledger. Nothing was copied. Clear plan_teams and what follows it."
+            )
+        return team
+
+    def start_copy(self, team_id: int) -> None:
+        self._execute("team_copying", {"team_id": team_id})
+
+    def checkpoint(self, team_id: int) -> tuple[bytes | None, bool]:
+        """Where the next slice begins (b"" at first), and whether the last slice is done."""
+        last = self._execute("slice_last", {"team_id": team_id}).fetchone()
+        if last is None:
+            return b"", False
+        return last[0], last[0] is None
+
+    def finish_slice(
+        self, team_id: int, lower: bytes, upper: bytes | None, rows_copied: int, execution: Execution
+    ) -> None:
+        self._execute(
+            "slice_finish",
+            {
+                "team_id": team_id,
+                "lower": lower,
+                "upper": upper,
+                "rows_copied": rows_copied,
+                "seconds": execution.seconds,
+                "peak_memory": execution.peak_memory,
+            },
+        )
+
+    def remember_slice_rows(self, team_id: int, rows: int) -> None:
+        self._execute("team_slice_rows", {"team_id": team_id, "slice_rows": rows})
+
+    def set_copied(self, team_id: int) -> None:
+        self._execute("team_copied", {"team_id": team_id})
+
+    def set_verified(self, team_id: int, old_differs: int) -> None:
+        self._execute("team_verified", {"team_id": team_id, "old_differs": old_differs})
+
+    def set_failed(self, team_id: int, error: str) -> None:
+        self._execute("team_failed", {"team_id": team_id, "error": error})
+
+    def verify_all_again(self) -> None:
+        self._execute("team_reverify")
+
+    def add_findings(self, findings: Iterable[Mapping[str, Any]]) -> None:
+        with self.connection.transaction(), self.connection.cursor() as cursor:
+            cursor.executemany(postgres.sql.postgres("finding_add").encode(), findings)
+
+    def findings_by_kind(self) -> dict[str, dict[str, int]]:
+        return {
+            kind: {"repaired": repaired, "remaining": remaining}
+            for kind, repaired, remaining in self._execute("findings_by_kind")
+        }
+
+    def _execute(self, name: str, parameters: Mapping[str, Any] | None = None, row_factory: Any = None) -> Any:
+        if row_factory is None:
+            return postgres.execute(self.connection, name, parameters)
+        return postgres.execute(self.connection, name, parameters, row_factory)
+
+    def _value(self, name: str, parameters: Mapping[str, Any] | None = None) -> Any:
+        return postgres.value(self.connection, name, parameters)

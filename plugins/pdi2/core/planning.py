@@ -1,0 +1,70 @@
+"""Which teams there are, and how they are shared out among Airflow's mapped tasks."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from psycopg import Connection
+
+from pdi2.core import postgres
+from pdi2.core.clickhouse import Warehouse
+from pdi2.core.ledger import Ledger, TeamStatus
+from pdi2.core.settings import Settings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The teams of one mapped task; the label is what the UI shows for it."""
+
+    team_ids: list[int]
+    rows: int
+
+    @property
+    def label(self) -> str:
+        if len(self.team_ids) == 1:
+            return f"team {self.team_ids[0]} · {self.rows:,} rows"
+        return f"{len(self.team_ids):,} teams from {self.team_ids[0]} · {self.rows:,} rows"
+
+
+def rows_by_team(connection: Connection[Any], warehouse: Warehouse) -> dict[int, int]:
+    """Rows of the old table for every team known to either table or to Postgres, largest first."""
+    rows = dict(warehouse.rows("teams"))
+    for (team_id,) in postgres.execute(connection, "team_ids"):
+        rows.setdefault(team_id, 0)
+    return dict(sorted(rows.items(), key=lambda item: (-item[1], item[0])))
+
+
+def chosen(rows: dict[int, int], settings: Settings) -> dict[int, int]:
+    """The teams that this run is for."""
+    if settings.team_ids is None:
+        return rows
+    return {team_id: count for team_id, count in rows.items() if team_id in settings.team_ids}
+
+
+def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches: int) -> list[Batch]:
+    """Writes the list of teams to the ledger; returns what is not verified yet, at most `most_batches`."""
+    wanted = chosen(rows_by_team(ledger.connection, warehouse), settings)
+    ledger.plan(wanted)
+    left = {
+        team.team_id: team.rows_source
+        for team in ledger.teams()
+        if team.team_id in wanted and team.status != TeamStatus.VERIFIED
+    }
+    ledger.record("planned", teams=len(left), rows=sum(left.values()), verified_before=len(wanted) - len(left))
+    return share_out(left, most_batches)
+
+
+def share_out(rows: dict[int, int], most_batches: int) -> list[Batch]:
+    """A team a batch; where there are too many teams, the smallest share the second half of the batches."""
+    teams = list(rows)
+    alone = len(teams) if len(teams) <= most_batches else most_batches // 2
+    groups = [[team_id] for team_id in teams[:alone]]
+    shared = teams[alone:]
+    sharers = min(most_batches - alone, len(shared))
+    groups += [shared[start::sharers] for start in range(sharers)]
+    return [Batch(group, sum(rows[team_id] for team_id in group)) for group in groups]
+
+
+def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
+    """The plan of a dry run, as text. Writes nothing."""
+    wanted = chosen(rows_by_team(ledger.connection, warehouse), settings)
+    return f"{len(wanted)} teams, {sum(wanted.values())} rows"

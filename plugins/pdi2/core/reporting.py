@@ -1,0 +1,72 @@
+"""The end of a run: its outcome, told by the ledger, recorded where PostHog's administrators and ours look."""
+
+from typing import Any
+
+from pdi2.core.ledger import Ledger, Team, TeamStatus
+from pdi2.core.settings import Settings
+from pdi2.core.switches import ChangedElsewhereError, Status, Switches
+
+
+def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
+    """Ends the run: the facts of every team, and the row Errored with the reason if it did not get through."""
+    switches = Switches(ledger.connection)
+    row = switches.row()
+    teams = ledger.teams()
+    outcome = _outcome(ledger, settings, row.status if row else None)
+    if outcome == "failed" and row and row.status == Status.STARTING:
+        _mark_failed(ledger, switches, teams)
+    facts = {
+        "outcome": outcome,
+        "teams": len(teams),
+        "verified": sum(team.status == TeamStatus.VERIFIED for team in teams),
+        "rows_source": sum(team.rows_source for team in teams),
+        "rows_copied": sum(team.rows_copied for team in teams),
+        "slices": sum(team.slices_done for team in teams),
+        "copy_seconds": sum(team.copy_seconds for team in teams),
+        "peak_memory": max((team.peak_memory or 0 for team in teams), default=0),
+        "old_differs": sum(team.old_differs or 0 for team in teams),
+        "findings": ledger.findings_by_kind(),
+    }
+    ledger.record("report", **facts)
+    ledger.end_run(outcome)
+    return facts
+
+
+def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:
+    if status == Status.COMPLETED_SUCCESSFULLY:
+        return "completed"
+    return "trial passed" if settings.team_ids and ledger.latest_of_run("certified") else "failed"
+
+
+def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
+    failure = ledger.latest_of_run("task_failed")
+    reason = failure["error"] if failure else "The run ended before the switch, and no task said why: see its log."
+    failed = [f"team {team.team_id}: {team.error}" for team in teams if team.status == TeamStatus.FAILED]
+    try:
+        switches.fail("\n".join([reason, *failed[:20]]))
+    except ChangedElsewhereError as error:
+        ledger.record("not_marked_errored", reason=str(error))
+
+
+def text(facts: dict[str, Any], teams: list[Team]) -> str:
+    """The report as a person reads it."""
+    lines = [
+        f"Outcome: {facts['outcome']}",
+        f"Teams: {facts['verified']:,} of {facts['teams']:,} verified",
+        f"Rows: {facts['rows_source']:,} in the old table, {facts['rows_copied']:,} copied, {facts['slices']:,} slices",
+        f"Copy: {facts['copy_seconds']:.1f} s of ClickHouse, peak memory {facts['peak_memory'] / 1e6:,.0f} MB",
+        f"The old table's reader differed from Postgres for {facts['old_differs']:,} ids",
+        *(
+            f"Findings, {kind}: {count['repaired']:,} repaired, {count['remaining']:,} remaining"
+            for kind, count in facts["findings"].items()
+        ),
+        "",
+        f"{'team':>12} {'status':<9} {'rows':>13} {'copied':>13} {'slices':>6} {'tries':>5} {'seconds':>7} {'peak MB':>7}",
+    ]
+    for team in teams:
+        lines.append(
+            f"{team.team_id:>12} {team.status:<9} {team.rows_source:>13,} {team.rows_copied:>13,} "
+            f"{team.slices_done:>6} {team.attempts:>5} {team.copy_seconds:>7.1f} {(team.peak_memory or 0) / 1e6:>7.0f}"
+            + (f"  {team.error}" if team.error else "")
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Where the migration touches Airflow: connections, task functions, retries."""

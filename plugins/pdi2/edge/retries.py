@@ -1,0 +1,26 @@
+"""The one place that tells Airflow which failures a retry can help."""
+
+import random
+from datetime import timedelta
+
+from airflow.sdk import RetryPolicy
+from airflow.sdk.definitions.context import Context
+from airflow.sdk.definitions.retry_policy import RetryDecision
+
+from pdi2.core.failures import Reaction, describe, reaction
+
+FIRST_DELAY = timedelta(seconds=15)
+LONGEST_DELAY = timedelta(minutes=10)
+RETRIES = 6
+
+
+class RetryWhatHelps(RetryPolicy):
+    """Later, with a growing, jittered delay, for a busy cluster or a lost connection; never for the rest."""
+
+    def evaluate(
+        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
+    ) -> RetryDecision:
+        if reaction(exception) is Reaction.FAIL:
+            return RetryDecision.fail("A retry cannot help: the error above says what to do.")
+        delay = min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY) * random.uniform(0.75, 1.25)  # noqa: S311
+        return RetryDecision.retry(delay, f"Try {try_number} met a passing failure: {describe(exception)}")

@@ -1,0 +1,202 @@
+"""The tasks of the DAGs: each opens its databases, calls the core, and says in the log what came of it."""
+
+import logging
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any
+
+import pendulum
+from airflow.providers.common.compat.sdk import conf
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Param, PokeReturnValue, get_current_context, task
+from airflow.sdk.definitions.context import Context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from pdi2.core import dual_writes, gate, planning, reporting
+from pdi2.core import preflight as checks
+from pdi2.core.copying import copy_team
+from pdi2.core.failures import BusyError, MigrationError, Reaction, describe, reaction
+from pdi2.core.settings import SCHEMA, Settings, SettingsError
+from pdi2.core.verifying import verify_team
+from pdi2.edge.connections import Bench, current_settings, open_ledger, open_warehouse, opened, reach
+from pdi2.edge.retries import RETRIES, RetryWhatHelps
+
+log = logging.getLogger(__name__)
+
+FOLLOWED_BY: dict[checks.Verdict, str | list[str]] = {
+    checks.Verdict.MIGRATE: "enable_dual_writes",
+    checks.Verdict.PLAN_ONLY: "plan_teams",
+    checks.Verdict.STOP_OLD_WRITES: "stop_old_writes",
+    checks.Verdict.NOTHING: [],
+}
+TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
+
+default_args = {"retries": RETRIES, "retry_policy": RetryWhatHelps(), "retry_delay": timedelta(seconds=15)}
+
+
+def params() -> dict[str, Param]:
+    return {name: Param(**schema) for name, schema in SCHEMA.items()}
+
+
+@task.branch
+def preflight() -> str | list[str]:
+    """Checks everything, changes nothing; ends the run here, green, where there is nothing to do."""
+    found: list[str] = []
+    try:
+        settings = current_settings()
+    except SettingsError as error:
+        found, settings = error.problems, Settings()
+    with ExitStack() as stack:
+        result = checks.check(*reach(found, stack), settings, found)
+    log.info(result.message)
+    return FOLLOWED_BY[result.verdict]
+
+
+@task
+def enable_dual_writes() -> None:
+    """Sets writes to both tables and the migration row to Starting."""
+    settings = current_settings()
+    ledger = open_ledger()
+    with ledger.connection, open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
+        dual_writes.enable(ledger, warehouse, settings)
+
+
+@task.sensor(mode="reschedule", poke_interval=5, timeout=timedelta(days=7).total_seconds())
+def prove_dual_writes() -> PokeReturnValue:
+    """Watches until every write of the settle time reached both tables; frees its worker slot between looks."""
+    with opened("prove_dual_writes") as bench:
+        observation = dual_writes.observe(bench.ledger, bench.warehouse, bench.settings)
+    log.info(observation.message)
+    return PokeReturnValue(is_done=observation.proven)
+
+
+@task(trigger_rule="none_failed_min_one_success")
+def plan_teams() -> list[dict[str, Any]]:
+    """Freezes the list of teams in the ledger; a batch a mapped task."""
+    settings = current_settings()
+    if settings.dry_run:
+        ledger = open_ledger()
+        with ledger.connection, open_warehouse("plan_teams", settings.max_memory_usage) as warehouse:
+            log.info(planning.forecast(ledger, warehouse, settings))
+        return []
+    with opened("plan_teams") as bench:
+        most = conf.getint("core", "max_map_length")
+        batches = planning.freeze(bench.ledger, bench.warehouse, bench.settings, most)
+    return [{"team_ids": batch.team_ids, "label": batch.label} for batch in batches]
+
+
+@task(map_index_template=TEAM_LABEL)
+def copy(batch: dict[str, Any]) -> None:
+    """Copies the batch's teams from their checkpoints. One team's failure stops no other."""
+    attempt = get_current_context()["ti"].try_number
+    failures: list[Exception] = []
+    for team_id in batch["team_ids"]:
+        try:
+            with opened(f"copy team {team_id}") as bench:
+                bench.warehouse.max_memory_usage >>= attempt - 1
+                _with_team(bench, team_id, copy_team)
+        except Exception as error:
+            failures.append(error)
+    _raise(failures)
+
+
+@task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
+def verify(batch: dict[str, Any]) -> None:
+    """Proves the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
+    failures: list[Exception] = []
+    verified = 0
+    for team_id in batch["team_ids"]:
+        try:
+            with opened(f"verify team {team_id}") as bench:
+                if bench.ledger.checkpoint(team_id)[1]:
+                    _with_team(bench, team_id, verify_team, bench.settings)
+                    verified += 1
+        except Exception as error:
+            failures.append(error)
+    _raise(failures)
+    if not verified:
+        raise AirflowSkipException("No team of this batch is copied; the copy task says why.")
+
+
+@task.short_circuit(trigger_rule="all_done", ignore_downstream_trigger_rules=True)
+def certify() -> dict[str, Any] | None:
+    """The gate: every team verified in the ledger. A trial and a dry run end here, green."""
+    if current_settings().dry_run:
+        return None
+    with opened("certify") as bench:
+        certificate = gate.certify(bench.ledger, bench.warehouse, bench.settings)
+    log.info("Certified: %s", certificate)
+    return None if bench.settings.team_ids else certificate
+
+
+class Approve(ApprovalOperator):
+    """Waits for a person's approval where `require_approval` asks for it."""
+
+    def execute(self, context: Context) -> Any:
+        if not Settings.validated(context["params"], context["dag_run"].conf).require_approval:
+            self.log.info("No approval is required.")
+            return None
+        return super().execute(context)
+
+
+@task
+def switch_reads() -> None:
+    """Reads to the new table, in one transaction with the gate."""
+    with opened("switch_reads") as bench:
+        gate.switch_reads(bench.ledger, bench.warehouse, bench.settings)
+
+
+@task.sensor(
+    mode="reschedule",
+    poke_interval=5,
+    timeout=timedelta(days=7).total_seconds(),
+    trigger_rule="none_failed_min_one_success",
+)
+def stop_old_writes() -> PokeReturnValue:
+    """Waits until no reader can still use the old table, then ends the writes to it."""
+    if not current_settings().stop_old_writes:
+        raise AirflowSkipException("stop_old_writes is off: both tables stay written, and a rollback stays possible.")
+    ledger = open_ledger()
+    with ledger.connection:
+        settings = current_settings()
+        until = gate.old_writes_end(ledger, settings)
+        if pendulum.now() < until:
+            log.info("Readers may use the old table until %s; old writes go on.", until)
+            return PokeReturnValue(is_done=False)
+        gate.stop_old_writes(ledger)
+    return PokeReturnValue(is_done=True)
+
+
+@task
+def report() -> dict[str, Any]:
+    """Ends the run whatever became of it: facts in the ledger, and Errored with the reason if it failed."""
+    with opened("report") as bench:
+        facts = reporting.close_run(bench.ledger, bench.settings)
+        log.info("Report\n%s", reporting.text(facts, bench.ledger.teams()))
+    return facts
+
+
+@task
+def roll_back() -> None:
+    """Returns reads to the old table at once; refuses once old writes have stopped."""
+    ledger = open_ledger()
+    with ledger.connection:
+        log.info(gate.roll_back(ledger))
+
+
+def _with_team(bench: Bench, team_id: int, work: Any, *arguments: Any) -> None:
+    try:
+        work(bench.ledger, bench.warehouse, team_id, *arguments)
+    except Exception as error:
+        if not bench.ledger.connection.closed:
+            bench.ledger.set_failed(team_id, describe(error))
+        raise
+
+
+def _raise(failures: list[Exception]) -> None:
+    """One failure as it is; several as one that can be retried if a retry helps any of them."""
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        kind = BusyError if any(reaction(one) is not Reaction.FAIL for one in failures) else MigrationError
+        raise kind("\n".join(describe(one) for one in failures))

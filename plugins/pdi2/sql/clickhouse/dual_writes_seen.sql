@@ -1,0 +1,3 @@
+SELECT count()
+FROM person_distinct_id
+WHERE _timestamp > toDateTime({window_start:UInt32}) AND _timestamp <= toDateTime({window_end:UInt32}) AND _sign = 1

@@ -1,0 +1,2 @@
+SELECT max(free_space)
+FROM system.disks

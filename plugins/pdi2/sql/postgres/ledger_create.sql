@@ -1,0 +1,61 @@
+CREATE SCHEMA IF NOT EXISTS pdi2_migration;
+
+-- One row a run. The greatest id owns the migration: an older run that comes back stops.
+CREATE TABLE IF NOT EXISTS pdi2_migration.run (
+    id bigserial PRIMARY KEY,
+    airflow_run text NOT NULL,
+    actor text NOT NULL,
+    settings jsonb NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT now(),
+    ended_at timestamptz,
+    outcome text
+);
+
+CREATE TABLE IF NOT EXISTS pdi2_migration.team (
+    team_id bigint PRIMARY KEY,
+    status text NOT NULL CHECK (status IN ('planned', 'copying', 'copied', 'verified', 'failed')),
+    rows_source bigint NOT NULL,
+    rows_copied bigint NOT NULL DEFAULT 0,
+    slices_done int NOT NULL DEFAULT 0,
+    slice_rows bigint,
+    attempts int NOT NULL DEFAULT 0,
+    copy_seconds double precision NOT NULL DEFAULT 0,
+    peak_memory bigint,
+    old_differs bigint,
+    error text,
+    planned_at timestamptz NOT NULL DEFAULT now(),
+    copied_at timestamptz,
+    verified_at timestamptz
+);
+
+-- A finished slice is a checkpoint: distinct_ids from lower (included) up to upper (not included; null: the end).
+CREATE TABLE IF NOT EXISTS pdi2_migration.slice (
+    team_id bigint NOT NULL REFERENCES pdi2_migration.team,
+    lower bytea NOT NULL,
+    upper bytea,
+    rows_copied bigint NOT NULL,
+    seconds double precision NOT NULL,
+    peak_memory bigint,
+    finished_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (team_id, lower)
+);
+
+CREATE TABLE IF NOT EXISTS pdi2_migration.finding (
+    team_id bigint NOT NULL,
+    distinct_id text NOT NULL,
+    kind text NOT NULL CHECK (kind IN ('missing', 'stale', 'wrong_person', 'resurrected', 'ahead')),
+    repaired boolean NOT NULL,
+    found_at timestamptz NOT NULL DEFAULT now(),
+    clickhouse jsonb,
+    postgres jsonb
+);
+CREATE UNIQUE INDEX IF NOT EXISTS finding_identity
+    ON pdi2_migration.finding (team_id, md5(distinct_id), kind);
+
+CREATE TABLE IF NOT EXISTS pdi2_migration.event (
+    id bigserial PRIMARY KEY,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor text NOT NULL,
+    what text NOT NULL,
+    detail jsonb NOT NULL DEFAULT '{}'
+);

@@ -1,0 +1,1 @@
+SELECT to_regclass('pdi2_migration.event') IS NOT NULL

@@ -1,0 +1,8 @@
+-- A compare-and-set: no row comes back where somebody else changed the status since it was last seen.
+UPDATE posthog_asyncmigration
+SET status = %(status)s,
+    progress = coalesce(%(progress)s, progress),
+    started_at = CASE WHEN %(status)s = 5 AND %(seen)s <> 5 THEN now() ELSE started_at END,
+    finished_at = CASE WHEN %(status)s = 5 THEN NULL WHEN %(status)s = %(seen)s THEN finished_at ELSE now() END
+WHERE name = %(name)s AND status = %(seen)s
+RETURNING id

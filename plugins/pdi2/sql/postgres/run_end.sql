@@ -1,0 +1,3 @@
+UPDATE pdi2_migration.run
+SET ended_at = clock_timestamp(), outcome = %(outcome)s
+WHERE id = %(id)s

@@ -1,0 +1,3 @@
+SELECT raw_value::jsonb #>> '{}'
+FROM posthog_instancesetting
+WHERE key = %(key)s

@@ -1,0 +1,1 @@
+SELECT to_regclass('posthog_instancesetting') IS NOT NULL

@@ -1,0 +1,9 @@
+-- What another run left unfinished keeps its slices; what is verified stays verified.
+INSERT INTO pdi2_migration.team AS known (team_id, status, rows_source)
+VALUES (%(team_id)s, 'planned', %(rows_source)s)
+ON CONFLICT (team_id) DO UPDATE
+SET status = CASE known.status WHEN 'copied' THEN 'copied' ELSE 'planned' END,
+    rows_source = excluded.rows_source,
+    error = NULL,
+    planned_at = now()
+WHERE known.status <> 'verified'
