@@ -1,7 +1,7 @@
-"""chDB behind the demo server: one process's engine made to look like a server's, statement by statement.
+"""chDB behind the demo server: one process's engine made to look like a server's, one statement at a time.
 
-The engine gives every statement an id of its own. The client's query_id rides in the setting `query_cache_tag`,
-and statements that read `FROM system.processes` or `system.query_log`, or kill queries, are rewritten to see it.
+The engine gives every statement an id of its own. The client's rides in the setting `query_cache_tag`;
+statements that kill queries, or read `FROM system.processes` or `system.query_log`, are rewritten to see it.
 """
 
 import re
@@ -17,33 +17,30 @@ from typing import Any
 import chdb
 
 STREAMED = {"Native", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "CSV", "RowBinary", "JSONEachRow"}
-"""Formats without a head or a foot: their blocks, one after the other, make a whole. Others are held in memory."""
+"""Formats without head or foot: blocks, one after the other, make a whole. Others are held in memory."""
 
 HEAD = 1 << 16
 SPACE = rb"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*"
 TEXT = rb"(?:[^'`\"]|'(?:[^'\\]|\\.)*'|`[^`]*`|\"[^\"]*\")*?"
 INSERT = re.compile(
-    rb"(?is)"
-    + SPACE
-    + rb"(INSERT\s+INTO\b"
-    + TEXT
-    + rb")(\bSETTINGS\b"
-    + TEXT
-    + rb")?\bFORMAT\s+(\w+)[ \t]*(?:\r?\n|\Z)?"
+    rb"(?is)" + SPACE + rb"(INSERT\s+INTO\b" + TEXT + rb")(\bSETTINGS\b" + TEXT + rb")?"
+    rb"\bFORMAT\s+(\w+)[ \t]*(?:\r?\n|\Z)?"
 )
-"""An insert with data: what is before its settings, the settings, the format. The data begin where the match ends."""
+"""An insert with data: what precedes its settings, the settings, the format. After the match, the data."""
 COMPUTED = re.compile(rb"(?i)\b(?:SELECT|VALUES)\b")
-FORMAT = re.compile(rb"(?i)\bFORMAT\s+(\w+)\s*(?:\bSETTINGS\b[^;]*)?;?\s*\Z")
+INPUT = re.compile(rb"(?i)\bFROM\s+input\s*\(")
 EMPTY = re.compile(rb"(?s)" + SPACE + rb";?\s*\Z")
 KILL = re.compile(rb"(?is)" + SPACE + rb"KILL\s+QUERY\b")
 USE = re.compile(rb"(?is)" + SPACE + rb"USE\b")
+FORMAT = re.compile(rb"(?i)\bFORMAT\s+(\w+)\s*(?:\bSETTINGS\b[^;]*)?;?\s*\Z")
 QUERY_ID = re.compile(rb"\b(?:initial_)?query_id\b")
 QUERIES = re.compile(rb"(?i)\b(FROM|JOIN)\s+(system\s*\.\s*(?:processes|query_log))\b")
 
-CLIENTS_ID = b"if(Settings['query_cache_tag'] = '', query_id, Settings['query_cache_tag'])"
+CLIENTS_ID = rb"if(Settings['query_cache_tag'] = '', query_id, Settings['query_cache_tag'])"
 AS_CLIENTS_KNOW_THEM = (
     rb"\1 (SELECT * REPLACE (" + CLIENTS_ID + rb" AS query_id, " + CLIENTS_ID + rb" AS initial_query_id,"
-    rb" mapFilter((name, _) -> name NOT IN ('query_cache_tag', 'implicit_select'), Settings) AS Settings) FROM \2)"
+    rb" mapFilter((name, _) -> name NOT IN ('query_cache_tag', 'implicit_select'), Settings) AS Settings)"
+    rb" FROM \2 WHERE query NOT LIKE 'SET query_cache_tag%')"
 )
 
 CONFIG = """<clickhouse>
@@ -60,21 +57,13 @@ class ServerError(Exception):
         self.code = code
 
 
-def server_error(error: Exception) -> ServerError:
-    """The engine's error, without what the binding put before it and without the name at its end."""
-    if isinstance(error, ServerError):
-        return error
-    found = re.search(r"Code: (\d+)\. DB::Exception: (.*?)(?: \([A-Z_0-9]+\))?\s*\Z", str(error), re.DOTALL)
-    return ServerError(int(found[1]), found[2]) if found else ServerError(1001, str(error))
-
-
 @dataclass
 class Query:
     """A statement as its client wants it run, and what became known of it since."""
 
     statement: bytes
     query_id: str
-    params: dict[str, bytes] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
     database: str = ""
     format: str = "TabSeparated"
@@ -90,13 +79,13 @@ class Query:
 class Session:
     connection: Any
     database: str = "default"
-    busy: bool = True
+    busy: bool = False
     expires: float = 0
 
 
 class Engine:
     def __init__(self, path: Path, max_memory: int = 0) -> None:
-        """`max_memory` is the server's own limit, the one whose errors begin with "(total)"; 0 is the engine's."""
+        """`max_memory` is the server's limit, whose errors begin with "(total)"; 0 is the engine's own."""
         path.mkdir(parents=True, exist_ok=True)
         self.path = str(path.resolve())
         self.sessions: dict[str, Session] = {}
@@ -125,12 +114,14 @@ class Engine:
 
     def sample_memory(self) -> None:
         """Note the most memory that each running statement has held so far."""
-        for query_id, peak in self.ask("SELECT Settings['query_cache_tag'], peak_memory_usage FROM system.processes"):
+        tag = "Settings['query_cache_tag']"
+        sql = f"SELECT {tag}, peak_memory_usage FROM system.processes WHERE {tag} != ''"
+        for query_id, peak in self.ask(f"{sql} SETTINGS log_queries = 0"):
             if (query := self.running.get(query_id)) and int(peak) > 0:
                 query.progress["memory_usage"] = int(peak)
 
     def run(self, query: Query) -> Iterator[bytes]:
-        """The answer, piece by piece. The first `next` runs the statement; closing the iterator cancels it."""
+        """The answer, piece by piece. The first `next` starts the statement; closing cancels it."""
         try:
             with self._announced(query), self._connection(query) as connection:
                 connection.set_progress_callback(query.progress.update)
@@ -140,7 +131,7 @@ class Engine:
                 else:
                     yield from _answer(connection, query)
         except Exception as error:
-            raise server_error(error) from error
+            raise _server_error(error) from error
 
     @contextmanager
     def _announced(self, query: Query) -> Iterator[None]:
@@ -155,66 +146,70 @@ class Engine:
 
     @contextmanager
     def _connection(self, query: Query) -> Iterator[Any]:
-        """A connection that has the query's settings and database: its own, or its session's, left as it was."""
-        ours = {"query_cache_tag": query.query_id, "implicit_select": "0"}
+        """A connection with the query's settings and database: its own, or its session's, left as it was."""
+        settings = {"query_cache_tag": query.query_id, "implicit_select": "0"} | query.settings
         if not query.session_id:
             with chdb.connect(self.path) as connection:
-                _apply(connection, ours | query.settings, query.database)
+                _prepare(connection, settings, query.database)
                 yield connection
             return
         session = self._take(query)
-        restore: dict[str, str] = {}
+        undo = "SET query_cache_tag = DEFAULT"
         try:
-            restore = _current(session.connection, query.settings)
-            _apply(session.connection, ours | query.settings, query.database or session.database)
+            undo = ", ".join((undo, *_current(session.connection, query.settings)))
+            _prepare(session.connection, settings, query.database or session.database)
             yield session.connection
             if USE.match(query.statement):
                 session.database = _rows(session.connection, "SELECT currentDatabase()")[0][0]
         finally:
-            for name, value in restore.items():
-                session.connection.query(f"SET {name} = {value}")
-            session.expires, session.busy = time.monotonic() + query.session_timeout, False
+            try:
+                session.connection.query(undo)
+            finally:
+                session.expires, session.busy = time.monotonic() + query.session_timeout, False
 
     def _take(self, query: Query) -> Session:
         with self.lock:
             now = time.monotonic()
-            for session_id, session in list(self.sessions.items()):
+            for name, session in list(self.sessions.items()):
                 if not session.busy and session.expires < now:
-                    self.sessions.pop(session_id).connection.close()
-            known = self.sessions.get(query.session_id)
-            if known and known.busy:
-                raise ServerError(373, f"Session {query.session_id} is locked by a concurrent client")
-            if not known and query.session_check:
-                raise ServerError(372, f"Session {query.session_id} not found")
-            session = known or Session(chdb.connect(self.path))
+                    self.sessions.pop(name).connection.close()
+            name = query.session_id
+            if name not in self.sessions and query.session_check:
+                raise ServerError(372, f"Session {name} not found")
+            session = self.sessions.get(name) or Session(chdb.connect(self.path))
+            if session.busy:
+                raise ServerError(373, f"Session {name} is locked by a concurrent client")
             session.busy = True
-            self.sessions[query.session_id] = session
+            self.sessions[name] = session
             return session
 
 
 def _insert(connection: Any, query: Query, insert: re.Match[bytes]) -> Iterator[bytes]:
-    """The engine takes data of any format only from a file."""
+    """The engine takes data in any format, but only from a file."""
     into, settings, data_format = insert.groups(b"")
     with tempfile.NamedTemporaryFile() as data:
         data.write(memoryview(query.statement)[insert.end() :])
         data.flush()
-        source = f"FROM INFILE {_quoted(data.name)} ".encode()
-        connection.query(into + source + settings + b" FORMAT " + data_format, "TabSeparated", params=query.params)
+        source = f" FROM INFILE {_quoted(data.name)} ".encode()
+        connection.query(into + source + settings + b" FORMAT " + data_format, "TSV", params=query.params)
     yield b""
 
 
 def _answer(connection: Any, query: Query) -> Iterator[bytes]:
-    kind = connection._conn.classify_query(query.statement)
+    statement, head = query.statement, query.statement[:HEAD]
+    if EMPTY.match(statement):
+        raise ServerError(62, "Syntax error: Empty query")
+    if INSERT.match(head) and INPUT.search(head):  # which the engine accepts, and then inserts nothing
+        raise ServerError(48, "INSERT ... SELECT ... FROM input() is not implemented")
+    kind = connection._conn.classify_query(statement)
     query.read_only = kind["query_class"].name == "READ_ONLY"
     if query.read_only and kind["statement_count"] > 1:
         raise ServerError(62, "Syntax error (Multi-statements are not allowed)")
-    if EMPTY.match(query.statement):
-        raise ServerError(62, "Syntax error: Empty query")
-    statement = QUERIES.sub(AS_CLIENTS_KNOW_THEM, query.statement)
-    if KILL.match(statement):
-        statement = QUERY_ID.sub(b"Settings['query_cache_tag']", statement)
     if named := FORMAT.search(statement[-HEAD:]):
         query.format = named[1].decode()
+    statement = QUERIES.sub(AS_CLIENTS_KNOW_THEM, statement)
+    if KILL.match(head):
+        statement = QUERY_ID.sub(b"Settings['query_cache_tag']", statement)
     if query.read_only and query.format in STREAMED:
         with _streamed(connection, query, statement) as pieces:
             if pieces is not None:
@@ -225,33 +220,35 @@ def _answer(connection: Any, query: Query) -> Iterator[bytes]:
 
 @contextmanager
 def _streamed(connection: Any, query: Query, statement: bytes) -> Iterator[Any]:
-    """The answer's blocks; None for the statements, EXPLAIN and SHOW among them, which the engine does not stream."""
+    """The answer's blocks; None for statements that the engine cannot stream, such as EXPLAIN."""
     try:
         pieces = connection.send_query(statement, query.format, params=query.params)
     except RuntimeError as error:
         if "Streaming query is not supported" not in str(error):
             raise
+        pieces = None
+    if pieces is None:
         yield None
         return
     with pieces:
         yield pieces
 
 
-def _apply(connection: Any, settings: dict[str, str], database: str) -> None:
+def _prepare(connection: Any, settings: dict[str, str], database: str) -> None:
     for name in settings:
         if not name.isidentifier():
             raise ServerError(115, f"Unknown setting '{name}'")
-    connection.query("SET " + ", ".join(f"{name} = {_quoted(value)}" for name, value in settings.items()))
     if database:
         connection.query("USE `" + database.replace("\\", "\\\\").replace("`", "\\`") + "`")
+    connection.query("SET " + ", ".join(f"{name} = {_quoted(value)}" for name, value in settings.items()))
 
 
-def _current(connection: Any, settings: dict[str, str]) -> dict[str, str]:
-    """What to SET these settings to, to leave the connection as it is now."""
+def _current(connection: Any, settings: dict[str, str]) -> list[str]:
+    """What to SET these settings to, to have them again as they are now."""
     names = ", ".join(map(_quoted, settings)) or "''"
     changed = f"SELECT name, value FROM system.settings WHERE changed AND name IN ({names})"
     now = {name: f"'{value}'" for name, value in _rows(connection, changed)}  # TSV's escapes are also SQL's
-    return dict.fromkeys(settings, "DEFAULT") | now
+    return [f"{name} = {now.get(name, 'DEFAULT')}" for name in settings if name.isidentifier()]
 
 
 def _rows(connection: Any, sql: str) -> list[list[str]]:
@@ -260,3 +257,11 @@ def _rows(connection: Any, sql: str) -> list[list[str]]:
 
 def _quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _server_error(error: Exception) -> ServerError:
+    """The engine's error, without what the binding put before it and without the name at its end."""
+    if isinstance(error, ServerError):
+        return error
+    found = re.search(r"Code: (\d+)\. DB::Exception: (.*?)(?: \([A-Z_0-9]+\))?\s*\Z", str(error), re.DOTALL)
+    return ServerError(int(found[1]), found[2]) if found else ServerError(1001, str(error))

@@ -1,16 +1,17 @@
-"""ClickHouse's HTTP protocol over one process's chDB, on 127.0.0.1 only: demo and test equipment, small and plain.
+"""ClickHouse's HTTP protocol over one process's chDB, on 127.0.0.1: small, plain demo and test equipment.
 
-clickhouse-connect and Airflow's ClickHouseHook cannot tell it from a server. What a careful reader should know:
+clickhouse-connect and Airflow's ClickHouseHook cannot tell it from a server. A careful reader should know:
 
-- Peak memory (`memory_usage` in X-ClickHouse-Summary) is sampled while a statement runs: a floor, absent for short
-  statements. system.query_log has it exactly, after `SYSTEM FLUSH LOGS`.
-- Request bodies are held in memory. So are answers in formats that do not stream (clickhouse_engine.STREAMED does).
-- Answers are never compressed, GET is not read-only, and external tables, ClickHouse's own compression (`compress`,
-  `decompress`), progress headers and access management are missing.
-- Data survives kill -9 as it does in ClickHouse: what was acknowledged is with the kernel, not yet with the disk.
+- Peak memory (`memory_usage` in X-ClickHouse-Summary) is sampled while a statement runs: a floor, absent for
+  short statements. system.query_log has it exactly, after `SYSTEM FLUSH LOGS`.
+- Request bodies are held in memory; so are answers in formats that cannot stream (not in STREAMED).
+- Answers are never compressed, GET is not read-only. Missing: external tables, ClickHouse's own compression
+  (`compress`, `decompress`), `FROM input()`, progress headers, access management.
+- Data survives kill -9 as in ClickHouse: what was acknowledged is with the kernel, not yet on the disk.
+- `max_memory_usage_for_user` is lifted by any statement beside it that lacks it, such as our samples.
 
-Given a faults token, `POST /faults` with it as a Bearer token makes the server misbehave: a list of `Fault`s as JSON,
-of which the first that matches a statement and has shots left acts. `GET /faults` says how often each saw and did.
+Started with a faults token, it misbehaves on request: `POST /faults`, with that Bearer token, takes a list of
+`Fault`s as JSON. The first to match a statement, with shots left, acts; `GET /faults` tells what each did.
 """
 
 import asyncio
@@ -65,38 +66,30 @@ CODECS: dict[str, Callable[[], Any]] = {
     "deflate": zlib.decompressobj,
 }
 
-NOT_SETTINGS = frozenset(
-    [
-        "query",
-        "query_id",
-        "database",
-        "user",
-        "password",
-        "session_id",
-        "session_timeout",
-        "session_check",
-        "default_format",
-        "wait_end_of_query",
-        "buffer_size",
-        "quota_key",
-        "role",
-        "compress",
-        "decompress",
-        "client_protocol_version",
-        "stacktrace",
-    ]
-)
+NOT_SETTINGS = """
+    query query_id database user password session_id session_timeout session_check default_format
+    wait_end_of_query buffer_size quota_key role compress decompress client_protocol_version stacktrace
+""".split()  # noqa: SIM905
 
 SAMPLE_SECONDS = 0.05
 
 FAULTS = {
     159: "Timeout exceeded: elapsed 60001 ms, maximum: 60000 ms",
     202: "Too many simultaneous queries. Maximum: 100",
-    241: "Query memory limit exceeded: would use 1.01 GiB (attempt to allocate chunk of 4.00 MiB), maximum: 1.00 GiB",
+    241: "Query memory limit exceeded: would use 1.01 GiB, maximum: 1.00 GiB",
     243: "Cannot reserve 1.00 MiB, not enough space",
     252: "Too many parts (3001). Merges are processing significantly slower than inserts",
 }
-"""ClickHouse's own words. For the server's limit, 241 as well, give `text`: "(total) memory limit exceeded"."""
+"""ClickHouse's words. The server's limit is a 241 too: give "(total) memory limit exceeded" as `text`."""
+
+ACTIONS = {
+    "refuse": "HTTP 503, as from a proxy that finds no server; the statement does not run",
+    "delay": "the statement runs `seconds` later",
+    "cut_before": "the connection closes; the statement does not run",
+    "cut_after": "the statement runs to its end, then the connection closes without an answer",
+    "error": "ClickHouse's error `code` in the words of `text`; the statement does not run",
+    "die": "the server is gone at once, as after kill -9; the statement does not run",
+}
 
 
 @dataclass
@@ -104,7 +97,7 @@ class Fault:
     """What happens to the statements that a regular expression finds, after `skip` of them, `times` times."""
 
     match: str
-    action: str  # refuse (HTTP 503), delay, cut_before or cut_after the statement ran, error, die (as from kill -9)
+    action: str
     seconds: float = 0
     code: int = 0
     text: str = ""
@@ -115,8 +108,10 @@ class Fault:
 
     def __post_init__(self) -> None:
         re.compile(self.match)
-        if self.action not in ("refuse", "delay", "cut_before", "cut_after", "error", "die"):
-            raise ValueError(f"unknown action {self.action!r}")
+        if self.action not in ACTIONS:
+            raise ValueError(f"unknown action {self.action!r}: it is one of {', '.join(ACTIONS)}")
+        if self.action == "error" and self.code not in FAULTS and not (self.code and self.text):
+            raise ValueError(f"an error needs code and text, or one of the codes {sorted(FAULTS)}")
         self.text = self.text or FAULTS.get(self.code, "")
 
     def fires(self, statement: str) -> bool:
@@ -160,16 +155,12 @@ class Front:
         if faults_token:
             routes.append(Route("/faults", self.control, methods=["GET", "POST"]))
         app = Starlette(routes=routes, lifespan=self.lifespan)
-        self.http = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                "127.0.0.1",
-                port,
-                log_level="warning",
-                timeout_keep_alive=600,
-                timeout_graceful_shutdown=5,
-            )
-        )
+        options: dict[str, Any] = {
+            "log_level": "warning",
+            "timeout_keep_alive": 600,
+            "timeout_graceful_shutdown": 5,
+        }
+        self.http = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, **options))
 
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -232,12 +223,10 @@ class Front:
         if scheme.lower() == "basic":
             with suppress(ValueError):
                 user, _, password = b64decode(credentials).decode().partition(":")
-        user, password = user or url.get("user", ""), password or url.get("password", "")
-        if not (_same(user or "default", self.user) & _same(password, self.password)):
-            code = 516 if user or password or scheme else 194
-            raise ServerError(
-                code, f"{user or 'default'}: Authentication failed: password is incorrect, or no such user"
-            )
+        user, password = user or url.get("user") or "default", password or url.get("password", "")
+        if not (_same(user, self.user) & _same(password, self.password)):
+            code = 516 if scheme or password or user != "default" else 194
+            raise ServerError(code, f"{user}: Authentication failed: password is incorrect, or no such user")
 
     async def run(self, request: Request, query: Query, url: dict[str, str], headers: dict[str, str]) -> Response:
         statement = query.statement[:HEAD].decode(errors="replace")
@@ -262,7 +251,7 @@ class Front:
         if query.read_only or body:
             headers["X-ClickHouse-Format"] = query.format
         headers["X-ClickHouse-Exception-Tag"] = tag
-        headers["X-ClickHouse-Summary"] = json.dumps({name: str(value) for name, value in query.progress.items()})
+        headers["X-ClickHouse-Summary"] = json.dumps({k: str(v) for k, v in query.progress.items()})
         return Answer(pieces, self.unbroken(body, tag), headers)
 
     async def attended(self, request: Request, query: Query, work: Callable[[], Any]) -> Any:
@@ -321,9 +310,7 @@ async def _query(request: Request, url: dict[str, str], query_id: str) -> Query:
     return Query(
         statement,
         query_id,
-        params={
-            name[6:]: value.encode(errors="surrogateescape") for name, value in url.items() if name[:6] == "param_"
-        },
+        params={k[6:]: v for k, v in url.items() if k[:6] == "param_"},
         settings={k: v for k, v in url.items() if k not in NOT_SETTINGS and k[:6] != "param_"},
         database=url.get("database") or request.headers.get("x-clickhouse-database", ""),
         format=url.get("default_format") or request.headers.get("x-clickhouse-format") or "TabSeparated",
@@ -363,7 +350,7 @@ def _begun(pieces: Iterator[bytes]) -> Iterable[bytes]:
 
 def _spooled(pieces: Iterator[bytes]) -> Iterable[bytes]:
     """The statement, run to its end, its answer in memory while small and on disk when not."""
-    whole = tempfile.SpooledTemporaryFile(1 << 24)
+    whole = tempfile.SpooledTemporaryFile(1 << 24)  # noqa: SIM115
     whole.writelines(pieces)
     size = whole.tell()
     whole.seek(0)
@@ -379,7 +366,7 @@ def serve(
     faults_token: str = "",
     max_memory: int = 0,
 ) -> None:
-    """Serve the engine in `path` until SIGINT or SIGTERM. `max_memory` is the server's limit in bytes, 0 for none."""
+    """Serve the engine in `path` until SIGINT or SIGTERM; `max_memory` is the server's limit in bytes."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     engine = Engine(Path(path), max_memory)
     try:
@@ -391,7 +378,7 @@ def serve(
 
 @dataclass
 class Server:
-    """`serve` in a process of its own: to be stopped, killed, started again on the same port, and given faults."""
+    """`serve` in a process of its own: to be stopped, killed, started again where it was, given faults."""
 
     path: Path
     port: int = 0
@@ -405,7 +392,7 @@ class Server:
         if not self.port:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 self.port = free.getsockname()[1]
-        boot = "import json, sys; from demo.clickhouse_server import serve; serve(**json.loads(sys.stdin.readline()))"
+        boot = "import json, sys; from demo.clickhouse_server import serve; serve(**json.load(sys.stdin))"
         names = ("port", "user", "password", "faults_token", "max_memory")
         options = {name: getattr(self, name) for name in names} | {"path": str(self.path.resolve())}
         self.process = subprocess.Popen(
@@ -416,15 +403,13 @@ class Server:
             start_new_session=True,
         )
         assert self.process.stdin
-        with self.process.stdin as stdin:  # not in the arguments, where every user of the machine reads passwords
+        with self.process.stdin as stdin:  # arguments are for all to see
             stdin.write(json.dumps(options))
         deadline = time.monotonic() + 30
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
-                raise RuntimeError(
-                    f"the demo ClickHouse server on port {self.port} did not start: see its output above"
-                )
+                raise RuntimeError(f"no demo ClickHouse server on port {self.port}: its output, above, says why")
             time.sleep(0.02)
 
     def answers(self) -> bool:

@@ -69,6 +69,4 @@ class Switches:
 
 def set_switch(postgres: psycopg.Connection, key: str, value: str) -> None:
     """Set WRITES or READS as an administrator would."""
-    postgres.execute(
-        "UPDATE posthog_instancesetting SET raw_value = %s WHERE key = %s", [json.dumps(value), key]
-    )
+    postgres.execute("UPDATE posthog_instancesetting SET raw_value = %s WHERE key = %s", [json.dumps(value), key])

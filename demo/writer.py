@@ -63,9 +63,7 @@ def deliver(clickhouse: Client, messages: Iterable[Message]) -> None:
         rows = [[message.row[name] for name in columns] for message in batch if message.table is table]
         if rows:
             # Naming the types spares clickhouse-connect a DESCRIBE, most of the cost of a small insert.
-            clickhouse.insert(
-                table, rows, column_names=list(columns), column_type_names=list(columns.values())
-            )
+            clickhouse.insert(table, rows, column_names=list(columns), column_type_names=list(columns.values()))
 
 
 class Writer:
@@ -193,9 +191,7 @@ class Writer:
         [[version]] = self.postgres.execute(query, [person_id, link.id]).fetchall()
         return version
 
-    def _send(
-        self, team_id: int, distinct_id: str, unlinked: UUID | None, linked: UUID | None, version: int
-    ) -> None:
+    def _send(self, team_id: int, distinct_id: str, unlinked: UUID | None, linked: UUID | None, version: int) -> None:
         """Queue what one change means to each table that is written."""
         key = {"team_id": team_id, "distinct_id": distinct_id}
         tables = self.switches.writes()

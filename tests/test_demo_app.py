@@ -33,39 +33,21 @@ ODD_IDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Postgres]:
-    with embedded.running(tmp_path_factory.mktemp("demo") / "postgres") as server:
-        server.create_database("posthog")
-        with server.connect("posthog") as connection:
-            schema.create_postgres(connection)
-        yield server
-
-
 @pytest.fixture
-def postgres(server: embedded.Postgres) -> Iterator[psycopg.Connection]:
+def postgres(postgres_server: embedded.Postgres) -> Iterator[psycopg.Connection]:
     name = f"test_{uuid4().hex}"
-    server.create_database(name, template="posthog")
-    with server.connect(name) as connection:
+    postgres_server.create_database(name, template="posthog_template")
+    with postgres_server.connect(name) as connection:
         schema.add_team(connection, TEAM)
         yield connection
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The path of the embedded ClickHouse, which a process opens only one of."""
-    path = str(tmp_path_factory.mktemp("demo") / "clickhouse")
-    client = clickhouse_connect.get_client(interface="chdb", path=path)
-    yield path
-    client.close()
-
-
 @pytest.fixture
-def clickhouse(engine: str) -> Iterator[Client]:
+def clickhouse(clickhouse_path: str) -> Iterator[Client]:
     name = f"test_{uuid4().hex}"
-    with clickhouse_connect.get_client(interface="chdb", path=engine) as client:
+    with clickhouse_connect.get_client(interface="chdb", path=clickhouse_path) as client:
         client.command(f"CREATE DATABASE {name}")
-    with clickhouse_connect.get_client(interface="chdb", path=engine, database=name) as client:
+    with clickhouse_connect.get_client(interface="chdb", path=clickhouse_path, database=name) as client:
         schema.create_clickhouse(client)
         yield client
         client.command(f"DROP DATABASE {name}")
@@ -83,9 +65,7 @@ def complete(postgres: psycopg.Connection, status: int = 2) -> None:
     postgres.execute("UPDATE posthog_asyncmigration SET status = %s WHERE name = %s", [status, MIGRATION])
 
 
-def test_both_tables_and_postgres_agree(
-    writer: Writer, postgres: psycopg.Connection, clickhouse: Client
-) -> None:
+def test_both_tables_and_postgres_agree(writer: Writer, postgres: psycopg.Connection, clickhouse: Client) -> None:
     choose = random.Random(1)
     ids = [f"id {number}" for number in range(60)]
     for distinct_id in ids:
@@ -268,16 +248,16 @@ def everything(postgres: psycopg.Connection, clickhouse: Client, seeded: Seeded)
     return [seeded, truth, new, old]
 
 
-def test_the_seed_is_the_same_for_the_same_seed(server: embedded.Postgres, engine: str) -> None:
+def test_the_seed_is_the_same_for_the_same_seed(postgres_server: embedded.Postgres, clickhouse_path: str) -> None:
     found = []
     for number, chosen in enumerate([1, 1, 2]):
         name = f"seed_{number}"
-        server.create_database(name, template="posthog")
-        with clickhouse_connect.get_client(interface="chdb", path=engine) as client:
+        postgres_server.create_database(name, template="posthog_template")
+        with clickhouse_connect.get_client(interface="chdb", path=clickhouse_path) as client:
             client.command(f"CREATE DATABASE {name}")
         with (
-            server.connect(name) as postgres,
-            clickhouse_connect.get_client(interface="chdb", path=engine, database=name) as clickhouse,
+            postgres_server.connect(name) as postgres,
+            clickhouse_connect.get_client(interface="chdb", path=clickhouse_path, database=name) as clickhouse,
         ):
             schema.create_clickhouse(clickhouse)
             seeded = seed(postgres, clickhouse, rows=5000, teams=12, seed=chosen)
@@ -287,9 +267,7 @@ def test_the_seed_is_the_same_for_the_same_seed(server: embedded.Postgres, engin
 
 
 @pytest.mark.parametrize("reused_ids", [False, True], ids=["mendable", "reused ids"])
-def test_the_seed_is_consistent_and_hard(
-    postgres: psycopg.Connection, clickhouse: Client, reused_ids: bool
-) -> None:
+def test_the_seed_is_consistent_and_hard(postgres: psycopg.Connection, clickhouse: Client, reused_ids: bool) -> None:
     postgres.execute("DELETE FROM posthog_team")
     seeded = seed(postgres, clickhouse, rows=20_000, teams=12, reused_ids=reused_ids)
 

@@ -36,11 +36,10 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
+        self.close()
 
-    def clone(self) -> Self:
-        """A second client with the same purpose, for a thread of its own."""
-        return type(self)(self._connect, self.purpose, self.max_memory_usage)
+    def close(self) -> None:
+        self._client.close()
 
     def rows(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """Every row of the named SELECT; String columns come as bytes, for a distinct_id may hold any."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import MigrationError
-from pdi2.core.ledger import Ledger, TeamStatus
+from pdi2.core.ledger import Ledger, Team, TeamStatus
 from pdi2.core.planning import chosen, rows_by_team
 from pdi2.core.settings import Settings
 from pdi2.core.switches import Status, Switches
@@ -23,36 +23,40 @@ class RollbackError(MigrationError):
 
 def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
     """Every team that exists now must be verified in the ledger; raises GateError with those that are not."""
+    certificate = _judge(ledger, warehouse, settings)
+    ledger.record("certified", **certificate, trial=settings.team_ids is not None)
+    return certificate
+
+
+def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
     if ledger.latest_of_run("planned") is None:
         raise GateError("This run made no plan, so there is nothing to certify. See the first task that failed.")
     teams = {team.team_id: team for team in ledger.teams()}
-    wanted = chosen(
-        rows_by_team(ledger.connection, warehouse) | {id_: team.rows_source for id_, team in teams.items()},
-        settings,
-    )
-    missing = []
-    for team_id in wanted:
-        if team_id not in teams:
-            missing.append(f"team {team_id}: appeared after the plan")
-        elif teams[team_id].status != TeamStatus.VERIFIED:
-            reason = teams[team_id].error
-            missing.append(f"team {team_id}: {teams[team_id].status}" + (f" ({reason})" if reason else ""))
+    known = dict.fromkeys(teams, 0) | rows_by_team(ledger.connection, warehouse)
+    wanted = chosen(known, settings)
+    missing = [reason for team_id in wanted if (reason := _not_verified(team_id, teams.get(team_id)))]
     if missing:
         more = f"\n  and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
         raise GateError(
             f"{len(missing):,} of {len(wanted):,} teams are not verified, so reads stay on the old table:\n  "
             + "\n  ".join(missing[:LISTED])
             + more
-            + "\nWhat is done is kept. Remove the causes above and trigger the run again: it does only what is missing."
+            + "\nWhat is done is kept. Remove the causes and trigger the run again: it does only what is missing."
         )
-    certificate = {
+    return {
         "teams": len(wanted),
         "rows_source": sum(teams[team_id].rows_source for team_id in wanted),
         "rows_copied": sum(teams[team_id].rows_copied for team_id in wanted),
         "findings": ledger.findings_by_kind(),
     }
-    ledger.record("certified", **certificate, trial=settings.team_ids is not None)
-    return certificate
+
+
+def _not_verified(team_id: int, team: Team | None) -> str | None:
+    if team is None:
+        return f"team {team_id}: appeared after the plan"
+    if team.status == TeamStatus.VERIFIED:
+        return None
+    return f"team {team_id}: {team.status}" + (f" ({team.error})" if team.error else "")
 
 
 def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
@@ -62,7 +66,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.latest("reads_switched"):
         return
     with ledger.transaction():
-        certificate = certify(ledger, warehouse, settings)
+        certificate = _judge(ledger, warehouse, settings)
         switches.change(Status.STARTING, Status.COMPLETED_SUCCESSFULLY, progress=100)
         switches.set_reads("new")
         ledger.record("reads_switched", **certificate)

@@ -2,9 +2,13 @@
 
 from typing import Any
 
+from tabulate import tabulate
+
 from pdi2.core.ledger import Ledger, Team, TeamStatus
 from pdi2.core.settings import Settings
 from pdi2.core.switches import ChangedElsewhereError, Status, Switches
+
+LARGEST = 30
 
 
 def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
@@ -49,24 +53,36 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
 
 
 def text(facts: dict[str, Any], teams: list[Team]) -> str:
-    """The report as a person reads it."""
-    lines = [
-        f"Outcome: {facts['outcome']}",
-        f"Teams: {facts['verified']:,} of {facts['teams']:,} verified",
-        f"Rows: {facts['rows_source']:,} in the old table, {facts['rows_copied']:,} copied, {facts['slices']:,} slices",
-        f"Copy: {facts['copy_seconds']:.1f} s of ClickHouse, peak memory {facts['peak_memory'] / 1e6:,.0f} MB",
-        f"The old table's reader differed from Postgres for {facts['old_differs']:,} ids",
-        *(
-            f"Findings, {kind}: {count['repaired']:,} repaired, {count['remaining']:,} remaining"
-            for kind, count in facts["findings"].items()
-        ),
-        "",
-        f"{'team':>12} {'status':<9} {'rows':>13} {'copied':>13} {'slices':>6} {'tries':>5} {'seconds':>7} {'peak MB':>7}",
+    """The report as a person reads it: the whole, then the largest teams and every one that failed."""
+    findings = [
+        f"Findings, {kind}: {count['repaired']:,} repaired, {count['remaining']:,} remaining"
+        for kind, count in facts["findings"].items()
     ]
-    for team in teams:
-        lines.append(
-            f"{team.team_id:>12} {team.status:<9} {team.rows_source:>13,} {team.rows_copied:>13,} "
-            f"{team.slices_done:>6} {team.attempts:>5} {team.copy_seconds:>7.1f} {(team.peak_memory or 0) / 1e6:>7.0f}"
-            + (f"  {team.error}" if team.error else "")
-        )
-    return "\n".join(lines)
+    listed = [
+        {
+            "team": team.team_id,
+            "status": team.status,
+            "rows": team.rows_source,
+            "copied": team.rows_copied,
+            "slices": team.slices_done,
+            "tries": team.attempts,
+            "seconds": round(team.copy_seconds, 1),
+            "peak MB": round(team.peak_memory / 1e6) if team.peak_memory else None,
+            "error": team.error,
+        }
+        for number, team in enumerate(teams)
+        if number < LARGEST or team.status == TeamStatus.FAILED
+    ]
+    return "\n".join(
+        [
+            f"Outcome: {facts['outcome']}",
+            f"Teams: {facts['verified']:,} of {facts['teams']:,} verified",
+            f"Rows: {facts['rows_source']:,} in the old table, {facts['rows_copied']:,} copied",
+            f"Copy: {facts['slices']:,} slices, {facts['copy_seconds']:.1f} s of ClickHouse, "
+            f"peak memory {facts['peak_memory'] / 1e6:,.0f} MB",
+            f"The old table's reader differed from Postgres for {facts['old_differs']:,} ids",
+            *findings,
+            "",
+            tabulate(listed, headers="keys", intfmt=","),
+        ]
+    )

@@ -1,0 +1,21 @@
+"""Airflow on this machine: its home in a directory, its two connections to the demo's databases."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def environment(home: Path, postgres: dict[str, object], clickhouse: dict[str, object]) -> dict[str, str]:
+    """The variables with which `airflow` finds the DAGs, the plugin and the connections."""
+    return os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "AIRFLOW_HOME": str(home.resolve()),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW_CONN_POSTHOG_POSTGRES": json.dumps(postgres),
+        "AIRFLOW_CONN_POSTHOG_CLICKHOUSE": json.dumps(clickhouse),
+    }
