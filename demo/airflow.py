@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
 
-def environment(home: Path, postgres: dict[str, object], clickhouse: dict[str, object]) -> dict[str, str]:
+def environment(home: Path, postgres: Mapping[str, object], clickhouse: Mapping[str, object]) -> dict[str, str]:
     """The variables with which `airflow` finds the DAGs, the plugin and the connections."""
     return os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

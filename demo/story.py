@@ -43,7 +43,7 @@ def tell(rows: int, teams: int, seed: int, directory: Path) -> int:
     started = time.monotonic()
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    engine = {"interface": "chdb", "path": str((directory / "clickhouse").resolve())}
+    engine: dict[str, Any] = {"interface": "chdb", "path": str((directory / "clickhouse").resolve())}
     with embedded.running(directory / "postgres") as server:
         server.create_database("posthog")
         environment = airflow.environment(

@@ -26,13 +26,14 @@ os.environ |= {
     "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
 }
 
+from pdi2.core.clickhouse import Warehouse  # noqa: E402
+from pdi2.core.ledger import Ledger, Team  # noqa: E402
+from pdi2.core.settings import Settings  # noqa: E402
+
 from demo import postgres as embedded  # noqa: E402
 from demo import reader, schema  # noqa: E402
 from demo.switches import Switches as ApplicationSwitches  # noqa: E402
 from demo.writer import Writer  # noqa: E402
-from pdi2.core.clickhouse import Warehouse  # noqa: E402
-from pdi2.core.ledger import Ledger, Team  # noqa: E402
-from pdi2.core.settings import Settings  # noqa: E402
 
 DATABASE_NUMBERS = itertools.count(1)
 FILL = "fill_person_distinct_id2"

@@ -1,9 +1,8 @@
 """Whole runs of the DAGs, through Airflow, on the real engines."""
 
 import pytest
-
 from conftest import System
-from demo import schema
+
 from demo.seed import seed
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("airflow_metadata")]
