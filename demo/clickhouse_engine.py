@@ -96,6 +96,8 @@ class Engine:
             config.flush()
             self.first = chdb.connect(f"{self.path}?config-file={config.name}")
         self.version, self.timezone = self.ask("SELECT version(), timezone()")[0]
+        names = self.ask("SELECT errorCodeToName(number) FROM numbers(1100)")
+        self.error_names = {code: name for code, [name] in enumerate(names)}
 
     def close(self) -> None:
         for session in self.sessions.values():
@@ -105,9 +107,6 @@ class Engine:
     def ask(self, sql: str) -> list[list[str]]:
         with chdb.connect(self.path) as connection:
             return _rows(connection, sql)
-
-    def error_name(self, code: int) -> str:
-        return self.ask(f"SELECT errorCodeToName({code})")[0][0]
 
     def kill(self, query: Query) -> None:
         self.ask(f"KILL QUERY WHERE Settings['query_cache_tag'] = {_quoted(query.query_id)} ASYNC")

@@ -26,6 +26,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 import zlib
@@ -175,7 +176,8 @@ class Front:
         while True:
             await asyncio.sleep(SAMPLE_SECONDS)
             if self.engine.running:
-                await run_in_threadpool(self.engine.sample_memory)
+                with suppress(RuntimeError):  # the engine may have no memory left for this
+                    await run_in_threadpool(self.engine.sample_memory)
 
     async def control(self, request: Request) -> Response:
         if not _same(request.headers.get("authorization", ""), f"Bearer {self.faults_token}"):
@@ -276,7 +278,7 @@ class Front:
             yield f"\r\n__exception__\r\n{tag}\r\n{text}{len(text)} {tag}\r\n__exception__\r\n".encode()
 
     def words(self, error: ServerError) -> str:
-        name, version = self.engine.error_name(error.code), self.engine.version
+        name, version = self.engine.error_names.get(error.code, ""), self.engine.version
         return f"Code: {error.code}. DB::Exception: {error}. ({name}) (version {version} (chDB))\n"
 
 
@@ -376,6 +378,18 @@ def serve(
         engine.close()
 
 
+def serve_parent() -> None:
+    """`serve` with options from standard input, until whoever holds its other end is gone."""
+    options = json.loads(sys.stdin.readline())
+
+    def outlive_nobody() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=outlive_nobody, daemon=True).start()
+    serve(**options)
+
+
 @dataclass
 class Server:
     """`serve` in a process of its own: to be stopped, killed, started again where it was, given faults."""
@@ -392,19 +406,17 @@ class Server:
         if not self.port:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 self.port = free.getsockname()[1]
-        boot = "import json, sys; from demo.clickhouse_server import serve; serve(**json.load(sys.stdin))"
         names = ("port", "user", "password", "faults_token", "max_memory")
         options = {name: getattr(self, name) for name in names} | {"path": str(self.path.resolve())}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", boot],
+            [sys.executable, "-c", "from demo.clickhouse_server import serve_parent; serve_parent()"],
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
         assert self.process.stdin
-        with self.process.stdin as stdin:  # arguments are for all to see
-            stdin.write(json.dumps(options))
+        print(json.dumps(options), file=self.process.stdin, flush=True)  # arguments are for all to see
         deadline = time.monotonic() + 30
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -426,6 +438,9 @@ class Server:
             return self.process.wait(15)
         except subprocess.TimeoutExpired:
             return self.kill()
+        finally:
+            if self.process.stdin:
+                self.process.stdin.close()
 
     def kill(self) -> int:
         return self.stop(signal.SIGKILL)

@@ -3,25 +3,28 @@
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.query import QueryResult
 
 from pdi2 import sql
 
 POLL_SECONDS = 0.05
+SMALLEST_PEAK = 1_000_000
+"""Bytes below which a statement was caught before it began to work."""
 
 
-@dataclass(frozen=True)
-class Execution:
-    """What a finished statement cost; peak_memory in bytes, None where it was too quick to be seen."""
+@dataclass
+class Cost:
+    """What a stretch of statements took; peak_memory in bytes, None where they were too quick to be seen."""
 
-    seconds: float
-    peak_memory: int | None
+    seconds: float = 0.0
+    peak_memory: int | None = None
 
 
 class Warehouse(AbstractContextManager["Warehouse"]):
@@ -30,7 +33,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def __init__(self, connect: Callable[[], Client], purpose: str, max_memory_usage: int) -> None:
         self._connect = connect
         self._client = connect()
-        self.purpose = purpose
+        self._comment = f"pdi2 {purpose} {uuid.uuid4()}"
         self.max_memory_usage = max_memory_usage
 
     def __exit__(
@@ -41,59 +44,63 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def close(self) -> None:
         self._client.close()
 
-    def rows(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+    def rows(
+        self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
         """Every row of the named SELECT; String columns come as bytes, for a distinct_id may hold any."""
-        result = self._client.query(
+        return [tuple(row) for row in self._query(name, parameters, settings).result_rows]
+
+    def columns(
+        self, name: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None
+    ) -> list[Sequence[Any]]:
+        """The same by columns, for more rows."""
+        return list(self._query(name, parameters, settings).result_columns)
+
+    def _query(
+        self, name: str, parameters: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
+    ) -> QueryResult:
+        return self._client.query(
             sql.clickhouse(name),
             parameters=dict(parameters or {}),
-            settings=self._settings(self.purpose),
+            settings=self._settings(settings),
             query_formats={"String": "bytes"},
         )
-        return [tuple(row) for row in result.result_rows]
 
-    def execute(self, name: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> Execution:
-        """Runs the named statement that returns nothing, and measures it."""
-        tag = f"{self.purpose} {uuid.uuid4()}"
+    def execute(self, name: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
+        """Runs the named statement that returns nothing."""
+        self._client.command(sql.clickhouse(name), parameters=dict(parameters), settings=self._settings(settings))
+
+    def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
+        self._client.insert(table, rows, column_names=columns, settings=self._settings())
+
+    def insert_columns(self, table: str, columns: list[str], data: Sequence[Sequence[Any]]) -> None:
+        self._client.insert(
+            table, data, column_names=columns, column_oriented=True, settings=self._settings({"optimize_on_insert": 0})
+        )
+
+    @contextmanager
+    def measured(self) -> Iterator[Cost]:
+        """Measures this client's statements; the figures are there when the block ends."""
+        cost = Cost()
+        done = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(cost, done), daemon=True)
+        watcher.start()
         started = time.monotonic()
-        with _PeakMemory(self._connect, tag) as peak:
-            self._client.command(
-                sql.clickhouse(name),
-                parameters=dict(parameters),
-                settings={**self._settings(tag), **(settings or {})},
-            )
-        return Execution(time.monotonic() - started, peak.bytes)
+        try:
+            yield cost
+        finally:
+            cost.seconds = time.monotonic() - started
+            done.set()
+            watcher.join()
 
-    def insert(self, table: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
-        self._client.insert(table, rows, column_names=columns, settings=self._settings(self.purpose))
+    def _watch(self, cost: Cost, done: threading.Event) -> None:
+        """A second client looks at system.processes: chDB tells a statement's memory nowhere else."""
+        with self._connect() as client:
+            while not done.wait(POLL_SECONDS):
+                seen = client.query(sql.clickhouse("peak_memory"), parameters={"log_comment": self._comment})
+                peak = seen.result_rows[0][0]
+                if peak > SMALLEST_PEAK:
+                    cost.peak_memory = max(cost.peak_memory or 0, peak)
 
-    def _settings(self, comment: str) -> dict[str, Any]:
-        return {"log_comment": f"pdi2 {comment}", "max_memory_usage": self.max_memory_usage}
-
-
-class _PeakMemory:
-    """Watches system.processes for one statement: chDB tells a finished statement's memory nowhere else."""
-
-    def __init__(self, connect: Callable[[], Client], tag: str) -> None:
-        self.bytes: int | None = None
-        self._client = connect()
-        self._tag = tag
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-        self._client.close()
-
-    def _watch(self) -> None:
-        while not self._done.wait(POLL_SECONDS):
-            seen = self._client.query(
-                sql.clickhouse("peak_memory"), parameters={"log_comment": f"pdi2 {self._tag}"}
-            ).result_rows[0][0]
-            self.bytes = max(self.bytes or 0, seen) or None
+    def _settings(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return {"log_comment": self._comment, "max_memory_usage": self.max_memory_usage, **(more or {})}

@@ -1,22 +1,34 @@
 """Copies a team, a slice of its distinct_ids at a time. A finished slice is a checkpoint in the ledger.
 
-Every statement may be run again: a copied row has a negative version that grows with the time of its event,
-so it ties only with itself, and never hides what the application wrote.
+Almost every id has a single row and goes straight through; the few others are told apart first, a range of the key
+at a time, and go by the rule of winners.sql. Every statement may be run again: a copied row has a negative version
+that grows with the time of its event, so it never hides what the application wrote, and of two copies of an id the
+later event wins.
 """
 
+from __future__ import annotations
+
+import base64
 import logging
+from array import array
 from dataclasses import dataclass
+from typing import Any
 
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.exceptions import DatabaseError
 
-from pdi2.core.clickhouse import Execution, Warehouse
+from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import MigrationError, Reaction, describe, reaction
-from pdi2.core.ledger import Ledger, TeamStatus
+from pdi2.core.ledger import Ledger
+from pdi2.core.slices import Slice, cut, join
 
 log = logging.getLogger(__name__)
 
-BYTES_A_ROW = 250
 FEWEST_ROWS = 1_000
+RANGES_A_SLICE = 5
+MOST_COMPLEX = 0.1
+"""Above this share of ids with several rows, the rule for every id is cheaper than telling them apart."""
+
+COLUMNS = ["team_id", "distinct_id", "person_id", "is_deleted", "version", "_timestamp", "_offset", "_partition"]
 
 
 class CopyError(MigrationError):
@@ -24,89 +36,178 @@ class CopyError(MigrationError):
 
 
 @dataclass(frozen=True)
-class Slice:
-    """distinct_ids of a team from `lower` (included) up to `upper` (not included; None: the end)."""
+class Budget:
+    """What a statement may use, in bytes, and what follows from it; bytes a row as measured by `make bench`."""
 
-    team_id: int
-    lower: bytes
-    upper: bytes | None
+    memory: int
 
     @property
-    def parameters(self) -> dict[str, object]:
+    def range_rows(self) -> int:
+        """Telling complex ids apart takes up to 45 bytes a row."""
+        return self.memory // 60
+
+    @property
+    def rule_rows(self) -> int:
+        """The rule for every id of a slice takes about 200 bytes a row."""
+        return self.memory // 280
+
+    @property
+    def insert_settings(self) -> dict[str, Any]:
+        """A block read is a block written: rows of one part come in key order, and need no sorting again.
+
+        Two threads write blocks, each in about ten times its size. Blocks under 10 MB make compact parts, which
+        take half the memory of wide ones to write.
+        """
+        block = min(9_000_000, self.memory // 20)
         return {
-            "team_id": self.team_id,
-            "lower": self.lower.hex(),
-            "upper": (self.upper or b"").hex(),
-            "to_the_end": self.upper is None,
+            "optimize_on_insert": 0,
+            "max_block_size": 262_144,
+            "preferred_block_size_bytes": block,
+            "min_insert_block_size_bytes": block // 2,
+            "min_insert_block_size_rows": 0,
+            "max_bytes_before_external_group_by": self.memory // 3,
+            "min_compress_block_size": 65_536,
+            "max_compress_block_size": 65_536,
+            "max_query_size": 64 * 1024 * 1024,
         }
 
-    def __str__(self) -> str:
-        upper = repr(self.upper) if self.upper is not None else "the end"
-        return f"slice of team {self.team_id} from {self.lower!r} to {upper}"
+
+@dataclass(frozen=True)
+class Tally:
+    """Ids as a count and the sum of their hashes modulo 2^64: two sets with the same tally are the same set."""
+
+    count: int
+    hashes: int
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(self.count + other.count, (self.hashes + other.hashes) % 2**64)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a range holds: the tally of its simple ids, and the hashes of the complex ones."""
+
+    simple: Tally
+    complex_ids: array[int]
+
+    @property
+    def mostly_complex(self) -> bool:
+        return len(self.complex_ids) > MOST_COMPLEX * (self.simple.count + len(self.complex_ids))
 
 
 def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
     """Copies what is not copied yet. Raises CopyError or the database's error; finished slices stay finished."""
     team = ledger.team(team_id)
-    if team.status in (TeamStatus.COPIED, TeamStatus.VERIFIED):
-        return
-    ledger.start_copy(team_id)
-    rows = min(
-        team.slice_rows or warehouse.max_memory_usage // BYTES_A_ROW,
-        warehouse.max_memory_usage // BYTES_A_ROW,
-    )
     lower, done = ledger.checkpoint(team_id)
-    while not done:
-        assert lower is not None  # noqa: S101  (only the last slice has no end)
-        piece = Slice(team_id, lower, _end(warehouse, team_id, lower, rows))
-        try:
-            rows_copied, execution = _copy(warehouse, piece)
-        except ClickHouseError as error:
-            if reaction(error) is not Reaction.SPLIT:
-                raise
-            rows = _smaller(ledger, piece, rows, error)
-            continue
-        ledger.finish_slice(team_id, piece.lower, piece.upper, rows_copied, execution)
-        log.info("Copied %s: %s rows in %.2f s", piece, f"{rows_copied:,}", execution.seconds)
-        lower, done = piece.upper, piece.upper is None
+    if not done:
+        ledger.start_copy(team_id)
+        rows = min(team.slice_rows or team.rows_source, Budget(warehouse.max_memory_usage).range_rows)
+        _copy_range(ledger, warehouse, Slice(team_id, lower or b"", None), team.rows_source, max(rows, FEWEST_ROWS))
     ledger.set_copied(team_id)
 
 
-def _end(warehouse: Warehouse, team_id: int, lower: bytes, rows: int) -> bytes | None:
-    """The distinct_id `rows` rows on; the one after `lower` where a single id has more rows than that."""
-    parameters = {"team_id": team_id, "lower": lower.hex()}
-    found = warehouse.rows("slice_end", {**parameters, "rows": rows})
-    if found and found[0][0] == lower:
-        found = warehouse.rows("id_after", parameters)
-    return found[0][0] if found else None
+def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int) -> None:
+    ranges = cut(warehouse, whole, rows_in_whole, rows)
+    while ranges:
+        try:
+            with warehouse.measured() as cost:
+                taken, copied = copy_slice(warehouse, ranges[:RANGES_A_SLICE])
+        except DatabaseError as error:
+            if reaction(error) is not Reaction.SPLIT:
+                raise
+            smaller = _smaller(ledger, ranges[0], rows, error)
+            _copy_range(ledger, warehouse, ranges.pop(0), rows, smaller)
+        else:
+            finished = join(ranges[:taken])
+            ledger.finish_slice(finished, copied, cost)
+            log.info("Copied the %s: %s rows in %.2f s", finished, f"{copied:,}", cost.seconds)
+            ranges = ranges[taken:]
 
 
-def _copy(warehouse: Warehouse, piece: Slice) -> tuple[int, Execution]:
-    """Counts before and after: an id that is live in the source must be in the target, copied or newer."""
-    (expected,) = warehouse.rows("slice_expected", piece.parameters)[0]
-    execution = warehouse.execute("copy_slice", piece.parameters)
-    (present,) = warehouse.rows("slice_present", piece.parameters)[0]
-    if present < expected:
-        raise CopyError(
-            f"After the copy of the {piece}, {present:,} of its ids are in person_distinct_id2 and {expected:,} "
-            "should be. Reads stay on the old table and nothing is lost. Look for errors in ClickHouse's log, then "
-            "trigger the run again: this slice is copied anew."
-        )
-    return expected, execution
-
-
-def _smaller(ledger: Ledger, piece: Slice, rows: int, error: ClickHouseError) -> int:
+def _smaller(ledger: Ledger, piece: Slice, rows: int, error: DatabaseError) -> int:
     """Half the rows, remembered for the team; raises CopyError where a slice cannot get smaller."""
     if rows <= FEWEST_ROWS:
         raise CopyError(
             f"The {piece} does not fit into max_memory_usage even at {rows:,} rows ({describe(error)}). Finished "
             "slices are kept, reads stay on the old table. Trigger the run again with a greater max_memory_usage."
         ) from error
-    log.warning(
-        "The %s met the query's memory limit (%s): halving slices to %s rows",
-        piece,
-        describe(error),
-        rows // 2,
-    )
+    log.warning("The %s met the query's memory limit; going on with %s rows. %s", piece, rows // 2, describe(error))
     ledger.remember_slice_rows(piece.team_id, rows // 2)
     return rows // 2
+
+
+def copy_slice(warehouse: Warehouse, ranges: list[Slice]) -> tuple[int, int]:
+    """Copies the first of the ranges that can be treated alike; returns how many, and the ids copied.
+
+    Raises CopyError if an id that is live in the old table is not in the new one.
+    """
+    told: list[Told] = []
+    for piece in ranges:
+        found = tell_apart(warehouse, piece)
+        if found.mostly_complex:
+            break
+        told.append(found)
+    taken = ranges[: len(told)] if told else ranges
+    expected = _copy_apart(warehouse, taken, told) if told else _copy_by_rule(warehouse, taken, found)
+    _count(warehouse, join(taken), expected)
+    return len(taken), expected.count
+
+
+def tell_apart(warehouse: Warehouse, piece: Slice) -> Told:
+    """The first step of a copy; it only reads."""
+    simple, hashes, complex_ids = warehouse.rows("detect_complex", piece.parameters)[0]
+    return Told(Tally(simple, hashes), array("Q", complex_ids))
+
+
+def _copy_apart(warehouse: Warehouse, ranges: list[Slice], told: list[Told]) -> Tally:
+    """The complex ids first, through this process, which counts them; then all simple ones in one statement."""
+    settings = Budget(warehouse.max_memory_usage).insert_settings
+    expected = Tally(0, 0)
+    every_complex = array("Q")
+    for piece, found in zip(ranges, told, strict=True):
+        expected += found.simple
+        if found.complex_ids:
+            parameters = {**piece.parameters, **_hashes(found.complex_ids), "every_id": False}
+            *columns, hashes = warehouse.columns("hashed_winners", parameters, settings)
+            warehouse.insert_columns("person_distinct_id2", COLUMNS, columns)
+            expected += Tally(len(hashes), sum(hashes))
+            every_complex += found.complex_ids
+    warehouse.execute("copy_simple", {**join(ranges).parameters, **_hashes(every_complex)}, settings)
+    return expected
+
+
+def _copy_by_rule(warehouse: Warehouse, ranges: list[Slice], first: Told) -> Tally:
+    budget = Budget(warehouse.max_memory_usage)
+    rows = first.simple.count + 2 * len(first.complex_ids)
+    expected = Tally(0, 0)
+    for piece in ranges:
+        for part in cut(warehouse, piece, rows, budget.rule_rows):
+            parameters = {**part.parameters, **_hashes(array("Q")), "every_id": True}
+            warehouse.execute("copy_by_rule", parameters, budget.insert_settings)
+            expected += Tally(*warehouse.rows("tally_by_rule", parameters, budget.insert_settings)[0])
+    return expected
+
+
+def _hashes(complex_ids: array[int]) -> dict[str, Any]:
+    """As text within the statement, for no parameter of a URL holds a hundred thousand numbers."""
+    return {
+        "complex_count": len(complex_ids),
+        "$complex$": base64.b64encode(complex_ids.tobytes()),
+    }
+
+
+def _count(warehouse: Warehouse, piece: Slice, expected: Tally) -> None:
+    """The tallies differ where a slice is copied again or live updates replaced copies: then id by id."""
+    if Tally(*warehouse.rows("copied", piece.parameters)[0]) == expected:
+        return
+    budget = Budget(warehouse.max_memory_usage)
+    missing = 0
+    for part in cut(warehouse, piece, expected.count, budget.rule_rows):
+        parameters = {**part.parameters, **_hashes(array("Q")), "every_id": True}
+        missing += warehouse.rows("not_copied", parameters, budget.insert_settings)[0][0]
+    if missing:
+        raise CopyError(
+            f"After the copy of the {piece}, {missing:,} ids that are live in person_distinct_id are not in "
+            "person_distinct_id2. Reads stay on the old table and nothing is lost. Look for errors in ClickHouse's "
+            "log, then trigger the run again: this slice is copied anew."
+        )

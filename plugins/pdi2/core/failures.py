@@ -11,6 +11,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 from clickhouse_connect.driver.exceptions import Error as ClickHouseFailure
 
 MEMORY_LIMIT_EXCEEDED = 241
+LONGEST_TEXT = 500
 
 TRANSIENT = {
     159: "the statement ran into its time limit",
@@ -69,7 +70,7 @@ def _is_query_limit(text: str) -> bool:
 
 def describe(error: BaseException) -> str:
     """One line: ClickHouse's code and name where there are any, and the first line of what was said."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_TEXT]
     if not isinstance(error, ClickHouseFailure) or error.code is None:
         return text
     return f"ClickHouse error {error.code} ({error.name}): {text}"

@@ -16,8 +16,9 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from pdi2.core import postgres
-from pdi2.core.clickhouse import Execution
+from pdi2.core.clickhouse import Cost
 from pdi2.core.failures import MigrationError
+from pdi2.core.slices import Slice
 
 
 class TeamStatus(StrEnum):
@@ -159,18 +160,16 @@ class Ledger:
             return b"", False
         return last[0], last[0] is None
 
-    def finish_slice(
-        self, team_id: int, lower: bytes, upper: bytes | None, rows_copied: int, execution: Execution
-    ) -> None:
+    def finish_slice(self, finished: Slice, rows_copied: int, cost: Cost) -> None:
         self._execute(
             "slice_finish",
             {
-                "team_id": team_id,
-                "lower": lower,
-                "upper": upper,
+                "team_id": finished.team_id,
+                "lower": finished.lower,
+                "upper": finished.upper,
                 "rows_copied": rows_copied,
-                "seconds": execution.seconds,
-                "peak_memory": execution.peak_memory,
+                "seconds": cost.seconds,
+                "peak_memory": cost.peak_memory,
             },
         )
 

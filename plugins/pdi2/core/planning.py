@@ -1,5 +1,8 @@
 """Which teams there are, and how they are shared out among Airflow's mapped tasks."""
 
+import itertools
+import math
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +10,14 @@ from psycopg import Connection
 
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
+from pdi2.core.copying import RANGES_A_SLICE, Budget, tell_apart
 from pdi2.core.ledger import Ledger, TeamStatus
 from pdi2.core.settings import Settings
+from pdi2.core.slices import Slice, cut
+
+LISTED = 20
+COPY_TO_TELLING = 8
+"""A whole copy against its first step, telling complex ids apart, as `make bench` measured them."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,30 @@ def share_out(rows: dict[int, int], most_batches: int) -> list[Batch]:
 
 
 def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
-    """The plan of a dry run, as text. Writes nothing."""
-    wanted = chosen(rows_by_team(ledger.connection, warehouse), settings)
-    return f"{len(wanted)} teams, {sum(wanted.values())} rows"
+    """The plan of a dry run, as text: what a run would do, and what it would take. Writes nothing.
+
+    The time comes from telling apart the first rows of the largest team, now, on this cluster.
+    """
+    rows = chosen(rows_by_team(ledger.connection, warehouse), settings)
+    verified = (
+        {team.team_id for team in ledger.teams() if team.status == TeamStatus.VERIFIED} if ledger.exists() else {}
+    )
+    left = {team_id: count for team_id, count in rows.items() if team_id not in verified}
+    if not left:
+        return "Dry run: no team is left to copy. Nothing was written."
+    budget = Budget(settings.max_memory_usage)
+    largest = next(iter(left))
+    sample = cut(warehouse, Slice(largest, b"", None), left[largest], budget.range_rows)[0]
+    started = time.monotonic()
+    tell_apart(warehouse, sample)
+    seconds = (time.monotonic() - started) / min(max(left[largest], 1), budget.range_rows) * sum(left.values())
+    slices = sum(math.ceil(max(count, 1) / budget.range_rows / RANGES_A_SLICE) for count in left.values())
+    old_rows, old_bytes = warehouse.rows("size")[0]
+    size = sum(left.values()) * (old_bytes / max(old_rows, 1))
+    labels = "\n".join(f"  team {team_id}: {count:,} rows" for team_id, count in itertools.islice(left.items(), LISTED))
+    return (
+        f"Dry run: {len(left):,} teams, {sum(left.values()):,} rows, {slices:,} slices; {len(verified):,} teams are "
+        f"verified already.\n"
+        f"Copying takes about {seconds * COPY_TO_TELLING:,.0f} s of one task, at most {budget.memory / 1e6:,.0f} MB of "
+        f"memory a statement and about {size / 1e6:,.0f} MB of disk. Nothing was written. The largest teams:\n{labels}"
+    )

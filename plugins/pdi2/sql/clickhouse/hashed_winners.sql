@@ -1,0 +1,4 @@
+SELECT *, cityHash64(distinct_id)
+FROM (
+/* include winners */
+)

@@ -1,0 +1,8 @@
+-- Where the granules of the team begin, from the primary index alone.
+SELECT distinct_id, sum(rows_in_granule)
+FROM mergeTreeIndex(currentDatabase(), 'person_distinct_id')
+WHERE team_id = {team_id:Int64}
+  AND distinct_id > unhex({lower:String})
+  AND ({to_the_end:Bool} OR distinct_id < unhex({upper:String}))
+GROUP BY distinct_id
+ORDER BY distinct_id

@@ -1,0 +1,10 @@
+-- Live ids of the old table that the new one does not have at all, in whatever version.
+SELECT count()
+FROM (
+/* include winners */
+)
+WHERE distinct_id NOT IN (
+    SELECT distinct_id
+    FROM person_distinct_id2
+    WHERE /* include slice_range */
+)

@@ -1,0 +1,4 @@
+SELECT count(), sum(cityHash64(distinct_id))
+FROM (
+/* include winners */
+)

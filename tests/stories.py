@@ -1,0 +1,180 @@
+"""What the stories of the core are told with: rows by hand, dumps of both databases, and the steps of a run."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from conftest import System
+from pdi2.core import dual_writes, planning
+from pdi2.core.clickhouse import Warehouse
+from pdi2.core.copying import copy_team
+from pdi2.core.ledger import Ledger
+from pdi2.core.settings import Settings
+from pdi2.core.verifying import verify_team
+from psycopg import sql
+
+from demo import reader, schema
+from demo.schema import Table
+
+TEAM = 7
+NO_WAIT = Settings(settle_seconds=0, read_cache_seconds=0)
+ALICE, BOB, CAROL = (UUID(int=number) for number in (0xA, 0xB, 0xC))
+PERSONS = {"A": ALICE, "B": BOB, "C": CAROL}
+ROW_BY_HAND = {"distinct_id": "String", "person_id": "UUID", "team_id": "Int64", "_timestamp": "DateTime"}
+OLD_ROW = {**ROW_BY_HAND, "_sign": "Int8", "_offset": "UInt64"}
+NEW_ROW = {**ROW_BY_HAND, "is_deleted": "Int8", "version": "Int64"}
+
+
+def event(text: str, distinct_id: str | bytes = "id", team_id: int = TEAM) -> dict[str, Any]:
+    """A row of the old table: `+A3` links ALICE in second 3, `-B3.1` unlinks BOB in second 3 at offset 1."""
+    found = re.fullmatch(r"([+-])([ABC])(\d+)(?:\.(\d+))?", text)
+    assert found, text
+    sign, person, second, offset = found.groups()
+    return {
+        "distinct_id": distinct_id,
+        "person_id": PERSONS[person],
+        "team_id": team_id,
+        "_timestamp": int(second),
+        "_sign": int(f"{sign}1"),
+        "_offset": int(offset or second),
+    }
+
+
+def insert_old(system: System, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One insert, so one part."""
+    _insert(system, Table.OLD, OLD_ROW, rows)
+
+
+def insert_new(
+    system: System, person: UUID, version: int, distinct_id: str | bytes = "id", *, is_deleted: bool = False
+) -> None:
+    row = {"distinct_id": distinct_id, "person_id": person, "team_id": TEAM, "_timestamp": 0}
+    _insert(system, Table.NEW, NEW_ROW, [{**row, "is_deleted": int(is_deleted), "version": version}])
+
+
+def _insert(system: System, table: Table, types: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
+    values = [[row[name] for name in types] for row in rows]
+    system.clickhouse.insert(table, values, column_names=list(types), column_type_names=list(types.values()))
+
+
+def insert_truth(
+    system: System, person: UUID, version: int | None = 0, distinct_id: str = "id", team_id: int = TEAM
+) -> None:
+    system.postgres.execute(
+        """
+        WITH team AS (INSERT INTO posthog_team (id, name) VALUES (%(team)s, 'by hand') ON CONFLICT DO NOTHING),
+             person AS (INSERT INTO posthog_person (team_id, uuid) VALUES (%(team)s, %(person)s) RETURNING id)
+        INSERT INTO posthog_persondistinctid (team_id, distinct_id, person_id, version)
+        SELECT %(team)s, %(id)s, id, %(version)s FROM person
+        """,
+        {"team": team_id, "person": person, "id": distinct_id, "version": version},
+    )
+
+
+def many_ids(system: System, count: int, team_id: int = TEAM, id_: str = "toString(number)") -> None:
+    """One link an id, made in ClickHouse; `id_` is its expression over `number`."""
+    system.clickhouse.command(
+        "INSERT INTO person_distinct_id (team_id, distinct_id, person_id, _timestamp, _offset) "
+        f"SELECT {team_id}, {id_}, reinterpretAsUUID(number), 1000 + number, number FROM numbers({count})"
+    )
+
+
+def merge(system: System, *tables: Table) -> None:
+    """Every merge that could ever happen, at once."""
+    for table in tables or Table:
+        system.clickhouse.command(f"SYSTEM START MERGES {table}")
+        system.clickhouse.command(f"OPTIMIZE TABLE {table} FINAL")
+
+
+def stop_merges(system: System) -> None:
+    """No merge happens but those that a story asks for."""
+    for table in Table:
+        system.clickhouse.command(f"SYSTEM STOP MERGES {table}")
+
+
+def seen(system: System, table: Table = Table.NEW, team_id: int = TEAM) -> dict[str, UUID]:
+    """What the table's reader answers for every id of a team."""
+    return reader.team_in(system.clickhouse, table, team_id)
+
+
+def rows_of(system: System, table: Table) -> list[tuple[Any, ...]]:
+    query = f"SELECT * FROM {table} ORDER BY ALL"
+    return [tuple(row) for row in system.clickhouse.query(query, query_formats={"String": "bytes"}).result_rows]
+
+
+def dump(system: System) -> dict[str, Any]:
+    """Everything either database holds: schemas, definitions and rows."""
+    tables = system.postgres.execute(
+        "SELECT table_schema, table_name FROM information_schema.tables "
+        "WHERE table_schema NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2"
+    ).fetchall()
+    query = sql.SQL("SELECT to_jsonb(line) FROM {} AS line ORDER BY 1")
+    found = {
+        f"{namespace}.{name}": system.postgres.execute(query.format(sql.Identifier(namespace, name))).fetchall()
+        for namespace, name in tables
+    }
+    created = "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase() ORDER BY name"
+    definitions = system.clickhouse.query(created).result_rows
+    return {
+        **found,
+        "schemas": system.postgres.execute("SELECT nspname FROM pg_namespace ORDER BY 1").fetchall(),
+        "definitions": definitions,
+        **{str(name): rows_of(system, name) for name, _ in definitions},
+    }
+
+
+def truth_and_old(system: System) -> dict[str, Any]:
+    """All that the migration must never write."""
+    return {
+        name: rows
+        for name, rows in dump(system).items()
+        if name in (Table.OLD, "public.posthog_person", "public.posthog_persondistinctid")
+    }
+
+
+def enable(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:
+    dual_writes.enable(ledger, system.warehouse(), settings)
+
+
+def plan(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> list[int]:
+    """Freezes the teams that are left to do, and names them."""
+    ledger.create()
+    batches = planning.freeze(ledger, system.warehouse(), settings, most_batches=1000)
+    return [team_id for batch in batches for team_id in batch.team_ids]
+
+
+def copy_and_verify(system: System, ledger: Ledger, *team_ids: int) -> None:
+    warehouse = system.warehouse()
+    for team_id in team_ids:
+        copy_team(ledger, warehouse, team_id)
+        verify_team(ledger, warehouse, team_id, NO_WAIT)
+
+
+def migrate(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:
+    """Every step up to the gate."""
+    enable(system, ledger, settings)
+    copy_and_verify(system, ledger, *plan(system, ledger, settings))
+
+
+def add_teams(system: System, *team_ids: int) -> None:
+    for team_id in team_ids:
+        schema.add_team(system.postgres, team_id)
+
+
+class Meanwhile(Warehouse):
+    """A warehouse where something happens right after the first run of a named statement."""
+
+    def __init__(self, system: System, statement: str, happening: Callable[[], object]) -> None:
+        super().__init__(system.client, "meanwhile", Settings().max_memory_usage)
+        system.opened.append(self)
+        self.happened = False
+        self._statement = statement
+        self._happening = happening
+
+    def rows(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
+        found = super().rows(name, parameters)
+        if name == self._statement and not self.happened:
+            self.happened = True
+            self._happening()
+        return found
