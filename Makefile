@@ -4,11 +4,11 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
-SOURCES := dags plugins demo tests
+SOURCES := bench dags plugins demo tests
 
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 
-.PHONY: help venv demo test test-fast lint lock clean
+.PHONY: help venv demo bench test test-fast lint lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ venv: .venv/installed ## Create .venv with everything that requirements.lock pin
 
 demo: venv ## Watch a whole migration on this machine (ROWS=1000000)
 	$(BIN)/python -m demo run $(if $(ROWS),--rows $(ROWS))
+
+bench: venv ## Measure the copy against PostHog's statement and a plain one (SIZE=60M for one size)
+	$(BIN)/python -m bench $(if $(SIZE),--size $(SIZE))
 
 test: venv ## Run every test
 	$(BIN)/python -m pytest

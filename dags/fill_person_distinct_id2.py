@@ -30,7 +30,7 @@ def fill_person_distinct_id2() -> None:
     preflight >> enable_dual_writes >> tasks.prove_dual_writes() >> plan_teams >> teams >> certify
     certify >> approve >> tasks.switch_reads() >> stop_old_writes
     preflight >> [plan_teams, certify, stop_old_writes]
-    stop_old_writes >> tasks.report().as_teardown(setups=enable_dual_writes)
+    stop_old_writes >> tasks.report().as_teardown()
 
 
 fill_person_distinct_id2()

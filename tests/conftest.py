@@ -72,7 +72,9 @@ class System:
         """Runs the DAG through Airflow in this process; the finished run, whatever its state."""
         from airflow.dag_processing.dagbag import DagBag
 
-        dag = DagBag(ROOT / "dags").dags[dag_id]
+        bag = DagBag(ROOT / "dags")
+        assert not bag.import_errors
+        dag = bag.dags[dag_id]
         if dag_id == FILL:
             conf = NOTHING_TO_WAIT_FOR | conf
         return dag.test(run_conf=conf)

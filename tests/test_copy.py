@@ -171,9 +171,7 @@ def test_the_old_reader_loses_ids_that_the_copy_keeps(system: System, ledger: Le
 
 @pytest.mark.parametrize("second", [0, 1, 1_640_000_000, DATETIME_MAX])
 @pytest.mark.parametrize("order", ["the copy first", "the application first"])
-def test_any_row_of_the_application_beats_a_copied_row(
-    system: System, ledger: Ledger, second: int, order: str
-) -> None:
+def test_any_row_of_the_application_beats_a_copied_row(system: System, ledger: Ledger, second: int, order: str) -> None:
     ids = ["linked", "deleted"]
     insert_old(system, [event(f"+A{second}", id_) for id_ in ids])
     plan(system, ledger)

@@ -66,9 +66,16 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             query_formats={"String": "bytes"},
         )
 
-    def execute(self, name: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None) -> None:
-        """Runs the named statement that returns nothing."""
-        self._client.command(sql.clickhouse(name), parameters=dict(parameters), settings=self._settings(settings))
+    def execute(
+        self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """Runs the named statement, which returns nothing."""
+        self.command(sql.clickhouse(name), parameters, settings)
+
+    def command(
+        self, text: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> None:
+        self._client.command(text, parameters=dict(parameters or {}), settings=self._settings(settings))
 
     def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
         self._client.insert(table, rows, column_names=columns, settings=self._settings())

@@ -69,7 +69,9 @@ def _is_query_limit(text: str) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """One line: ClickHouse's code and name where there are any, and the first line of what was said."""
+    """Ours in full; of others the first line, with ClickHouse's code and name where there are any."""
+    if isinstance(error, MigrationError):
+        return str(error)
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_TEXT]
     if not isinstance(error, ClickHouseFailure) or error.code is None:
         return text

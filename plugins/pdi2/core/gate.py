@@ -17,6 +17,10 @@ class GateError(MigrationError):
     """Some team is not proven; reads stay on the old table."""
 
 
+class NoPlanError(GateError):
+    """There is nothing to certify, because of a failure that another task tells of."""
+
+
 class RollbackError(MigrationError):
     """Going back would lose writes."""
 
@@ -30,7 +34,7 @@ def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[st
 
 def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
     if ledger.latest_of_run("planned") is None:
-        raise GateError("This run made no plan, so there is nothing to certify. See the first task that failed.")
+        raise NoPlanError("This run made no plan, so there is nothing to certify. See the first task that failed.")
     teams = {team.team_id: team for team in ledger.teams()}
     known = dict.fromkeys(teams, 0) | rows_by_team(ledger.connection, warehouse)
     wanted = chosen(known, settings)

@@ -92,10 +92,14 @@ class Ledger:
             self._value("unlock")
         return free
 
+    def is_owner(self) -> bool:
+        current = self.current_run()
+        return current is not None and current.airflow_run == self.airflow_run
+
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Makes this run the owner. An owner that is between two tasks finds out at its next one and stops."""
         current = self.current_run()
-        if current is None or current.airflow_run != self.airflow_run or current.ended_at:
+        if not self.is_owner() or (current and current.ended_at):
             self._execute(
                 "run_claim",
                 {"airflow_run": self.airflow_run, "actor": self.actor, "settings": Jsonb(dict(settings))},
@@ -108,8 +112,8 @@ class Ledger:
                 "Another run of the migration is starting at this moment. Nothing was changed. "
                 "Wait until it has ended, then trigger this run again."
             )
-        current = self.current_run()
-        if current is None or current.airflow_run != self.airflow_run:
+        if not self.is_owner():
+            current = self.current_run()
             owner = f"run {current.airflow_run!r} of {current.actor}" if current else "no run"
             raise NotOwnerError(
                 f"Run {self.airflow_run!r} does not own the migration: {owner} does. This task changed nothing. "
@@ -118,7 +122,7 @@ class Ledger:
 
     def end_run(self, outcome: str) -> None:
         current = self.current_run()
-        if current and current.airflow_run == self.airflow_run:
+        if current and self.is_owner():
             self._execute("run_end", {"id": current.id, "outcome": outcome})
 
     def record(self, what: str, **detail: Any) -> None:

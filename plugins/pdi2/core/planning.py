@@ -96,8 +96,8 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
     size = sum(left.values()) * (old_bytes / max(old_rows, 1))
     labels = "\n".join(f"  team {team_id}: {count:,} rows" for team_id, count in itertools.islice(left.items(), LISTED))
     return (
-        f"Dry run: {len(left):,} teams, {sum(left.values()):,} rows, {slices:,} slices; {len(verified):,} teams are "
-        f"verified already.\n"
+        f"Dry run: {len(rows):,} teams, {len(rows) - len(left):,} of them verified already; "
+        f"{sum(left.values()):,} rows to copy in {slices:,} slices.\n"
         f"Copying takes about {seconds * COPY_TO_TELLING:,.0f} s of one task, at most {budget.memory / 1e6:,.0f} MB of "
         f"memory a statement and about {size / 1e6:,.0f} MB of disk. Nothing was written. The largest teams:\n{labels}"
     )

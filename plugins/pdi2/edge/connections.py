@@ -14,6 +14,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import describe
+from pdi2.core.gate import NoPlanError
 from pdi2.core.ledger import Ledger, NotOwnerError
 from pdi2.core.settings import Settings
 
@@ -59,7 +60,7 @@ def opened(purpose: str) -> Iterator[Bench]:
         warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))
         try:
             yield Bench(ledger, warehouse, settings)
-        except (AirflowException, NotOwnerError):
+        except (AirflowException, NotOwnerError, NoPlanError):
             raise
         except Exception as error:
             if not ledger.connection.closed:

@@ -170,9 +170,12 @@ def stop_old_writes() -> PokeReturnValue:
 @task
 def report() -> dict[str, Any]:
     """Ends the run whatever became of it: facts in the ledger, and Errored with the reason if it failed."""
-    with opened("report") as bench:
-        facts = reporting.close_run(bench.ledger, bench.settings)
-        log.info("Report\n%s", reporting.text(facts, bench.ledger.teams()))
+    settings, ledger = current_settings(), open_ledger()
+    with ledger.connection:
+        if not ledger.is_owner():
+            raise AirflowSkipException("This run changed nothing, so there is nothing to report.")
+        facts = reporting.close_run(ledger, settings)
+        log.info("Report\n%s", reporting.text(facts, ledger.teams()))
     return facts
 
 

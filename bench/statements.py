@@ -1,0 +1,50 @@
+"""What the copy is measured against, and the data that all sides copy."""
+
+POSTHOG = """
+INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, is_deleted, version)
+SELECT team_id, distinct_id, argMax(person_id, latest), 0, 0
+FROM (
+    SELECT team_id, distinct_id, person_id, max(_timestamp) AS latest
+    FROM person_distinct_id
+    WHERE team_id = {team_id:Int64}
+    GROUP BY person_id, distinct_id, team_id
+    HAVING max(is_deleted) = 0
+)
+GROUP BY team_id, distinct_id
+"""
+
+PLAIN = """
+INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, is_deleted, version, _timestamp, _offset, _partition)
+SELECT team_id, distinct_id, person_id, 0, 0, _timestamp, _offset, 0
+FROM person_distinct_id
+WHERE team_id = {team_id:Int64}
+"""
+
+# Complex ids are, in equal shares: re-linked with and without the unlink, delivered twice, deleted, unlinked and
+# linked again. Numbers come in an order that spreads every part over the whole range of ids.
+SEED = """
+INSERT INTO person_distinct_id (team_id, distinct_id, person_id, _sign, _timestamp, _offset)
+SELECT {team_id:Int64}, id, toUUID(concat(substring(person, 1, 8), '-', substring(person, 9, 4), '-4',
+           substring(person, 14, 3), '-8', substring(person, 18, 3), '-', substring(person, 21, 12))),
+       event.2, toDateTime(1600000000 + number % 50000000 + event.3), number * 10 + event.3
+FROM (
+    SELECT number, event,
+           multiIf(hash % 3 = 0, concat(lower(hex(hash)), '-', lower(hex(cityHash64(hash)))),
+                   hash % 3 = 1, concat('user', toString(hash % 100000000000), '@example.com'),
+                   concat(lower(hex(hash)), '_device')) AS id,
+           lower(hex(MD5(toString(event.1)))) AS person
+    FROM (
+        SELECT number, cityHash64(number, {team_id:Int64}) AS hash, intDiv(hash, 1048576) % 5 AS kind,
+               multiIf(intDiv(hash, 256) % 1000 >= {complex_per_mille:UInt16}, [(number, 1, 0)],
+                       kind = 0, [(number, 1, 0), (number + 1000000007, 1, 1)],
+                       kind = 1, [(number, 1, 0), (number, -1, 1), (number + 1000000007, 1, 1)],
+                       kind = 2, [(number, 1, 0), (number, 1, 0)],
+                       kind = 3, [(number, 1, 0), (number, -1, 1)],
+                       [(number, 1, 0), (number, -1, 1), (number, 1, 2)]) AS events
+        FROM numbers({first:UInt64}, {ids:UInt64})
+    )
+    ARRAY JOIN events AS event
+)
+SETTINGS optimize_on_insert = 0, max_insert_threads = 1, max_threads = 1, min_insert_block_size_bytes = 0,
+         min_insert_block_size_rows = 100000000
+"""
