@@ -307,7 +307,7 @@ def test_a_team_that_cannot_be_copied_stops_no_other_and_the_rerun_does_what_is_
 ) -> None:
     if shared_tasks:
         monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "1")
-    cut_into_slices(system, seeded, rows=200)
+    cut_into_slices(system, seeded, rows=40)
     broken, healthy = seeded.team_ids[0], seeded.team_ids[1:]
     query = f"SELECT hex(distinct_id) FROM {Table.OLD} WHERE team_id = {broken} ORDER BY distinct_id LIMIT 1 OFFSET 450"
     middle = system.clickhouse.query(query).result_rows[0][0]
@@ -544,7 +544,7 @@ def test_a_lost_connection_is_retried_from_the_checkpoint(
     system: System, seeded: Seeded, retries_at_once: None
 ) -> None:
     """The first try of the largest team loses Postgres between a slice's insert and its checkpoint."""
-    cut_into_slices(system, seeded, rows=200)
+    cut_into_slices(system, seeded, rows=40)
     largest = seeded.team_ids[0]
     system.postgres.execute(
         f"""

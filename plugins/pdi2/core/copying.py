@@ -73,26 +73,15 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Tally:
-    """Ids as a count and the sum of their hashes modulo 2^64: two sets with the same tally are the same set."""
-
-    count: int
-    hashes: int
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.count + other.count, (self.hashes + other.hashes) % 2**64)
-
-
-@dataclass(frozen=True)
 class Told:
-    """What a range holds: the tally of its simple ids, and the hashes of the complex ones."""
+    """What a range holds: how many simple ids, and the hashes of the complex ones."""
 
-    simple: Tally
+    simple: int
     complex_ids: array[int]
 
     @property
     def mostly_complex(self) -> bool:
-        return len(self.complex_ids) > MOST_COMPLEX * (self.simple.count + len(self.complex_ids))
+        return len(self.complex_ids) > MOST_COMPLEX * (self.simple + len(self.complex_ids))
 
 
 def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
@@ -102,7 +91,7 @@ def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
     if not done:
         ledger.start_copy(team_id)
         rows = min(team.slice_rows or team.rows_source, Budget(warehouse.max_memory_usage).range_rows)
-        _copy_range(ledger, warehouse, Slice(team_id, lower or b"", None), team.rows_source, max(rows, FEWEST_ROWS))
+        _copy_range(ledger, warehouse, Slice(team_id, lower or b"", None), team.rows_source, max(rows, 1))
     ledger.set_copied(team_id)
 
 
@@ -150,64 +139,68 @@ def copy_slice(warehouse: Warehouse, ranges: list[Slice]) -> tuple[int, int]:
     taken = ranges[: len(told)] if told else ranges
     expected = _copy_apart(warehouse, taken, told) if told else _copy_by_rule(warehouse, taken, found)
     _count(warehouse, join(taken), expected)
-    return len(taken), expected.count
+    return len(taken), expected
 
 
 def tell_apart(warehouse: Warehouse, piece: Slice) -> Told:
     """The first step of a copy; it only reads."""
-    simple, hashes, complex_ids = warehouse.rows("detect_complex", piece.parameters)[0]
-    return Told(Tally(simple, hashes), array("Q", complex_ids))
+    simple, complex_ids = warehouse.rows("detect_complex", piece.parameters)[0]
+    return Told(simple, array("I", complex_ids))
 
 
-def _copy_apart(warehouse: Warehouse, ranges: list[Slice], told: list[Told]) -> Tally:
+def _copy_apart(warehouse: Warehouse, ranges: list[Slice], told: list[Told]) -> int:
     """The complex ids first, through this process, which counts them; then all simple ones in one statement."""
     settings = Budget(warehouse.max_memory_usage).insert_settings
-    expected = Tally(0, 0)
-    every_complex = array("Q")
+    expected = 0
     for piece, found in zip(ranges, told, strict=True):
         expected += found.simple
         if found.complex_ids:
-            parameters = {**piece.parameters, **_hashes(found.complex_ids), "every_id": False}
-            *columns, hashes = warehouse.columns("hashed_winners", parameters, settings)
-            warehouse.insert_columns("person_distinct_id2", COLUMNS, columns)
-            expected += Tally(len(hashes), sum(hashes))
-            every_complex += found.complex_ids
-    warehouse.execute("copy_simple", {**join(ranges).parameters, **_hashes(every_complex)}, settings)
+            columns = warehouse.columns("winners", _only(piece, found), settings)
+            if winners := len(columns[0]) if columns else 0:
+                warehouse.insert_columns("person_distinct_id2", COLUMNS, columns)
+                expected += winners
+    for piece, found in zip(ranges, told, strict=True):
+        warehouse.execute("copy_simple", _only(piece, found), settings)
     return expected
 
 
-def _copy_by_rule(warehouse: Warehouse, ranges: list[Slice], first: Told) -> Tally:
+def _copy_by_rule(warehouse: Warehouse, ranges: list[Slice], first: Told) -> int:
     budget = Budget(warehouse.max_memory_usage)
-    rows = first.simple.count + 2 * len(first.complex_ids)
-    expected = Tally(0, 0)
+    rows = first.simple + 2 * len(first.complex_ids)
+    expected = 0
     for piece in ranges:
         for part in cut(warehouse, piece, rows, budget.rule_rows):
-            parameters = {**part.parameters, **_hashes(array("Q")), "every_id": True}
-            warehouse.execute("copy_by_rule", parameters, budget.insert_settings)
-            expected += Tally(*warehouse.rows("tally_by_rule", parameters, budget.insert_settings)[0])
+            warehouse.execute("copy_by_rule", _all(part), budget.insert_settings)
+            expected += warehouse.rows("count_winners", _all(part), budget.insert_settings)[0][0]
     return expected
 
 
-def _hashes(complex_ids: array[int]) -> dict[str, Any]:
-    """As text within the statement, for no parameter of a URL holds a hundred thousand numbers."""
-    return {
-        "complex_count": len(complex_ids),
-        "$complex$": base64.b64encode(complex_ids.tobytes()),
-    }
-
-
-def _count(warehouse: Warehouse, piece: Slice, expected: Tally) -> None:
-    """The tallies differ where a slice is copied again or live updates replaced copies: then id by id."""
-    if Tally(*warehouse.rows("copied", piece.parameters)[0]) == expected:
+def _count(warehouse: Warehouse, piece: Slice, expected: int) -> None:
+    """The counts differ where a slice is copied again or live updates replaced copies: then id by id."""
+    if warehouse.rows("copied", piece.parameters)[0][0] == expected:
         return
     budget = Budget(warehouse.max_memory_usage)
-    missing = 0
-    for part in cut(warehouse, piece, expected.count, budget.rule_rows):
-        parameters = {**part.parameters, **_hashes(array("Q")), "every_id": True}
-        missing += warehouse.rows("not_copied", parameters, budget.insert_settings)[0][0]
+    missing = sum(
+        warehouse.rows("not_copied", _all(part), budget.insert_settings)[0][0]
+        for part in cut(warehouse, piece, expected, budget.rule_rows)
+    )
     if missing:
         raise CopyError(
             f"After the copy of the {piece}, {missing:,} ids that are live in person_distinct_id are not in "
             "person_distinct_id2. Reads stay on the old table and nothing is lost. Look for errors in ClickHouse's "
             "log, then trigger the run again: this slice is copied anew."
         )
+
+
+def _only(piece: Slice, found: Told) -> dict[str, Any]:
+    """The hashes go as text within the statement: no parameter of a URL holds a hundred thousand numbers."""
+    return {
+        **piece.parameters,
+        "every_id": False,
+        "complex_count": len(found.complex_ids),
+        "$complex$": base64.b64encode(found.complex_ids.tobytes()),
+    }
+
+
+def _all(piece: Slice) -> dict[str, Any]:
+    return {**piece.parameters, "every_id": True, "complex_count": 0, "$complex$": b""}

@@ -20,6 +20,8 @@ from pdi2.core.clickhouse import Cost
 from pdi2.core.failures import MigrationError
 from pdi2.core.slices import Slice
 
+TRIAL_PASSED = "trial passed"
+
 
 class TeamStatus(StrEnum):
     PLANNED = "planned"
@@ -95,6 +97,11 @@ class Ledger:
     def is_owner(self) -> bool:
         current = self.current_run()
         return current is not None and current.airflow_run == self.airflow_run
+
+    def set_starting(self) -> bool:
+        """Whether a migration row that says Starting is of this project's making: its run died, or was a trial."""
+        current = self.current_run()
+        return current is not None and current.outcome in (None, TRIAL_PASSED)
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Makes this run the owner. An owner that is between two tasks finds out at its next one and stops."""

@@ -22,6 +22,7 @@ OLDEST_POSTGRES = 120000
 TABLES: dict[str, dict[str, Any]] = {
     "person_distinct_id": {
         "engine": "CollapsingMergeTree",
+        "by": "_sign",
         "sorting_key": "team_id, distinct_id, person_id",
         "columns": {
             "distinct_id": "String",
@@ -35,6 +36,7 @@ TABLES: dict[str, dict[str, Any]] = {
     },
     "person_distinct_id2": {
         "engine": "ReplacingMergeTree",
+        "by": "version",
         "sorting_key": "team_id, distinct_id",
         "columns": {
             "team_id": "Int64",
@@ -113,8 +115,8 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     if ledger:
         problems += _server_problems(ledger.connection)
         problems += (application := _application_problems(ledger.connection))
-        problems += _privilege_problems(ledger.connection)
-    if not ledger or not warehouse or found or application:
+        problems += (privileges := _privilege_problems(ledger.connection))
+    if not ledger or not warehouse or found or application or privileges:
         raise PreflightError(problems)
     if ended := _already_ended(ledger, warehouse, settings):
         return ended
@@ -157,7 +159,7 @@ def _switch_problems(ledger: Ledger) -> list[str]:
             f"PostHog's own runner is at work on {NAME} (status Running). Stop it on PostHog's page for "
             "async migrations, then trigger this run again."
         )
-    if row and row.status == Status.STARTING and ledger.current_run() is None:
+    if row and row.status == Status.STARTING and not ledger.set_starting():
         problems.append(
             f"The row {NAME} is Starting, and this project did not set it: PostHog's own runner may be about to "
             "begin. Stop it, or set the row's status back to 0, then trigger this run again."
@@ -215,6 +217,9 @@ def _privilege_problems(connection: Connection[Any]) -> list[str]:
     return [
         f"The Postgres role may not {privilege} on {table}. GRANT {privilege} ON {table} to it."
         for table, privilege in lacking
+    ] + [
+        f"The Postgres role may not number new rows of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
+        for table, sequence in postgres.execute(connection, "sequences", {"tables": list(tables)})
     ]
 
 
@@ -236,11 +241,11 @@ def _table_problems(warehouse: Warehouse) -> list[str]:
                 "Point the connection posthog_clickhouse at PostHog's database, or run PostHog's own migrations first."
             )
             continue
-        engine, sorting_key = tables[table][0].decode(), tables[table][1].decode()
-        if engine not in (wanted["engine"], f"Replicated{wanted['engine']}"):
+        engine, definition, sorting_key = (value.decode() for value in tables[table][:3])
+        if not re.match(rf"(Replicated)?{wanted['engine']}\((.*, )?{wanted['by']}\)", definition):
             problems.append(
-                f"ClickHouse table {table} has the engine {engine}, not {wanted['engine']} or its replicated form. "
-                "Name the local table, not a Distributed one or a view."
+                f"ClickHouse table {table} has the engine {engine}, not {wanted['engine']}"
+                f"({wanted['by']}) or its replicated form. Name the local table, not a Distributed one or a view."
             )
         elif sorting_key != wanted["sorting_key"]:
             problems.append(
@@ -261,7 +266,7 @@ def _column_problem(table: str, column: str, wanted: str, found: str | None) -> 
 
 
 def _disk_problems(warehouse: Warehouse) -> list[str]:
-    sizes = {row[0].decode(): row[4] for row in warehouse.rows("tables")}
+    sizes = {row[0].decode(): row[-1] for row in warehouse.rows("tables")}
     needed, free = sizes["person_distinct_id"] or 0, warehouse.rows("free_disk")[0][0]
     if free >= needed:
         return []

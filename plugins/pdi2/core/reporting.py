@@ -4,7 +4,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from pdi2.core.ledger import Ledger, Team, TeamStatus
+from pdi2.core.ledger import TRIAL_PASSED, Ledger, Team, TeamStatus
 from pdi2.core.settings import Settings
 from pdi2.core.switches import ChangedElsewhereError, Status, Switches
 
@@ -39,7 +39,7 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
 def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:
     if status == Status.COMPLETED_SUCCESSFULLY:
         return "completed"
-    return "trial passed" if settings.team_ids and ledger.latest_of_run("certified") else "failed"
+    return TRIAL_PASSED if settings.team_ids and ledger.latest_of_run("certified") else "failed"
 
 
 def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:

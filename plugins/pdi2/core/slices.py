@@ -23,6 +23,7 @@ class Slice:
     def parameters(self) -> dict[str, Any]:
         return {
             "team_id": self.team_id,
+            "from_the_start": self.lower == b"",
             "lower": self.lower.hex(),
             "upper": (self.upper or b"").hex(),
             "to_the_end": self.upper is None,

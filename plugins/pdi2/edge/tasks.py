@@ -18,6 +18,7 @@ from pdi2.core.copying import copy_team
 from pdi2.core.failures import BusyError, MigrationError, Reaction, describe, reaction
 from pdi2.core.settings import SCHEMA, Settings, SettingsError
 from pdi2.core.verifying import verify_team
+from pdi2.edge import POOL
 from pdi2.edge.connections import Bench, current_settings, open_ledger, open_warehouse, opened, reach
 from pdi2.edge.retries import RETRIES, RetryWhatHelps
 
@@ -85,7 +86,7 @@ def plan_teams() -> list[dict[str, Any]]:
     return [{"team_ids": batch.team_ids, "label": batch.label} for batch in batches]
 
 
-@task(map_index_template=TEAM_LABEL)
+@task(map_index_template=TEAM_LABEL, pool=POOL)
 def copy(batch: dict[str, Any]) -> None:
     """Copies the batch's teams from their checkpoints. One team's failure stops no other."""
     attempt = get_current_context()["ti"].try_number

@@ -1,4 +1,4 @@
-SELECT count(), sum(cityHash64(distinct_id))
+SELECT count()
 FROM person_distinct_id2
 WHERE /* include slice_range */
   AND version < -1

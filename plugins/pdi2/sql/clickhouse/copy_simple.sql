@@ -4,4 +4,4 @@ INSERT INTO person_distinct_id2
 SELECT team_id, distinct_id, person_id, 0, toInt64(toUnixTimestamp(_timestamp)) - 4294967297, _timestamp, _offset, 0
 FROM person_distinct_id
 PREWHERE /* include slice_range */
-     AND ({complex_count:UInt64} = 0 OR cityHash64(distinct_id) NOT IN (/* include complex_hashes */))
+     AND ({complex_count:UInt64} = 0 OR toUInt32(cityHash64(distinct_id)) NOT IN (/* include complex_hashes */))

@@ -7,7 +7,7 @@ SELECT {team_id:Int64} AS team_id,
        winner.2 AS person_id,
        0 AS is_deleted,
        toInt64(bitShiftRight(winner.1, 65)) - 4294967297 AS version,
-       toDateTime(toUInt32(bitShiftRight(winner.1, 65))) AS _timestamp,
+       toUInt32(bitShiftRight(winner.1, 65)) AS _timestamp,
        toUInt64(bitAnd(bitShiftRight(winner.1, 1), toUInt128(18446744073709551615))) AS _offset,
        0 AS _partition
 FROM (
@@ -18,7 +18,7 @@ FROM (
                    + bitShiftLeft(toUInt128(_offset), 1) + (_sign < 0)) AS last
         FROM person_distinct_id
         PREWHERE /* include slice_range */
-             AND ({every_id:Bool} OR cityHash64(distinct_id) IN (/* include complex_hashes */))
+             AND ({every_id:Bool} OR toUInt32(cityHash64(distinct_id)) IN (/* include complex_hashes */))
         GROUP BY distinct_id, person_id
         HAVING bitAnd(last, 1) = 0
     )

@@ -1,4 +1,0 @@
-SELECT *, cityHash64(distinct_id)
-FROM (
-/* include winners */
-)

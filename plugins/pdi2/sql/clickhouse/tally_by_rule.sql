@@ -1,4 +1,0 @@
-SELECT count(), sum(cityHash64(distinct_id))
-FROM (
-/* include winners */
-)
