@@ -47,10 +47,11 @@ def insert_old(system: System, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def insert_new(
-    system: System, person: UUID, version: int, distinct_id: str | bytes = "id", *, is_deleted: bool = False
+    system: System, person: UUID, version: int, *distinct_ids: str | bytes, is_deleted: bool = False
 ) -> None:
-    row = {"distinct_id": distinct_id, "person_id": person, "team_id": TEAM, "_timestamp": 0}
-    _insert(system, Table.NEW, NEW_ROW, [{**row, "is_deleted": int(is_deleted), "version": version}])
+    """One insert, so one part; for the id `id` where none is named."""
+    row = {"person_id": person, "team_id": TEAM, "_timestamp": 0, "is_deleted": int(is_deleted), "version": version}
+    _insert(system, Table.NEW, NEW_ROW, [{**row, "distinct_id": id_} for id_ in distinct_ids or ["id"]])
 
 
 def _insert(system: System, table: Table, types: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -72,25 +73,35 @@ def insert_truth(
     )
 
 
-def many_ids(system: System, count: int, team_id: int = TEAM, id_: str = "toString(number)") -> None:
-    """One link an id, made in ClickHouse; `id_` is its expression over `number`."""
+def many_ids(
+    system: System,
+    count: int,
+    team_id: int = TEAM,
+    *,
+    id_: str = "toString(number)",
+    person: str = "toUUID(reinterpretAsUUID(toUInt128(number)))",
+    second: str = "1000 + number",
+) -> None:
+    """One link an id, made in ClickHouse from expressions over `number`."""
     system.clickhouse.command(
         "INSERT INTO person_distinct_id (team_id, distinct_id, person_id, _timestamp, _offset) "
-        f"SELECT {team_id}, {id_}, reinterpretAsUUID(number), 1000 + number, number FROM numbers({count})"
+        f"SELECT {team_id}, {id_}, {person}, {second}, number FROM numbers({count})"
     )
 
 
 def merge(system: System, *tables: Table) -> None:
     """Every merge that could ever happen, at once."""
     for table in tables or Table:
-        system.clickhouse.command(f"SYSTEM START MERGES {table}")
         system.clickhouse.command(f"OPTIMIZE TABLE {table} FINAL")
 
 
 def stop_merges(system: System) -> None:
-    """No merge happens but those that a story asks for."""
+    """No merge happens but those that a story asks for. SYSTEM STOP MERGES would stop DELETE too."""
     for table in Table:
-        system.clickhouse.command(f"SYSTEM STOP MERGES {table}")
+        system.clickhouse.command(
+            f"ALTER TABLE {table} MODIFY SETTING "
+            "max_bytes_to_merge_at_max_space_in_pool = 1, max_bytes_to_merge_at_min_space_in_pool = 1"
+        )
 
 
 def seen(system: System, table: Table = Table.NEW, team_id: int = TEAM) -> dict[str, UUID]:
@@ -162,6 +173,12 @@ def add_teams(system: System, *team_ids: int) -> None:
         schema.add_team(system.postgres, team_id)
 
 
+def end_session(system: System, ledger: Ledger) -> None:
+    """Its connection to Postgres is gone, and with it every lock: by the time this returns."""
+    system.postgres.execute("SELECT pg_terminate_backend(%s, 5000)", [ledger.connection.info.backend_pid])
+    ledger.connection.close()
+
+
 class Meanwhile(Warehouse):
     """A warehouse where something happens right after the first run of a named statement."""
 
@@ -172,8 +189,10 @@ class Meanwhile(Warehouse):
         self._statement = statement
         self._happening = happening
 
-    def rows(self, name: str, parameters: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        found = super().rows(name, parameters)
+    def rows(
+        self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> list[tuple[Any, ...]]:
+        found = super().rows(name, parameters, settings)
         if name == self._statement and not self.happened:
             self.happened = True
             self._happening()

@@ -1,5 +1,6 @@
 """Runs the named statements of pdi2/sql/clickhouse: bound, limited, recognisable, measured."""
 
+import re
 import threading
 import time
 import uuid
@@ -34,6 +35,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         self._connect = connect
         self._client = connect()
         self._comment = f"pdi2 {purpose} {uuid.uuid4()}"
+        self._purpose = re.sub(r"\W+", "-", purpose)
         self.max_memory_usage = max_memory_usage
 
     def __exit__(
@@ -109,5 +111,15 @@ class Warehouse(AbstractContextManager["Warehouse"]):
                 if peak > SMALLEST_PEAK:
                     cost.peak_memory = max(cost.peak_memory or 0, peak)
 
+    def kill(self) -> None:
+        """Ends whatever statement of this client is still at work; from any thread or signal handler."""
+        with self._connect() as client:
+            client.command(sql.clickhouse("kill"), parameters={"log_comment": self._comment})
+
     def _settings(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        return {"log_comment": self._comment, "max_memory_usage": self.max_memory_usage, **(more or {})}
+        return {
+            "query_id": f"pdi2-{self._purpose}-{uuid.uuid4()}",
+            "log_comment": self._comment,
+            "max_memory_usage": self.max_memory_usage,
+            **(more or {}),
+        }

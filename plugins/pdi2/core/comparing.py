@@ -83,6 +83,11 @@ def suspects(connection: Connection[Any], warehouse: Warehouse, team: Team, tabl
         yield {distinct_id for distinct_id, _ in in_postgres ^ in_clickhouse}
 
 
+def contradictions(warehouse: Warehouse, team_id: int) -> set[bytes]:
+    """Ids of which the new table holds rows of one version that say different things: a digest may miss them."""
+    return {distinct_id for (distinct_id,) in warehouse.rows("contradictions", {"team_id": team_id})}
+
+
 def differences(
     connection: Connection[Any], warehouse: Warehouse, team_id: int, distinct_ids: set[bytes]
 ) -> list[Difference]:

@@ -17,13 +17,15 @@ from typing import Any
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.failures import MigrationError, Reaction, describe, reaction
+from pdi2.core.failures import MEMORY_LIMIT_EXCEEDED, BusyError, MigrationError, Reaction, describe, reaction
 from pdi2.core.ledger import Ledger
+from pdi2.core.pressure import wait_while_busy
 from pdi2.core.slices import Slice, cut, join
 
 log = logging.getLogger(__name__)
 
 FEWEST_ROWS = 1_000
+LEAST_MEMORY = 32_000_000
 RANGES_A_SLICE = 5
 MOST_COMPLEX = 0.1
 """Above this share of ids with several rows, the rule for every id is cheaper than telling them apart."""
@@ -85,27 +87,40 @@ class Told:
 
 
 def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
-    """Copies what is not copied yet. Raises CopyError or the database's error; finished slices stay finished."""
+    """Copies what is not copied yet; finished slices stay finished.
+
+    Raises BusyError where a later try can help, CopyError or the database's error where it cannot.
+    """
     team = ledger.team(team_id)
     lower, done = ledger.checkpoint(team_id)
     if not done:
         ledger.start_copy(team_id)
-        rows = min(team.slice_rows or team.rows_source, Budget(warehouse.max_memory_usage).range_rows)
-        _copy_range(ledger, warehouse, Slice(team_id, lower or b"", None), team.rows_source, max(rows, 1))
+        warehouse.max_memory_usage = min(warehouse.max_memory_usage, team.memory_budget or warehouse.max_memory_usage)
+        most = Budget(warehouse.max_memory_usage).range_rows
+        rows = max(team.slice_rows or max(ledger.smallest_slice_rows() or most, most // 8), FEWEST_ROWS)
+        _copy_range(ledger, warehouse, Slice(team_id, lower or b"", None), team.rows_source, min(rows, most))
     ledger.set_copied(team_id)
 
 
 def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int) -> None:
-    ranges = cut(warehouse, whole, rows_in_whole, rows)
+    try:
+        ranges = cut(warehouse, whole, rows_in_whole, rows)
+    except DatabaseError as error:
+        raise _given_up(ledger, warehouse, whole, error) from error
     while ranges:
+        wait_while_busy(ledger, warehouse, whole.team_id)
         try:
             with warehouse.measured() as cost:
                 taken, copied = copy_slice(warehouse, ranges[:RANGES_A_SLICE])
         except DatabaseError as error:
-            if reaction(error) is not Reaction.SPLIT:
-                raise
-            smaller = _smaller(ledger, ranges[0], rows, error)
-            _copy_range(ledger, warehouse, ranges.pop(0), rows, smaller)
+            if reaction(error) is not Reaction.SPLIT or rows <= FEWEST_ROWS:
+                raise _given_up(ledger, warehouse, ranges[0], error) from error
+            half = max(rows // 2, FEWEST_ROWS)
+            log.warning(
+                "The %s met the query's memory limit; now %s rows at once. %s", ranges[0], half, describe(error)
+            )
+            ledger.remember_slice_rows(whole.team_id, half)
+            _copy_range(ledger, warehouse, ranges.pop(0), rows, half)
         else:
             finished = join(ranges[:taken])
             ledger.finish_slice(finished, copied, cost)
@@ -113,16 +128,24 @@ def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whol
             ranges = ranges[taken:]
 
 
-def _smaller(ledger: Ledger, piece: Slice, rows: int, error: DatabaseError) -> int:
-    """Half the rows, remembered for the team; raises CopyError where a slice cannot get smaller."""
-    if rows <= FEWEST_ROWS:
-        raise CopyError(
-            f"The {piece} does not fit into max_memory_usage even at {rows:,} rows ({describe(error)}). Finished "
-            "slices are kept, reads stay on the old table. Trigger the run again with a greater max_memory_usage."
-        ) from error
-    log.warning("The %s met the query's memory limit; going on with %s rows. %s", piece, rows // 2, describe(error))
-    ledger.remember_slice_rows(piece.team_id, rows // 2)
-    return rows // 2
+def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice, error: DatabaseError) -> MigrationError:
+    """What to raise: BusyError where a later try can help. After a memory limit that try gets half the memory."""
+    kept = "What is finished is kept; reads stay on the old table."
+    if reaction(error) is Reaction.FAIL:
+        return CopyError(
+            f"The {piece} cannot be copied: {describe(error)} {kept} Remove the cause and trigger a new run."
+        )
+    if reaction(error) is Reaction.SPLIT:
+        return CopyError(
+            f"The {piece} does not fit into max_memory_usage even at {FEWEST_ROWS:,} rows at once: {describe(error)} "
+            f"{kept} Trigger the run again with a greater max_memory_usage than {warehouse.max_memory_usage:,}."
+        )
+    change = "The next try goes on from the last finished slice"
+    if error.code == MEMORY_LIMIT_EXCEEDED:
+        smaller = max(warehouse.max_memory_usage // 2, LEAST_MEMORY)
+        ledger.remember_memory_budget(piece.team_id, smaller)
+        change += f", with {smaller / 1e6:,.0f} MB instead of {warehouse.max_memory_usage / 1e6:,.0f} MB"
+    return BusyError(f"The {piece} was given up: {describe(error)} {kept} {change}.")
 
 
 def copy_slice(warehouse: Warehouse, ranges: list[Slice]) -> tuple[int, int]:

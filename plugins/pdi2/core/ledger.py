@@ -57,6 +57,7 @@ class Team:
     rows_copied: int
     slices_done: int
     slice_rows: int | None
+    memory_budget: int | None
     attempts: int
     copy_seconds: float
     peak_memory: int | None
@@ -186,6 +187,13 @@ class Ledger:
 
     def remember_slice_rows(self, team_id: int, rows: int) -> None:
         self._execute("team_slice_rows", {"team_id": team_id, "slice_rows": rows})
+
+    def smallest_slice_rows(self) -> int | None:
+        """What fitted into memory for the team that took the most of it."""
+        return self._value("slice_rows_smallest")
+
+    def remember_memory_budget(self, team_id: int, memory: int) -> None:
+        self._execute("team_memory_budget", {"team_id": team_id, "memory_budget": memory})
 
     def set_copied(self, team_id: int) -> None:
         self._execute("team_copied", {"team_id": team_id})

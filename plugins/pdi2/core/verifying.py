@@ -2,12 +2,13 @@
 
 import logging
 import time
+from itertools import chain
 from typing import Any
 
 from psycopg.types.json import Jsonb
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import Difference, Kind, differences, suspects
+from pdi2.core.comparing import Difference, Kind, contradictions, differences, suspects
 from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
@@ -38,7 +39,8 @@ def verify_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Se
     """Compares, repairs, compares again; returns findings by kind. Raises VerifyError where some remain."""
     team = ledger.team(team_id)
     found: dict[str, int] = {}
-    for ids in suspects(ledger.connection, warehouse, team, "new"):
+    contradictory = contradictions(warehouse, team_id)
+    for ids in chain([contradictory], suspects(ledger.connection, warehouse, team, "new")):
         for finding in _settled(ledger, warehouse, team_id, ids, settings):
             found[finding.kind] = found.get(finding.kind, 0) + 1
     old_differs = sum(

@@ -12,6 +12,11 @@ from pdi2.core.failures import Reaction, describe, reaction
 FIRST_DELAY = timedelta(seconds=15)
 LONGEST_DELAY = timedelta(minutes=10)
 RETRIES = 6
+EXHAUSTED = (
+    "Retries are exhausted. Finished slices are kept and reads stay on the old table. Where memory was short, lower "
+    "the slots of the pool pdi2_copies or max_memory_usage, or raise the server's or the user's limit; where the "
+    "server was busy or away, wait until it is not. Then trigger the run again: it goes on from the last checkpoint."
+)
 
 
 class RetryWhatHelps(RetryPolicy):
@@ -22,5 +27,7 @@ class RetryWhatHelps(RetryPolicy):
     ) -> RetryDecision:
         if reaction(exception) is Reaction.FAIL:
             return RetryDecision.fail("A retry cannot help: the error above says what to do.")
+        if try_number > max_tries:
+            return RetryDecision.fail(EXHAUSTED)
         delay = min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY) * random.uniform(0.75, 1.25)  # noqa: S311
         return RetryDecision.retry(delay, f"Try {try_number} met a passing failure: {describe(exception)}")

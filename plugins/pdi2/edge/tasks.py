@@ -89,12 +89,10 @@ def plan_teams() -> list[dict[str, Any]]:
 @task(map_index_template=TEAM_LABEL, pool=POOL)
 def copy(batch: dict[str, Any]) -> None:
     """Copies the batch's teams from their checkpoints. One team's failure stops no other."""
-    attempt = get_current_context()["ti"].try_number
     failures: list[Exception] = []
     for team_id in batch["team_ids"]:
         try:
             with opened(f"copy team {team_id}") as bench:
-                bench.warehouse.max_memory_usage >>= attempt - 1
                 _with_team(bench, team_id, copy_team)
         except Exception as error:
             failures.append(error)
@@ -189,6 +187,8 @@ def roll_back() -> None:
 
 
 def _with_team(bench: Bench, team_id: int, work: Any, *arguments: Any) -> None:
+    # Airflow calls on_kill of the task when it is killed: no orphan may go on in ClickHouse.
+    vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
     try:
         work(bench.ledger, bench.warehouse, team_id, *arguments)
     except Exception as error:

@@ -18,6 +18,7 @@ CREATE TABLE IF NOT EXISTS pdi2_migration.team (
     rows_copied bigint NOT NULL DEFAULT 0,
     slices_done int NOT NULL DEFAULT 0,
     slice_rows bigint,
+    memory_budget bigint,
     attempts int NOT NULL DEFAULT 0,
     copy_seconds double precision NOT NULL DEFAULT 0,
     peak_memory bigint,

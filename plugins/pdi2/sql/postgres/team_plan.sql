@@ -5,5 +5,6 @@ ON CONFLICT (team_id) DO UPDATE
 SET status = CASE known.status WHEN 'copied' THEN 'copied' ELSE 'planned' END,
     rows_source = excluded.rows_source,
     error = NULL,
+    memory_budget = NULL,
     planned_at = now()
 WHERE known.status <> 'verified'

@@ -1,0 +1,55 @@
+"""Kindness to the cluster: between slices the copy looks at the server, and waits while it is busy."""
+
+import logging
+import time
+
+from pdi2.core.clickhouse import Warehouse
+from pdi2.core.failures import BusyError
+from pdi2.core.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_SECONDS = 2.0
+WAIT_IN_SLOT_SECONDS = 60.0
+"""Then the task ends, Airflow retries it later, and its worker slot is free meanwhile."""
+
+PARTS_SHARE = 0.5
+"""Of the number of parts at which ClickHouse delays inserts."""
+MOST_LAG_SECONDS = 60
+LEAST_FREE_DISK = 0.05
+MOST_MEMORY = 0.9
+
+
+def reason_to_wait(warehouse: Warehouse) -> str | None:
+    """Why no slice should begin now; None: nothing is in the way."""
+    parts, delayed_at, lag, free_disk, memory, memory_limit = warehouse.rows("pressure")[0]
+    if parts and delayed_at and parts > PARTS_SHARE * delayed_at:
+        return f"person_distinct_id2 has {parts:,} parts in a partition, and at {delayed_at:,} inserts are delayed"
+    if lag and lag > MOST_LAG_SECONDS:
+        return f"a replica lags by {lag:,} s"
+    if free_disk is not None and free_disk < LEAST_FREE_DISK:
+        return f"{free_disk:.0%} of the disk are free"
+    if memory_limit and memory > MOST_MEMORY * memory_limit:
+        return f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may"
+    return None
+
+
+def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
+    """Returns when the server is free. Raises BusyError after WAIT_IN_SLOT_SECONDS."""
+    began = time.monotonic()
+    told = None
+    while reason := reason_to_wait(warehouse):
+        waited = time.monotonic() - began
+        if waited > WAIT_IN_SLOT_SECONDS:
+            raise BusyError(
+                f"The copy of team {team_id} has waited for {waited:.0f} s: {reason}. Finished slices are kept. The "
+                "task gives its worker slot back and is tried again later. If this stays, look at ClickHouse's merges, "
+                "replication, disk and load."
+            )
+        if reason != told:
+            told = reason
+            log.warning("The copy of team %s waits: %s", team_id, reason)
+            ledger.record("copy_waits", team_id=team_id, reason=reason)
+        time.sleep(LOOK_EVERY_SECONDS)
+    if told:
+        ledger.record("copy_goes_on", team_id=team_id, waited_seconds=round(time.monotonic() - began, 1))

@@ -1,0 +1,10 @@
+-- Rows of one id and one version that say different things: a digest sees one of them by chance.
+SELECT DISTINCT distinct_id
+FROM (
+    SELECT distinct_id
+    FROM person_distinct_id2
+    WHERE team_id = {team_id:Int64}
+    GROUP BY team_id, distinct_id, version
+    HAVING min(person_id) <> max(person_id) OR min(is_deleted) <> max(is_deleted)
+)
+SETTINGS optimize_aggregation_in_order = 1

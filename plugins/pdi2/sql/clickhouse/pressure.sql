@@ -1,0 +1,22 @@
+-- What tells a busy server: parts that wait for merges, replicas that lag, disk, memory.
+SELECT (SELECT max(parts) FROM (
+            SELECT count() AS parts
+            FROM system.parts
+            WHERE active AND database = currentDatabase() AND table = 'person_distinct_id2'
+            GROUP BY partition_id
+        )) AS parts,
+       (SELECT toUInt64OrZero(coalesce(
+            nullIf((SELECT extract(engine_full, 'parts_to_delay_insert = (\\d+)')
+                    FROM system.tables
+                    WHERE database = currentDatabase() AND name = 'person_distinct_id2'), ''),
+            value))
+        FROM system.merge_tree_settings
+        WHERE name = 'parts_to_delay_insert') AS delayed_at,
+       (SELECT max(absolute_delay)
+        FROM system.replicas
+        WHERE database = currentDatabase() AND table IN ('person_distinct_id', 'person_distinct_id2')) AS lag,
+       (SELECT max(free_space / total_space) FROM system.disks WHERE total_space > 0) AS free_disk,
+       (SELECT value FROM system.metrics WHERE metric = 'MemoryTracking') AS memory,
+       (SELECT toInt64OrZero(toString(max(value)))
+        FROM system.server_settings
+        WHERE name = 'max_server_memory_usage') AS memory_limit

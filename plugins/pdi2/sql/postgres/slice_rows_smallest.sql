@@ -1,0 +1,2 @@
+SELECT min(slice_rows)
+FROM pdi2_migration.team

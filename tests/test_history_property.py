@@ -1,0 +1,207 @@
+"""Whatever the application did, and whenever merges ran, the new table ends by saying what Postgres says."""
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import pytest
+from conftest import System
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pdi2.core.copying import copy_team
+from pdi2.core.ledger import Ledger
+from stories import add_teams, copy_and_verify, enable, merge, plan
+
+from demo.schema import MIGRATION, Table
+from demo.switches import READS, WRITES, set_switch
+from demo.writer import Message, Writer, deliver
+
+TEAMS = (1, 2, 3)
+IDS = ("a", "b", "o'brien", "")
+SECONDS = itertools.count(1_600_000_000)
+
+
+@dataclass
+class Application:
+    """A writer of all teams, with what the stories need to know of its past."""
+
+    writer: Writer
+    clickhouse: Any
+    dual: bool = False
+    gone_for_good: set[tuple[int, str]] = field(default_factory=set)
+    """Ids whose tombstone reached the new table: their next life would be hidden, which no migration can mend."""
+    persons: dict[int, list[UUID]] = field(default_factory=lambda: {team_id: [] for team_id in TEAMS})
+    delivered: list[Message] = field(default_factory=list)
+
+    def create(self, team_id: int, id_: str) -> None:
+        if (team_id, id_) not in self.gone_for_good and not self._exists(team_id, id_):
+            self.persons[team_id].append(self.writer.create(team_id, id_))
+
+    def identify(self, team_id: int, id_: str, person: int) -> None:
+        if self._exists(team_id, id_):
+            self.writer.identify(team_id, id_, self._person(team_id, person))
+
+    def merge_persons(self, team_id: int, loser: int, winner: int) -> None:
+        first, second = self._person(team_id, loser), self._person(team_id, winner)
+        if first and second and first != second:
+            self.writer.merge(team_id, first, second)
+            self.persons[team_id].remove(first)
+
+    def relink(self, team_id: int, id_: str) -> None:
+        if self._exists(team_id, id_):
+            self.writer.relink(team_id, id_)
+
+    def delete(self, team_id: int, id_: str) -> None:
+        if self._exists(team_id, id_):
+            self.writer.delete(team_id, id_)
+            if self.dual:
+                self.gone_for_good.add((team_id, id_))
+
+    def deliver(self, share: float, newest_first: bool) -> None:
+        """Some of what is under way arrives, in an order that Kafka never promised between two tables."""
+        outbox = self.writer.outbox
+        count = round(share * len(outbox))
+        self._deliver(outbox[-count:][::-1] if newest_first and count else outbox[:count])
+        self.writer.outbox = outbox[: len(outbox) - count] if newest_first else outbox[count:]
+
+    def redeliver(self, place: int, count: int) -> None:
+        if self.delivered:
+            start = place % len(self.delivered)
+            deliver(self.clickhouse, self.delivered[start : start + count])
+
+    def _deliver(self, messages: list[Message]) -> None:
+        deliver(self.clickhouse, messages)
+        self.delivered += messages
+
+    def _exists(self, team_id: int, id_: str) -> bool:
+        query = "SELECT 1 FROM posthog_persondistinctid WHERE team_id = %s AND distinct_id = %s"
+        return self.writer.postgres.execute(query, [team_id, id_]).fetchone() is not None
+
+    def _person(self, team_id: int, number: int) -> Any:
+        persons = self.persons[team_id]
+        return persons[number % len(persons)] if persons else None
+
+
+def operation(name: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.tuples(st.just(name), *arguments)
+
+
+teams, ids, numbers = st.sampled_from(TEAMS), st.sampled_from(IDS), st.integers(0, 5)
+changes = st.one_of(
+    operation("create", teams, ids),
+    operation("identify", teams, ids, numbers),
+    operation("merge_persons", teams, numbers, numbers),
+    operation("relink", teams, ids),
+    operation("delete", teams, ids),
+)
+transports = st.one_of(
+    operation("deliver", st.sampled_from([0.3, 1.0]), st.booleans()),
+    operation("redeliver", st.integers(0, 50), st.integers(1, 4)),
+    operation("optimize", st.sampled_from(Table)),
+)
+histories = st.lists(st.one_of(changes, changes, changes, transports), max_size=25)
+
+
+def live(system: System, application: Application, history: list[tuple[Any, ...]]) -> None:
+    for name, *arguments in history:
+        if name == "optimize":
+            merge(system, *arguments)
+        else:
+            getattr(application, name)(*arguments)
+
+
+def empty(system: System, ledger: Ledger) -> None:
+    """As on the first day; only the tables stay."""
+    system.postgres.execute("TRUNCATE posthog_persondistinctid, posthog_person, posthog_team")
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 0, progress = 0 WHERE name = %s", [MIGRATION])
+    ledger.create()
+    system.postgres.execute(
+        "TRUNCATE pdi2_migration.run, pdi2_migration.team, pdi2_migration.slice, pdi2_migration.finding, "
+        "pdi2_migration.event"
+    )
+    for key in (READS, WRITES):
+        set_switch(system.postgres, key, "old")
+    for table in Table:
+        system.clickhouse.command(f"TRUNCATE TABLE {table}")
+    add_teams(system, *TEAMS)
+
+
+@pytest.fixture
+def fresh(system: System) -> Callable[[], tuple[Application, Ledger]]:
+    """One pair of databases for all examples, emptied before each."""
+    ledger = system.ledger()
+
+    def start() -> tuple[Application, Ledger]:
+        empty(system, ledger)
+        return Application(system.writer(clock=lambda: next(SECONDS) // 3), system.clickhouse), ledger
+
+    return start
+
+
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=histories, dual=histories, copied=histories, late=st.booleans(), after=histories)
+def test_the_new_table_agrees_with_postgres_after_any_history(
+    system: System,
+    fresh: Callable[[], tuple[Application, Ledger]],
+    before: list[tuple[Any, ...]],
+    dual: list[tuple[Any, ...]],
+    copied: list[tuple[Any, ...]],
+    late: bool,
+    after: list[tuple[Any, ...]],
+) -> None:
+    application, ledger = fresh()
+    live(system, application, before)
+    enable(system, ledger)
+    application.dual = True
+    live(system, application, dual)
+    if not late:
+        application.deliver(1.0, newest_first=False)
+    warehouse = system.warehouse()
+    for team_id in plan(system, ledger):
+        copy_team(ledger, warehouse, team_id)
+    live(system, application, copied)
+    application.deliver(1.0, newest_first=False)
+
+    copy_and_verify(system, ledger, *plan(system, ledger))
+
+    assert system.disagreements() == {}
+    merge(system)
+    assert system.disagreements() == {}
+    live(system, application, after)
+    application.deliver(1.0, newest_first=True)
+    assert system.disagreements() == {}, "what the application does after the proof needs no repair"
+
+
+def test_the_histories_reach_what_is_hard(system: System, fresh: Callable[[], tuple[Application, Ledger]]) -> None:
+    """One history by hand, with every operation, so that the property above cannot pass by doing nothing."""
+    application, ledger = fresh()
+    live(
+        system,
+        application,
+        [
+            *[("create", team_id, id_) for team_id in TEAMS for id_ in IDS],
+            ("deliver", 1.0, False),
+            ("identify", 1, "a", 1),
+            ("merge_persons", 1, 2, 3),
+            ("relink", 2, "a"),
+            ("delete", 2, "b"),
+            ("delete", 3, "a"),
+            ("create", 3, "a"),
+            ("deliver", 0.3, True),
+            ("redeliver", 0, 4),
+            ("optimize", Table.NEW),
+            ("deliver", 1.0, False),
+        ],
+    )
+    assert set(system.disagreements(Table.OLD)) == {2}
+    enable(system, ledger)
+    application.dual = True
+    live(system, application, [("delete", 1, "b"), ("create", 1, "b"), ("deliver", 1.0, False)])
+    assert Counter(len(found) for found in system.disagreements().values()) == {3: 2, 4: 1}
+
+    copy_and_verify(system, ledger, *plan(system, ledger))
+    assert system.disagreements() == {}

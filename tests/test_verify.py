@@ -1,0 +1,330 @@
+"""Each way the new table can differ from Postgres is found, told, repaired, and stays repaired."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+from conftest import System
+from pdi2.core.copying import copy_team
+from pdi2.core.ledger import Ledger
+from pdi2.core.settings import Settings
+from pdi2.core.verifying import verify_team
+from stories import (
+    ALICE,
+    BOB,
+    CAROL,
+    NO_WAIT,
+    TEAM,
+    Meanwhile,
+    add_teams,
+    enable,
+    event,
+    insert_new,
+    insert_old,
+    insert_truth,
+    merge,
+    plan,
+    rows_of,
+    seen,
+    stop_merges,
+    truth_and_old,
+)
+
+from demo.schema import Table
+
+COPIED = -3_000_000_000
+PERSON = {"A": ALICE, "B": BOB, "C": CAROL}
+Row = tuple[str, int]
+"""A person's letter, small where the row is a tombstone, and a version."""
+
+
+@pytest.fixture
+def ledger(system: System) -> Ledger:
+    """Merges happen only where a story says so."""
+    stop_merges(system)
+    return system.ledger()
+
+
+def given(system: System, truth: Row | None, rows: list[Row], distinct_id: str = "id") -> None:
+    """What Postgres says of an id, and its rows in the new table, each a part."""
+    if truth:
+        insert_truth(system, PERSON[truth[0]], truth[1], distinct_id)
+    for letter, version in rows:
+        insert_new(system, PERSON[letter.upper()], version, distinct_id, is_deleted=letter.islower())
+
+
+def verify(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> dict[str, int]:
+    plan(system, ledger)
+    ledger.verify_all_again()
+    return verify_team(ledger, system.warehouse(), TEAM, settings)
+
+
+def findings(system: System) -> list[tuple[Any, ...]]:
+    return system.postgres.execute(
+        "SELECT distinct_id, kind, repaired, clickhouse, postgres FROM pdi2_migration.finding ORDER BY 1, 2"
+    ).fetchall()
+
+
+def assert_agrees_whatever_merges(system: System) -> None:
+    assert system.disagreements() == {}
+    merge(system, Table.NEW)
+    assert system.disagreements() == {}
+
+
+def side(row: Row | None) -> dict[str, Any] | None:
+    return row and {"person_id": str(PERSON[row[0].upper()]), "version": row[1]}
+
+
+# By name: the kind, what Postgres says, and the new table's rows, of which the first is what its reader sees.
+DIFFERENCES: dict[str, tuple[str, Row | None, list[Row]]] = {
+    "missing": ("missing", ("A", 0), []),
+    "missing, of version null": ("missing", ("A", None), []),
+    "missing, later life": ("missing", ("A", 3), []),
+    "hidden by an older tombstone": ("missing", ("A", 2), [("a", 1)]),
+    "hidden by a tombstone of its version": ("missing", ("A", 1), [("a", 1)]),
+    "hidden by a tombstone of version 0": ("missing", ("A", 0), [("a", 0), ("A", COPIED)]),
+    "hidden by an earlier correction": ("missing", ("A", 0), [("a", -1), ("A", COPIED)]),
+    "stale": ("stale", ("B", 2), [("A", 1)]),
+    "stale, under copies": ("stale", ("B", 2), [("A", 0), ("C", COPIED)]),
+    "wrong person, copied": ("wrong_person", ("B", 0), [("A", COPIED)]),
+    "wrong person, copied, later life": ("wrong_person", ("B", 7), [("A", COPIED)]),
+    "wrong person at the version of Postgres": ("wrong_person", ("B", 1), [("A", 1)]),
+    "wrong person beside the right one": ("wrong_person", ("B", 1), [("B", 1), ("A", 1)]),
+    "resurrected, copied": ("resurrected", None, [("A", COPIED)]),
+    "resurrected, dual-written": ("resurrected", None, [("A", 0)]),
+    "resurrected, dual-written later": ("resurrected", None, [("A", 3), ("B", 2)]),
+}
+
+
+@pytest.mark.parametrize(("kind", "truth", "rows"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
+def test_a_difference_is_found_told_and_repaired(
+    system: System, ledger: Ledger, kind: str, truth: Row | None, rows: list[Row]
+) -> None:
+    given(system, truth, rows)
+    given(system, ("C", 4), [("C", 4)], "a good one")
+    untouched = truth_and_old(system)
+
+    assert verify(system, ledger) == {kind: 1}
+
+    [(distinct_id, told, repaired, clickhouse, postgres)] = findings(system)
+    assert (distinct_id, told, repaired) == ("id", kind, True)
+    assert postgres == side(truth and (truth[0], truth[1] or 0))
+    if rows:
+        assert clickhouse.pop("is_deleted") is rows[0][0].islower()
+        assert clickhouse["version"] == rows[0][1]
+        if len(rows) == 1:
+            assert clickhouse == side(rows[0])
+    else:
+        assert clickhouse is None
+    assert system.teams()[TEAM].status == "verified"
+    assert truth_and_old(system) == untouched
+    assert_agrees_whatever_merges(system)
+
+
+@pytest.mark.parametrize(("kind", "truth", "rows"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
+def test_what_is_repaired_is_no_finding_again_and_later_updates_win(
+    system: System, ledger: Ledger, kind: str, truth: Row | None, rows: list[Row]
+) -> None:
+    given(system, truth, rows)
+    verify(system, ledger)
+    assert verify(system, ledger) == {}
+    merge(system)
+    assert verify(system, ledger) == {}
+    assert [row[1] for row in findings(system)] == [kind]
+
+    if truth:
+        insert_new(system, UUID(int=99), (truth[1] or 0) + 1)
+        assert seen(system) == {"id": UUID(int=99)}
+        merge(system, Table.NEW)
+        assert seen(system) == {"id": UUID(int=99)}
+
+
+def test_an_id_reused_after_its_deletion_is_told_and_never_touched(system: System, ledger: Ledger) -> None:
+    given(system, ("B", 0), [("a", 100)])
+    before = rows_of(system, Table.NEW)
+    assert verify(system, ledger) == {"ahead": 1}
+
+    [(_, kind, repaired, clickhouse, postgres)] = findings(system)
+    assert (kind, repaired) == ("ahead", False)
+    assert (clickhouse["version"], postgres["version"]) == (100, 0)
+    assert rows_of(system, Table.NEW) == before
+    assert system.teams()[TEAM].status == "verified"
+    assert verify(system, ledger) == {"ahead": 1}
+    assert len(findings(system)) == 1
+
+
+@pytest.mark.parametrize("neighbours", [False, True], ids=["alone", "among others"])
+@pytest.mark.parametrize("order", ["A B", "B A", "b B", "B b", "a b B"])
+@pytest.mark.parametrize("version", [0, 1])
+def test_rows_that_contradict_each_other_at_one_version_are_decided_by_postgres(
+    system: System, ledger: Ledger, order: str, version: int, neighbours: bool
+) -> None:
+    """Whichever the reader happens to see today: other parts of the table, or a merge, would decide anew."""
+    if neighbours:
+        insert_new(system, CAROL, 1, "another", is_deleted=True)
+    given(system, ("B", version), [(letter, version) for letter in order.split()])
+    verify(system, ledger)
+    assert_agrees_whatever_merges(system)
+
+
+@pytest.mark.slow
+def test_every_kind_at_once(system: System, ledger: Ledger) -> None:
+    for name, (_, truth, _) in DIFFERENCES.items():
+        given(system, truth, [], name)
+    for turn in range(2):
+        turns = {name: rows[turn] for name, (_, _, rows) in DIFFERENCES.items() if turn < len(rows)}
+        for letter, version in sorted(set(turns.values())):
+            names = [name for name, row in turns.items() if row == (letter, version)]
+            insert_new(system, PERSON[letter.upper()], version, *names, is_deleted=letter.islower())
+    kinds = [kind for kind, _, _ in DIFFERENCES.values()]
+
+    assert verify(system, ledger) == {kind: kinds.count(kind) for kind in kinds}
+    assert {row[0]: row[1] for row in findings(system)} == {name: kind for name, (kind, _, _) in DIFFERENCES.items()}
+    assert ledger.findings_by_kind()["missing"] == {"repaired": kinds.count("missing"), "remaining": 0}
+    assert_agrees_whatever_merges(system)
+
+
+def test_more_differences_than_one_statement_takes(system: System, ledger: Ledger) -> None:
+    add_teams(system, TEAM)
+    system.postgres.execute(
+        "INSERT INTO posthog_person (uuid, team_id) "
+        "SELECT lpad(to_hex(n), 32, '0')::uuid, %s FROM generate_series(1, 1200) AS n",
+        [TEAM],
+    )
+    system.postgres.execute(
+        "INSERT INTO posthog_persondistinctid (distinct_id, person_id, team_id, version) "
+        "SELECT 'id ' || id, id, team_id, 0 FROM posthog_person"
+    )
+    assert verify(system, ledger) == {"missing": 1200}
+    assert len(findings(system)) == 1200
+    assert_agrees_whatever_merges(system)
+
+
+def test_a_merge_between_copy_and_verify_changes_nothing(system: System, ledger: Ledger) -> None:
+    """A link that came twice and its unlink: a merge leaves a link, and what is copied depends on it."""
+    for number, turn in enumerate(["+A1", "+A1", "-A2"]):
+        insert_old(system, [event(turn, "gone"), event(f"+B{number + 1}", "kept")])
+    insert_truth(system, BOB, 0, "kept")
+    plan(system, ledger)
+    copy_team(ledger, system.warehouse(), TEAM)
+    merge(system)
+    verify_team(ledger, system.warehouse(), TEAM, NO_WAIT)
+
+    assert seen(system) == {"kept": BOB}
+    assert_agrees_whatever_merges(system)
+
+
+def test_evidence_that_a_merge_threw_away_is_made_good_by_postgres(system: System, ledger: Ledger) -> None:
+    for turn in ["+A1", "+A1", "-A2"]:
+        insert_old(system, [event(turn)])
+    insert_truth(system, BOB, 0, "other")
+    merge(system)
+    plan(system, ledger)
+    copy_team(ledger, system.warehouse(), TEAM)
+    assert seen(system) == {"id": ALICE}
+
+    assert verify_team(ledger, system.warehouse(), TEAM, NO_WAIT) == {"resurrected": 1, "missing": 1}
+    assert_agrees_whatever_merges(system)
+
+
+def test_a_difference_in_flight_is_no_finding(system: System, ledger: Ledger) -> None:
+    add_teams(system, TEAM)
+    enable(system, ledger)
+    writer = system.writer()
+    person = writer.create(TEAM, "in flight")
+    plan(system, ledger)
+    warehouse = Meanwhile(system, "new_of_ids", writer.flush)
+
+    assert verify_team(ledger, warehouse, TEAM, Settings(settle_seconds=1)) == {}
+    assert warehouse.happened
+    assert findings(system) == []
+    assert seen(system) == {"in flight": person}
+    assert len(rows_of(system, Table.NEW)) == 1, "nothing was repaired"
+
+
+def test_an_update_during_the_repair_wins(system: System, ledger: Ledger) -> None:
+    """The application moves the id on after the second look; its row comes after the repair."""
+    given(system, ("A", 1), [("B", COPIED)])
+    enable(system, ledger)
+    writer = system.writer()
+    carol = writer.create(TEAM, "carol's")
+    writer.flush()
+    plan(system, ledger)
+    warehouse = Meanwhile(system, "new_of_ids", lambda: writer.identify(TEAM, "id", carol))
+    verify_team(ledger, warehouse, TEAM, NO_WAIT)
+    writer.flush()
+
+    assert warehouse.happened
+    assert seen(system)["id"] == carol
+    assert_agrees_whatever_merges(system)
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [(b"\0", "\\x00"), (b"a\0b", "a\\x00b"), (b"\xff\xfe", "\\xff\\xfe"), (b"\xc3", "\\xc3")],
+    ids=["NUL", "NUL inside", "no UTF-8", "half a letter"],
+)
+def test_an_id_that_postgres_cannot_hold_is_deleted(system: System, ledger: Ledger, raw: bytes, told: str) -> None:
+    insert_new(system, ALICE, COPIED, raw)
+    given(system, ("A", 0), [("A", COPIED)], "a good one")
+    assert verify(system, ledger) == {"resurrected": 1}
+    assert [row[:3] for row in findings(system)] == [(told, "resurrected", True)]
+    assert seen(system) == {"a good one": ALICE}
+    assert_agrees_whatever_merges(system)
+
+
+@pytest.mark.parametrize("id_", ["", "o'brien", "back\\slash", "naïve 人 🦔", "長" * 399, "\\x00", "%s", "{a:Int8}"])
+def test_an_odd_id_is_repaired_under_its_own_name(system: System, ledger: Ledger, id_: str) -> None:
+    given(system, ("B", 1), [("A", 1)], id_)
+    given(system, ("B", 1), [("B", 1)], f"{id_}x")
+    assert verify(system, ledger) == {"wrong_person": 1}
+    assert [row[0] for row in findings(system)] == [id_]
+    assert_agrees_whatever_merges(system)
+
+
+def test_where_the_old_reader_differs_is_counted_and_not_repaired(system: System, ledger: Ledger) -> None:
+    for turn in ["+A1", "-A2", "+A3"]:
+        insert_old(system, [event(turn, "relinked"), event(turn.replace("A", "B"), "relinked too")])
+    insert_old(system, [event("+C1", "right"), event("+C1", "deleted")])
+    for id_, person in [("relinked", ALICE), ("relinked too", BOB), ("right", CAROL)]:
+        insert_truth(system, person, 0, id_)
+    plan(system, ledger)
+    copy_team(ledger, system.warehouse(), TEAM)
+    untouched = truth_and_old(system)
+    assert verify_team(ledger, system.warehouse(), TEAM, NO_WAIT) == {"resurrected": 1}
+
+    assert system.teams()[TEAM].old_differs == 3
+    assert truth_and_old(system) == untouched
+    assert_agrees_whatever_merges(system)
+
+
+def test_a_team_that_only_postgres_knows_is_filled_from_there(system: System, ledger: Ledger) -> None:
+    insert_truth(system, ALICE, None)
+    insert_truth(system, BOB, 3, "other")
+    assert plan(system, ledger) == [TEAM]
+    copy_team(ledger, system.warehouse(), TEAM)
+    assert verify_team(ledger, system.warehouse(), TEAM, NO_WAIT) == {"missing": 2}
+    assert_agrees_whatever_merges(system)
+
+
+def test_a_team_that_only_the_new_table_knows_is_emptied(system: System, ledger: Ledger) -> None:
+    given(system, None, [("A", COPIED)])
+    given(system, None, [("b", 5)], "a tombstone")
+    assert verify(system, ledger) == {"resurrected": 1}
+    assert seen(system) == {}
+    assert_agrees_whatever_merges(system)
+
+
+def test_an_empty_team_is_verified(system: System, ledger: Ledger) -> None:
+    ledger.create()
+    ledger.plan({TEAM: 0})
+    assert verify_team(ledger, system.warehouse(), TEAM, NO_WAIT) == {}
+    assert system.teams()[TEAM].status == "verified"
+
+
+def test_other_teams_are_not_touched(system: System, ledger: Ledger) -> None:
+    insert_truth(system, ALICE, 0, "id", team_id=TEAM + 1)
+    given(system, ("B", 0), [("B", COPIED)])
+    assert verify(system, ledger) == {}
+    assert {row[0] for row in rows_of(system, Table.NEW)} == {TEAM}
+    assert system.disagreements() == {TEAM + 1: {"id"}}
