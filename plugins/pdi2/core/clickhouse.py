@@ -16,6 +16,8 @@ from clickhouse_connect.driver.query import QueryResult
 from pdi2 import sql
 
 POLL_SECONDS = 0.05
+PRIORITY = 10
+"""Behind every statement that has a priority of its own (1 is the first, 0 is none)."""
 SMALLEST_PEAK = 1_000_000
 """Bytes below which a statement was caught before it began to work."""
 
@@ -121,5 +123,6 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             "query_id": f"pdi2-{self._purpose}-{uuid.uuid4()}",
             "log_comment": self._comment,
             "max_memory_usage": self.max_memory_usage,
+            "priority": PRIORITY,
             **(more or {}),
         }
