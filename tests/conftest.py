@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from clickhouse_connect.driver.client import Client
 ROOT = Path(__file__).parents[1]
 AIRFLOW_HOME = tempfile.TemporaryDirectory(prefix="pdi2-airflow-")
 os.environ |= {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     "AIRFLOW_HOME": AIRFLOW_HOME.name,
     "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
     "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
