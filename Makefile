@@ -8,7 +8,7 @@ SOURCES := bench dags plugins demo tests
 
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 
-.PHONY: help venv demo bench test test-fast lint lock clean
+.PHONY: help venv demo up bench test test-fast lint lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ venv: .venv/installed ## Create .venv with everything that requirements.lock pin
 
 demo: venv ## Watch a whole migration on this machine (ROWS=1000000)
 	$(BIN)/python -m demo run $(if $(ROWS),--rows $(ROWS))
+
+up: venv ## Airflow's UI on a seeded system, on this machine, until Ctrl-C
+	exec $(BIN)/python -m demo up
 
 bench: venv ## Measure the copy against PostHog's statement and a plain one (SIZE=60M for one size)
 	$(BIN)/python -m bench $(if $(SIZE),--size $(SIZE))
@@ -43,4 +46,4 @@ lock: venv ## Pin anew what setup.cfg asks for
 		--custom-compile-command "make lock" --output-file requirements.lock
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .demo .demo-up .pytest_cache .mypy_cache .ruff_cache

@@ -14,6 +14,12 @@ def main() -> int:
     run.add_argument("--seed", type=int, default=1, help="the same seed gives the same data")
     run.add_argument("--directory", type=Path, default=Path(".demo"), help="made anew each time")
 
+    up = commands.add_parser("up", help="Airflow with its UI on everything it needs, until Ctrl-C (make up)")
+    up.add_argument("--rows", type=int, default=300_000)
+    up.add_argument("--teams", type=int, default=40)
+    up.add_argument("--directory", type=Path, default=Path(".demo-up"), help="made anew each time")
+    up.add_argument("--port", type=int, default=8080, help="of Airflow, on 127.0.0.1")
+
     serve = commands.add_parser("clickhouse", help="serve the embedded engine over ClickHouse's HTTP protocol")
     serve.add_argument("--path", type=Path, required=True, help="the engine's directory")
     serve.add_argument("--port", type=int, required=True)
@@ -21,14 +27,20 @@ def main() -> int:
     serve.add_argument("--password", default="")
 
     options = vars(parser.parse_args())
-    if options.pop("command") == "clickhouse":
-        from demo.clickhouse_server import serve as serve_clickhouse
+    match options.pop("command"):
+        case "run":
+            from demo.story import tell
 
-        serve_clickhouse(**options)
-        return 0
-    from demo.story import tell
+            return tell(**options)
+        case "up":
+            from demo.up import run as serve_everything
 
-    return tell(**options)
+            return serve_everything(**options)
+        case _:
+            from demo.clickhouse_server import serve as serve_clickhouse
+
+            serve_clickhouse(**options)
+            return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Whatever the application did, and whenever merges ran, the new table ends by saying what Postgres says."""
 
 import itertools
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from conftest import System
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from more_itertools import chunked
 from pdi2.core.copying import copy_team
 from pdi2.core.ledger import Ledger
 from stories import add_teams, copy_and_verify, enable, merge, plan
@@ -19,8 +19,8 @@ from demo.schema import MIGRATION, Table
 from demo.switches import READS, WRITES, set_switch
 from demo.writer import Message, Writer, deliver
 
-TEAMS = (1, 2, 3)
-IDS = ("a", "b", "o'brien", "")
+TEAMS = (1, 2)
+IDS = ("o'brien", "")
 SECONDS = itertools.count(1_600_000_000)
 
 
@@ -43,6 +43,8 @@ class Application:
     def identify(self, team_id: int, id_: str, person: int) -> None:
         if self._exists(team_id, id_):
             self.writer.identify(team_id, id_, self._person(team_id, person))
+        else:
+            self.create(team_id, id_)
 
     def merge_persons(self, team_id: int, loser: int, winner: int) -> None:
         first, second = self._person(team_id, loser), self._person(team_id, winner)
@@ -53,6 +55,8 @@ class Application:
     def relink(self, team_id: int, id_: str) -> None:
         if self._exists(team_id, id_):
             self.writer.relink(team_id, id_)
+        else:
+            self.create(team_id, id_)
 
     def delete(self, team_id: int, id_: str) -> None:
         if self._exists(team_id, id_):
@@ -73,7 +77,9 @@ class Application:
             deliver(self.clickhouse, self.delivered[start : start + count])
 
     def _deliver(self, messages: list[Message]) -> None:
-        deliver(self.clickhouse, messages)
+        """An insert a few messages: a great one would collapse most pairs before anybody saw them."""
+        for few in chunked(messages, 2):
+            deliver(self.clickhouse, few)
         self.delivered += messages
 
     def _exists(self, team_id: int, id_: str) -> bool:
@@ -102,7 +108,8 @@ transports = st.one_of(
     operation("redeliver", st.integers(0, 50), st.integers(1, 4)),
     operation("optimize", st.sampled_from(Table)),
 )
-histories = st.lists(st.one_of(changes, changes, changes, transports), max_size=25)
+long = st.lists(st.one_of(changes, changes, transports), min_size=12, max_size=24)
+short = st.lists(st.one_of(changes, changes, transports), max_size=10)
 
 
 def live(system: System, application: Application, history: list[tuple[Any, ...]]) -> None:
@@ -143,7 +150,7 @@ def fresh(system: System) -> Callable[[], tuple[Application, Ledger]]:
 
 @pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(before=histories, dual=histories, copied=histories, late=st.booleans(), after=histories)
+@given(before=long, dual=short, copied=short, late=st.booleans(), after=short)
 def test_the_new_table_agrees_with_postgres_after_any_history(
     system: System,
     fresh: Callable[[], tuple[Application, Ledger]],
@@ -176,6 +183,42 @@ def test_the_new_table_agrees_with_postgres_after_any_history(
     assert system.disagreements() == {}, "what the application does after the proof needs no repair"
 
 
+in_order = st.lists(
+    st.one_of(
+        *[changes] * 4,
+        *[operation("deliver", st.just(1.0), st.just(False))] * 2,
+        operation("optimize", st.sampled_from(Table)),
+    ),
+    min_size=12,
+    max_size=24,
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=in_order, dual=in_order)
+def test_what_arrived_once_and_in_order_is_copied_with_nothing_left_to_repair(
+    system: System,
+    fresh: Callable[[], tuple[Application, Ledger]],
+    before: list[tuple[Any, ...]],
+    dual: list[tuple[Any, ...]],
+) -> None:
+    """The property above lets verify mend what the copy broke; here the copy is alone."""
+    application, ledger = fresh()
+    live(system, application, before)
+    enable(system, ledger)
+    application.dual = True
+    live(system, application, dual)
+    application.deliver(1.0, newest_first=False)
+    warehouse = system.warehouse()
+    for team_id in plan(system, ledger):
+        copy_team(ledger, warehouse, team_id)
+
+    assert system.disagreements() == {}
+    merge(system)
+    assert system.disagreements() == {}
+
+
 def test_the_histories_reach_what_is_hard(system: System, fresh: Callable[[], tuple[Application, Ledger]]) -> None:
     """One history by hand, with every operation, so that the property above cannot pass by doing nothing."""
     application, ledger = fresh()
@@ -185,23 +228,22 @@ def test_the_histories_reach_what_is_hard(system: System, fresh: Callable[[], tu
         [
             *[("create", team_id, id_) for team_id in TEAMS for id_ in IDS],
             ("deliver", 1.0, False),
-            ("identify", 1, "a", 1),
-            ("merge_persons", 1, 2, 3),
-            ("relink", 2, "a"),
-            ("delete", 2, "b"),
-            ("delete", 3, "a"),
-            ("create", 3, "a"),
+            ("identify", 1, "", 0),
+            ("merge_persons", 1, 0, 1),
+            ("relink", 2, ""),
+            ("delete", 2, "o'brien"),
+            ("create", 2, "o'brien"),
             ("deliver", 0.3, True),
             ("redeliver", 0, 4),
             ("optimize", Table.NEW),
             ("deliver", 1.0, False),
         ],
     )
-    assert set(system.disagreements(Table.OLD)) == {2}
+    assert system.disagreements(Table.OLD) == {2: {""}}
     enable(system, ledger)
     application.dual = True
-    live(system, application, [("delete", 1, "b"), ("create", 1, "b"), ("deliver", 1.0, False)])
-    assert Counter(len(found) for found in system.disagreements().values()) == {3: 2, 4: 1}
+    live(system, application, [("delete", 1, ""), ("create", 1, ""), ("deliver", 1.0, False)])
+    assert system.disagreements() == {1: {"o'brien"}, 2: set(IDS)}
 
     copy_and_verify(system, ledger, *plan(system, ledger))
     assert system.disagreements() == {}

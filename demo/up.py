@@ -1,0 +1,127 @@
+"""`make up`: everything on this machine, to try the migration in Airflow's own UI. Ctrl-C ends all of it."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+from rich.console import Console
+
+from demo import airflow, clickhouse_server
+from demo import postgres as embedded
+from demo.schema import create_clickhouse, create_postgres
+from demo.seed import seed
+
+READY_WITHIN_SECONDS = 180
+STOPPED_WITHIN_SECONDS = 20
+console = Console(highlight=False)
+
+
+def run(rows: int, teams: int, directory: Path, port: int) -> int:
+    """Serves until Ctrl-C; returns 1 if Airflow does not start or ends by itself."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    password, clickhouse_password = secrets.token_urlsafe(12), secrets.token_urlsafe(24)
+    with (
+        embedded.running(directory / "postgres") as postgres,
+        clickhouse_server.running(directory / "clickhouse", password=clickhouse_password) as clickhouse,
+    ):
+        connection: dict[str, Any] = {"host": "127.0.0.1", "port": clickhouse.port}
+        for database in ("airflow", "posthog"):
+            postgres.create_database(database)
+        with (
+            postgres.connect("posthog") as application,
+            clickhouse_connect.get_client(**connection, username="default", password=clickhouse_password) as client,
+            console.status(f"Seeding about {rows:,} rows of {teams} teams"),
+        ):
+            create_postgres(application)
+            create_clickhouse(client)
+            seed(application, client, rows=rows, teams=teams)
+        environment = airflow.environment(
+            directory / "airflow",
+            postgres.airflow_connection("posthog"),
+            {"conn_type": "clickhouse", "login": "default", "password": clickhouse_password, **connection},
+        )
+        environment |= _standalone(directory, postgres, password, port)
+        log = directory / "airflow.log"
+        with log.open("wb") as output:
+            standalone = subprocess.Popen(
+                ["airflow", "standalone"], env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+            try:
+                return _serve(standalone, port, password, log)
+            finally:
+                _stop(standalone)
+
+
+def _standalone(directory: Path, postgres: embedded.Postgres, password: str, port: int) -> dict[str, str]:
+    """Airflow on the embedded Postgres, on this machine's loopback only, with a password made for this run."""
+    home = directory / "airflow"
+    home.mkdir()
+    passwords = home / "passwords.json"
+    passwords.touch(mode=0o600)
+    passwords.write_text(json.dumps({"admin": password}))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        log_port = free.getsockname()[1]
+    return {
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://postgres@/airflow?host={postgres.host}",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords.resolve()),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_port),
+    }
+
+
+def _serve(standalone: subprocess.Popen[bytes], port: int, password: str, log: Path) -> int:
+    address = f"http://127.0.0.1:{port}"
+    try:
+        with console.status("Airflow is starting"):
+            deadline = time.monotonic() + READY_WITHIN_SECONDS
+            while not _answers(address):
+                if standalone.poll() is not None or time.monotonic() > deadline:
+                    console.print(f"[red]Airflow did not start; {log} says why")
+                    return 1
+                time.sleep(0.5)
+        console.print(f"Airflow: {address}   user: admin   password: {password}")
+        console.print("Next: open the DAG fill_person_distinct_id2 and trigger it, first with dry_run.")
+        console.print('Nobody else writes here, so {"settle_seconds": 10, "read_cache_seconds": 10} is enough.')
+        console.print(f"Airflow's log is {log}. Ctrl-C stops everything.")
+        standalone.wait()
+        console.print(f"[red]Airflow ended by itself; {log} says why")
+        return 1
+    except KeyboardInterrupt:
+        console.print("Stopping")
+        return 0
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/api/v2/monitor/health", timeout=2) as response:
+            health = json.load(response)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False
+    return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
+
+
+def _stop(standalone: subprocess.Popen[bytes]) -> None:
+    """SIGINT to Airflow alone, which ends its own children; whatever stays of its session is killed."""
+    standalone.send_signal(signal.SIGINT)
+    with suppress(subprocess.TimeoutExpired):
+        standalone.wait(STOPPED_WITHIN_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(standalone.pid, signal.SIGKILL)
+    standalone.wait()
