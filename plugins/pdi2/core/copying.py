@@ -120,12 +120,12 @@ def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whol
                 "The %s met the query's memory limit; now %s rows at once. %s", ranges[0], half, describe(error)
             )
             ledger.remember_slice_rows(whole.team_id, half)
-            _copy_range(ledger, warehouse, ranges.pop(0), rows, half)
-        else:
-            finished = join(ranges[:taken])
-            ledger.finish_slice(finished, copied, cost)
-            log.info("Copied the %s: %s rows in %.2f s", finished, f"{copied:,}", cost.seconds)
-            ranges = ranges[taken:]
+            return _copy_range(ledger, warehouse, join(ranges), rows * len(ranges), half)
+        finished = join(ranges[:taken])
+        ledger.finish_slice(finished, copied, cost)
+        log.info("Copied the %s: %s rows in %.2f s", finished, f"{copied:,}", cost.seconds)
+        ranges = ranges[taken:]
+    return None
 
 
 def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice, error: DatabaseError) -> MigrationError:

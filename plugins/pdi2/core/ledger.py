@@ -17,10 +17,14 @@ from psycopg.types.json import Jsonb
 
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Cost
-from pdi2.core.failures import MigrationError
+from pdi2.core.failures import BusyError, MigrationError
 from pdi2.core.slices import Slice
 
 TRIAL_PASSED = "trial passed"
+AT_WORK = (
+    "Another run is at work on this migration at this moment (it holds the advisory lock). Nothing was changed. "
+    "Wait until it has ended, then trigger this run again."
+)
 
 
 class TeamStatus(StrEnum):
@@ -105,13 +109,18 @@ class Ledger:
         return current is not None and current.outcome in (None, TRIAL_PASSED)
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Makes this run the owner. An owner that is between two tasks finds out at its next one and stops."""
+        """Makes this run the owner, within the caller's transaction. Raises BusyError while another run is at work.
+
+        An owner that is between two tasks finds out at its next one, and stops.
+        """
         current = self.current_run()
-        if not self.is_owner() or (current and current.ended_at):
-            self._execute(
-                "run_claim",
-                {"airflow_run": self.airflow_run, "actor": self.actor, "settings": Jsonb(dict(settings))},
-            )
+        if current and self.is_owner() and not current.ended_at:
+            return
+        if not self._value("lock_claim"):
+            raise BusyError(AT_WORK)
+        self._execute(
+            "run_claim", {"airflow_run": self.airflow_run, "actor": self.actor, "settings": Jsonb(dict(settings))}
+        )
 
     def hold(self) -> None:
         """Takes the shared advisory lock until the connection closes; raises NotOwnerError."""

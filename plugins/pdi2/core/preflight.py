@@ -11,7 +11,7 @@ from psycopg import Connection
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import BusyError, MigrationError, Reaction, describe, reaction
-from pdi2.core.ledger import Ledger
+from pdi2.core.ledger import AT_WORK, Ledger
 from pdi2.core.planning import rows_by_team
 from pdi2.core.settings import Settings
 from pdi2.core.switches import NAME, Status, Switches
@@ -126,10 +126,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     if problems:
         raise PreflightError(problems)
     if not ledger.is_free():
-        raise BusyError(
-            "Another run is at work on this migration at this moment (it holds the advisory lock). Nothing was "
-            "changed. Wait until it has ended, then trigger this run again."
-        )
+        raise BusyError(AT_WORK)
     if settings.dry_run:
         return Preflight(Verdict.PLAN_ONLY, "All checks passed. Dry run: only the plan follows.")
     return Preflight(Verdict.MIGRATE, "All checks passed.")

@@ -23,7 +23,7 @@ POSTGRES = "posthog_postgres"
 
 
 @dataclass(frozen=True)
-class Bench:
+class Workbench:
     """What a task has before it."""
 
     ledger: Ledger
@@ -49,7 +49,7 @@ def current_settings() -> Settings:
 
 
 @contextmanager
-def opened(purpose: str) -> Iterator[Bench]:
+def opened(purpose: str) -> Iterator[Workbench]:
     """For tasks that may write: the run must own the migration, and a failure is recorded in the ledger."""
     settings = current_settings()
     context = get_current_context()
@@ -59,7 +59,7 @@ def opened(purpose: str) -> Iterator[Bench]:
         ledger.hold()
         warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))
         try:
-            yield Bench(ledger, warehouse, settings)
+            yield Workbench(ledger, warehouse, settings)
         except (AirflowException, NotOwnerError, NoPlanError):
             raise
         except Exception as error:

@@ -19,7 +19,7 @@ from pdi2.core.failures import BusyError, MigrationError, Reaction, describe, re
 from pdi2.core.settings import SCHEMA, Settings, SettingsError
 from pdi2.core.verifying import verify_team
 from pdi2.edge import POOL
-from pdi2.edge.connections import Bench, current_settings, open_ledger, open_warehouse, opened, reach
+from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, reach
 from pdi2.edge.retries import RETRIES, RetryWhatHelps
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def roll_back() -> None:
         log.info(gate.roll_back(ledger))
 
 
-def _with_team(bench: Bench, team_id: int, work: Any, *arguments: Any) -> None:
+def _with_team(bench: Workbench, team_id: int, work: Any, *arguments: Any) -> None:
     # Airflow calls on_kill of the task when it is killed: no orphan may go on in ClickHouse.
     vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
     try:
