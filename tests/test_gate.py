@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import System
 from pdi2.core.copying import copy_team
-from pdi2.core.failures import MigrationError, Reaction, reaction
+from pdi2.core.failures import BusyError, MigrationError, Reaction, reaction
 from pdi2.core.gate import (
     GateError,
     RollbackError,
@@ -327,6 +327,11 @@ def test_migrating_again_after_a_rollback_verifies_every_team_again(system: Syst
 def test_the_next_run_takes_over_and_the_first_one_stops(system: System, ledger: Ledger) -> None:
     enable(system, ledger)
     ledger.hold()
+    before = dump(system)
+    with pytest.raises(BusyError, match="at work.*Nothing was changed"):
+        enable(system, system.ledger("the next run"))
+    assert dump(system) == before
+    end_session(system, ledger)
     enable(system, system.ledger("the next run"))
     owner = system.ledger("the next run")
     owner.hold()

@@ -13,7 +13,8 @@ from pdi2.core.switches import Status, Switches
 ENABLED = "dual_writes_enabled"
 EXAMPLES = 5
 MOST_KNOWN = 10_000
-END_OF_TIME = 2**32 - 1
+FUTURE_SECONDS = 7 * 86_400
+"""How far ahead of now a link may be stamped and still come into a window of this migration."""
 
 
 class DualWriteError(MigrationError):
@@ -51,7 +52,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
 def _baseline(warehouse: Warehouse) -> dict[str, Any]:
     """Now, by ClickHouse's clock, and what is stamped later than that already: no evidence of a missed write."""
     (enabled_at,) = warehouse.rows("now")[0]
-    future = _misses(warehouse, enabled_at, END_OF_TIME, [], MOST_KNOWN + 1)
+    future = _misses(warehouse, enabled_at, enabled_at + FUTURE_SECONDS, [], MOST_KNOWN + 1)
     if len(future) > MOST_KNOWN:
         raise DualWriteError(
             f"More than {MOST_KNOWN:,} links in person_distinct_id carry a time after now: a writer's clock, "
