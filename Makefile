@@ -18,7 +18,8 @@ venv: .venv/installed ## Create .venv with everything that requirements.lock pin
 .venv/installed: requirements.lock
 	test -x $(UV) || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(UV) pip sync --quiet --python $(BIN)/python requirements.lock
+	$(UV) pip sync --quiet --system-certs --python $(BIN)/python requirements.lock \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
 demo: venv ## Watch a whole migration on this machine (ROWS=1000000)

@@ -250,6 +250,16 @@ def test_a_trial_never_switches_and_the_full_run_does_not_repeat_it(system: Syst
             ["PostHog's own runner is at work"],
             id="PostHog's own runner at work",
         ),
+        pytest.param(
+            lambda system: move_away_both_databases(),
+            {"slice_rows": 7},
+            [
+                "Unknown parameter 'slice_rows'",
+                "Postgres cannot be reached through the Airflow connection posthog_postgres",
+                "ClickHouse cannot be reached through the Airflow connection posthog_clickhouse",
+            ],
+            id="databases that cannot be reached",
+        ),
     ],
 )
 def test_a_failed_preflight_says_why_and_changes_nothing(
@@ -266,6 +276,14 @@ def test_a_failed_preflight_says_why_and_changes_nothing(
     assert all(reason in told for reason in reasons)
     assert tries(run, "preflight") == [1], "a retry cannot help"
     assert "success" not in states(run).values()
+
+
+def move_away_both_databases() -> None:
+    """The `system` fixture, which set these variables, takes them back."""
+    os.environ["AIRFLOW_CONN_POSTHOG_POSTGRES"] = json.dumps({"conn_type": "postgres", "host": "/nowhere"})
+    os.environ["AIRFLOW_CONN_POSTHOG_CLICKHOUSE"] = json.dumps(
+        {"conn_type": "clickhouse", "host": "127.0.0.1", "port": 1}
+    )
 
 
 @pytest.mark.parametrize("reason", ["the skip comment", "already completed"])
