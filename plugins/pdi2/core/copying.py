@@ -28,7 +28,7 @@ FEWEST_ROWS = 1_000
 LEAST_MEMORY = 32_000_000
 RANGES_A_SLICE = 5
 MOST_COMPLEX = 0.1
-"""Above this share of ids with several rows, every id goes by the rule. At 2 % telling apart was cheaper, at 30 % the rule."""
+"""Above this share of ids with several rows every id goes by the rule: cheaper at 30 %, dearer at 2 %."""
 
 COLUMNS = ["team_id", "distinct_id", "person_id", "is_deleted", "version", "_timestamp", "_offset", "_partition"]
 
