@@ -4,14 +4,18 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
+ENGINES := $(shell cut -d ' ' -f 1 tests/engines)
+MATRIX := tests/test_cluster.py tests/test_copy.py tests/test_verify.py tests/test_dual_writes.py \
+	tests/test_history_property.py $(addprefix tests/test_preflight.py::test_, \
+	a_sound_system_may_begin_and_nothing_changes a_fault_of_clickhouse_is_told the_skip_comment_leaves_nothing_to_do)
 SOURCES := bench dags plugins demo tests
 
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 
-.PHONY: help venv demo up bench test test-fast lint lock clean
+.PHONY: help venv demo up compose-env soak bench test test-chaos test-fast test-matrix test-ui screenshots lint lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: .venv/installed ## Create .venv with everything that requirements.lock pins
 
@@ -28,23 +32,52 @@ demo: venv ## Watch a whole migration on this machine (ROWS=1000000)
 up: venv ## Airflow's UI on a seeded system, on this machine, until Ctrl-C
 	exec $(BIN)/python -m demo up
 
+compose-env: ## Write .env with new secrets, for docker compose up
+	$(PYTHON) -m demo.compose_env
+
 bench: venv ## Measure the copy against PostHog's statement and a plain one (SIZE=60M for one size)
 	$(BIN)/python -m bench $(if $(SIZE),--size $(SIZE))
 
-test: venv ## Run every test
+soak: venv ## Migrate under traffic and faults for ten minutes (SEED=1 SECONDS=600)
+	$(BIN)/python -m demo soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
+
+test: venv ## Run every test but those marked chaos
 	$(BIN)/python -m pytest
 
+test-chaos: venv ## Run every test, those that break the engines and the run included
+	$(BIN)/python -m pytest -m "not ui"
+
 test-fast: venv ## Run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not chaos and not ui"
+
+screenshots: venv ## Take the README's pictures from a real migration in Chromium
+	$(BIN)/python -m demo screenshots
+
+test-ui: venv ## Drive Airflow's UI and the migration page in real Chromium, installed where it is missing
+	command -v chromium >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends chromium)
+	$(BIN)/python -m pytest -m ui tests/ui
+
+test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on every ClickHouse of tests/engines, and on this one
+	$(BIN)/python -m pytest $(MATRIX)
+
+clickhouse-%: .venv-matrix/%/installed
+	PDI2_ENGINE=$* $(BIN)/python -m pytest $(MATRIX)
+
+.venv-matrix/%/installed: tests/engines | venv
+	$(UV) venv --quiet --clear --python $(BIN)/python .venv-matrix/$*
+	$(UV) pip install --quiet --system-certs --no-deps --python .venv-matrix/$* \
+		chdb==$(shell awk '$$1 == "$*" {print $$2}' tests/engines)
+	touch $@
 
 lint: venv ## Check style and types
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy plugins/pdi2 demo
+	$(BIN)/yamllint --strict docker-compose.yaml
 
 lock: venv ## Pin anew what setup.cfg asks for
-	$(UV) pip compile --quiet setup.cfg --extra test --python-version 3.11 --generate-hashes \
+	$(UV) pip compile --quiet setup.cfg --extra test --extra ui --python-version 3.11 --generate-hashes \
 		--custom-compile-command "make lock" --output-file requirements.lock
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .demo .demo-up .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-matrix .demo .demo-up .demo-soak .demo-screenshots .pytest_cache .mypy_cache .ruff_cache

@@ -1,16 +1,21 @@
 """person_distinct_id to person_distinct_id2, live, team by team, proven against Postgres before the switch."""
 
+from pathlib import Path
+
 from airflow.sdk import dag, task_group
-from pdi2.edge import tasks
+from pdi2.edge import configuration, tasks
 
 
 @dag(
     dag_id="fill_person_distinct_id2",
-    doc_md=__doc__,
-    schedule=None,
+    description=__doc__,
+    doc_md=Path(__file__).with_suffix(".md").read_text(),
+    schedule=configuration.schedule(),
     catchup=False,
     max_active_runs=1,
-    params=tasks.params(),
+    params=configuration.params(),
+    deadline=configuration.deadline(),
+    on_failure_callback=configuration.notifier(),
     default_args=tasks.default_args,
     tags=["clickhouse", "migration", "posthog"],
 )
@@ -24,7 +29,9 @@ def fill_person_distinct_id2() -> None:
     plan_teams = tasks.plan_teams()
     teams = team.expand(batch=plan_teams)
     certify = tasks.certify()
-    approve = tasks.Approve(task_id="approve", subject="Switch reads to person_distinct_id2?")
+    approve = tasks.Approve(
+        task_id="approve", subject="Switch reads to person_distinct_id2?", ignore_downstream_trigger_rules=True
+    )
     stop_old_writes = tasks.stop_old_writes()
 
     preflight >> enable_dual_writes >> tasks.prove_dual_writes() >> plan_teams >> teams >> certify

@@ -1,15 +1,19 @@
 """Returns reads to person_distinct_id at once, while both tables are still written."""
 
+from pathlib import Path
+
 from airflow.sdk import dag
-from pdi2.edge import tasks
+from pdi2.edge import configuration, tasks
 
 
 @dag(
     dag_id="rollback_person_distinct_id2",
-    doc_md=__doc__,
+    description=__doc__,
+    doc_md=Path(__file__).with_suffix(".md").read_text(),
     schedule=None,
     catchup=False,
     max_active_runs=1,
+    on_failure_callback=configuration.notifier(),
     default_args=tasks.default_args,
     tags=["clickhouse", "migration", "posthog"],
 )

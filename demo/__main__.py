@@ -1,7 +1,11 @@
 """`python -m demo`: the whole migration on one machine, without containers."""
 
 import argparse
+import math
 from pathlib import Path
+
+_TRAFFIC = """Writers and a reader over the wire protocols, until Ctrl-C. ClickHouse's password is taken from the
+environment variable CLICKHOUSE_PASSWORD."""
 
 
 def main() -> int:
@@ -20,11 +24,55 @@ def main() -> int:
     up.add_argument("--directory", type=Path, default=Path(".demo-up"), help="made anew each time")
     up.add_argument("--port", type=int, default=8080, help="of Airflow, on 127.0.0.1")
 
+    seed = commands.add_parser(
+        "seed", help="create the application's tables and fill them, once",
+        description="Takes ClickHouse's password from the environment variable CLICKHOUSE_PASSWORD.",
+    )  # fmt: skip
+    seed.add_argument("--postgres", metavar="URI", required=True, help="the application's database")
+    seed.add_argument("--clickhouse-host", default="127.0.0.1")
+    seed.add_argument("--clickhouse-port", type=int, required=True, help="of HTTP")
+    seed.add_argument("--clickhouse-user", default="default")
+    seed.add_argument("--clickhouse-database", default="default")
+    seed.add_argument("--rows", type=int, default=300_000, help="rows of the old table, about")
+    seed.add_argument("--teams", type=int, default=40)
+
     serve = commands.add_parser("clickhouse", help="serve the embedded engine over ClickHouse's HTTP protocol")
     serve.add_argument("--path", type=Path, required=True, help="the engine's directory")
     serve.add_argument("--port", type=int, required=True)
     serve.add_argument("--user", default="default")
     serve.add_argument("--password", default="")
+
+    pictures = commands.add_parser("screenshots", help="take the README's pictures in Chromium (make screenshots)")
+    pictures.add_argument("--pictures", type=Path, default=Path("docs/screenshots"))
+    pictures.add_argument("--directory", type=Path, default=Path(".demo-screenshots"), help="made anew each time")
+    traffic = commands.add_parser("traffic", help="the live application, until Ctrl-C",
+                                  description=_TRAFFIC)  # fmt: skip
+    traffic.add_argument("--postgres", metavar="URI", required=True, help="the application's database")
+    traffic.add_argument("--clickhouse-host", default="127.0.0.1")
+    traffic.add_argument(
+        "--clickhouse-port", type=int, required=True, help="of HTTP; the password is CLICKHOUSE_PASSWORD"
+    )
+    traffic.add_argument("--clickhouse-user", default="default")
+    traffic.add_argument("--clickhouse-database", default="default")
+    traffic.add_argument("--rate", type=float, default=20, help="writes a second, of all processes")
+    traffic.add_argument("--writers", type=int, default=2, help="processes that write")
+    traffic.add_argument("--also", action="append", default=[], metavar="HABIT",
+                         help="one more writer: stale:SECONDS, clock:SECONDS, or deaf to the dual write")  # fmt: skip
+    traffic.add_argument("--seconds", type=float, default=math.inf)
+    traffic.add_argument("--cache-seconds", type=float, default=2, help="how old a process's switches may be")
+    traffic.add_argument("--flush-seconds", type=float, default=1, help="between two inserts of a consumer, about")
+    traffic.add_argument("--seed", type=int, default=1)
+    traffic.add_argument("--summary", type=Path, metavar="FILE", help="where to write the counts, as JSON")
+
+    soak = commands.add_parser("soak", help="migrations and rollbacks under traffic and faults, proven (make soak)")
+    soak.add_argument("--seed", type=int, default=1, help="the same seed gives the same faults")
+    soak.add_argument("--seconds", type=float, default=600)
+    soak.add_argument("--rate", type=float, default=200, help="writes a second")
+    soak.add_argument("--writers", type=int, default=2, help="processes that write")
+    soak.add_argument("--teams", type=int, default=40)
+    soak.add_argument("--rows", type=int, default=1_000_000)
+    soak.add_argument("--fault-every", type=float, default=20, metavar="SECONDS")
+    soak.add_argument("--directory", type=Path, default=Path(".demo-soak"), help="made anew each time")
 
     options = vars(parser.parse_args())
     match options.pop("command"):
@@ -36,6 +84,22 @@ def main() -> int:
             from demo.up import run as serve_everything
 
             return serve_everything(**options)
+        case "seed":
+            from demo.prepare import run as prepare
+
+            return prepare(**options)
+        case "screenshots":
+            from demo.screenshots import run as take_screenshots
+
+            return take_screenshots(**options)
+        case "traffic":
+            from demo.traffic import run as serve_traffic
+
+            return serve_traffic(**options)
+        case "soak":
+            from demo.soak import run as soak_everything
+
+            return soak_everything(**options)
         case _:
             from demo.clickhouse_server import serve as serve_clickhouse
 

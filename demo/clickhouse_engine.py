@@ -46,6 +46,10 @@ AS_CLIENTS_KNOW_THEM = (
 CONFIG = """<clickhouse>
     <max_server_memory_usage>{memory}</max_server_memory_usage>
     <query_log><database>system</database><table>query_log</table></query_log>
+    <remote_servers><posthog>
+        <shard><replica><host>127.0.0.1</host><port>1</port></replica></shard>
+        <shard><replica><host>127.0.0.1</host><port>1</port></replica></shard>
+    </posthog></remote_servers>
 </clickhouse>"""
 
 

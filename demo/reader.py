@@ -4,8 +4,10 @@ ClickHouse keeps ids as bytes. Here they are str; bytes that are not UTF-8 becom
 no two ids become one.
 """
 
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -26,12 +28,23 @@ class Reader:
 
     def person_of(self, team_id: int, distinct_ids: Sequence[str]) -> dict[str, UUID]:
         """The person of each id, through the table that the read switch names; unknown ids are left out."""
-        return _answers(
-            self.clickhouse,
-            f"SELECT distinct_id, person_id FROM ({_READ[self.switches.reads()]})"
-            " WHERE distinct_id IN {distinct_ids:Array(String)}",
-            {"team_id": team_id, "distinct_ids": list(distinct_ids)},
-        )
+        return persons_in(self.clickhouse, self.switches.reads(), team_id, distinct_ids)
+
+
+class Link(NamedTuple):
+    """What Postgres says of an id."""
+
+    person: UUID
+    version: int
+
+
+def persons_in(clickhouse: Client, table: Table, team_id: int, distinct_ids: Iterable[str]) -> dict[str, UUID]:
+    """The person of each id, as a reader of `table` sees it; unknown ids are left out."""
+    return _answers(
+        clickhouse,
+        f"SELECT distinct_id, person_id FROM ({_READ[table]}) WHERE distinct_id IN {{distinct_ids:Array(String)}}",
+        {"team_id": team_id, "distinct_ids": list(distinct_ids)},
+    )
 
 
 def team_in(clickhouse: Client, table: Table, team_id: int) -> dict[str, UUID]:
@@ -47,6 +60,51 @@ def truth_of(postgres: psycopg.Connection, team_id: int) -> dict[str, UUID]:
         WHERE posthog_persondistinctid.team_id = %s
     """
     return dict(postgres.execute(query, [team_id]).fetchall())
+
+
+def links_of(postgres: psycopg.Connection, team_id: int, distinct_ids: Iterable[str]) -> dict[str, Link]:
+    """What Postgres says of each id; unknown ids are left out."""
+    query = """
+        SELECT distinct_id, uuid, coalesce(version, 0)
+        FROM posthog_persondistinctid JOIN posthog_person ON posthog_person.id = person_id
+        WHERE posthog_persondistinctid.team_id = %s AND distinct_id = ANY(%s)
+    """
+    return {row[0]: Link(*row[1:]) for row in postgres.execute(query, [team_id, list(distinct_ids)])}
+
+
+def some_ids(postgres: psycopg.Connection, team_id: int, chance: random.Random, limit: int) -> dict[str, int]:
+    """Neighbours in the index of a team's ids, from a place found by chance, with their primary keys."""
+    query = """
+        SELECT distinct_id, id FROM posthog_persondistinctid
+        WHERE team_id = %s AND distinct_id >= %s
+        ORDER BY distinct_id LIMIT %s
+    """
+    starts = [f"{chance.randrange(256):02X}", f"user{chance.randrange(10**6)}", ""]
+    return {
+        distinct_id: key
+        for start in starts
+        for distinct_id, key in postgres.execute(query, [team_id, start, limit // len(starts) + 1])
+    }
+
+
+def ids_with_one_row(clickhouse: Client, team_id: int, distinct_ids: Iterable[str]) -> list[str]:
+    """Those of the ids that have a single row in the old table, a link."""
+    query = """
+        SELECT distinct_id FROM person_distinct_id
+        WHERE team_id = {team_id:Int64} AND distinct_id IN {distinct_ids:Array(String)}
+        GROUP BY distinct_id HAVING count() = 1 AND sum(_sign) = 1
+    """
+    parameters = {"team_id": team_id, "distinct_ids": list(distinct_ids)}
+    return [distinct_id for (distinct_id,) in clickhouse.query(query, parameters=parameters).result_rows]
+
+
+def newest_version(clickhouse: Client, team_id: int, distinct_id: str) -> int:
+    """The greatest version that the new table holds of an id; 0 where it holds none."""
+    query = """
+        SELECT max(version) FROM person_distinct_id2
+        WHERE team_id = {team_id:Int64} AND distinct_id = {distinct_id:String}
+    """
+    return clickhouse.query(query, parameters={"team_id": team_id, "distinct_id": distinct_id}).result_rows[0][0]
 
 
 def seconds_to_count_persons(clickhouse: Client, table: Table, team_id: int) -> float:

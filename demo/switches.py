@@ -28,7 +28,7 @@ class Switches:
 
     def __init__(self, postgres: psycopg.Connection, cache_seconds: float = 60.0) -> None:
         """`postgres` must be in autocommit mode."""
-        self._postgres = postgres
+        self.postgres = postgres
         self._cache_seconds = cache_seconds
         self._expires = -1.0
         self._writes: frozenset[Table] = frozenset()
@@ -57,14 +57,14 @@ class Switches:
 
     def _completed(self) -> bool:
         query = "SELECT 1 FROM posthog_asyncmigration WHERE name = %s AND status = %s"
-        return self._postgres.execute(query, [MIGRATION, _COMPLETED]).fetchone() is not None
+        return self.postgres.execute(query, [MIGRATION, _COMPLETED]).fetchone() is not None
 
     def _settings(self) -> dict[str, str]:
         # Older releases keep their settings elsewhere.
-        if self._postgres.execute("SELECT to_regclass('posthog_instancesetting')").fetchone() == (None,):
+        if self.postgres.execute("SELECT to_regclass('posthog_instancesetting')").fetchone() == (None,):
             return {}
         query = "SELECT key, raw_value FROM posthog_instancesetting WHERE key IN (%s, %s)"
-        return {key: json.loads(value) for key, value in self._postgres.execute(query, [WRITES, READS])}
+        return {key: json.loads(value) for key, value in self.postgres.execute(query, [WRITES, READS])}
 
 
 def set_switch(postgres: psycopg.Connection, key: str, value: str) -> None:

@@ -10,19 +10,20 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 import clickhouse_connect
 from rich.console import Console
 
-from demo import airflow, clickhouse_server
+from demo import airflow, clickhouse_server, traffic
 from demo import postgres as embedded
 from demo.schema import create_clickhouse, create_postgres
 from demo.seed import seed
 
-READY_WITHIN_SECONDS = 180
+WRITES_A_SECOND = 5
+READY_WITHIN_SECONDS = 600
 STOPPED_WITHIN_SECONDS = 20
 console = Console(highlight=False)
 
@@ -52,30 +53,31 @@ def run(rows: int, teams: int, directory: Path, port: int) -> int:
             postgres.airflow_connection("posthog"),
             {"conn_type": "clickhouse", "login": "default", "password": clickhouse_password, **connection},
         )
-        environment |= _standalone(directory, postgres, password, port)
+        environment |= standalone_environment(directory, postgres, password, port)
         log = directory / "airflow.log"
         with log.open("wb") as output:
             standalone = subprocess.Popen(
                 ["airflow", "standalone"], env=environment, stdout=output, stderr=output, start_new_session=True
             )
+            live = traffic.running(postgres.uri("posthog"), clickhouse.port, clickhouse_password, rate=WRITES_A_SECOND)
             try:
-                return _serve(standalone, port, password, log)
+                return _serve(standalone, live, port, password, log)
             finally:
-                _stop(standalone)
+                stop(standalone)
 
 
-def _standalone(directory: Path, postgres: embedded.Postgres, password: str, port: int) -> dict[str, str]:
+def standalone_environment(directory: Path, postgres: embedded.Postgres, password: str, port: int) -> dict[str, str]:
     """Airflow on the embedded Postgres, on this machine's loopback only, with a password made for this run."""
     home = directory / "airflow"
     home.mkdir()
     passwords = home / "passwords.json"
     passwords.touch(mode=0o600)
-    passwords.write_text(json.dumps({"admin": password}))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        log_port = free.getsockname()[1]
+    passwords.write_text(json.dumps({"admin": password, "viewer": secrets.token_urlsafe(12)}))
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as another:
+        log_port, triggerer_log_port = one.getsockname()[1], another.getsockname()[1]
     return {
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://postgres@/airflow?host={postgres.host}",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin,viewer:viewer",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords.resolve()),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://127.0.0.1:{port}/execution/",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
@@ -83,24 +85,33 @@ def _standalone(directory: Path, postgres: embedded.Postgres, password: str, por
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(port),
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_port),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(triggerer_log_port),
     }
 
 
-def _serve(standalone: subprocess.Popen[bytes], port: int, password: str, log: Path) -> int:
+def _serve(
+    standalone: subprocess.Popen[bytes], live: AbstractContextManager[Any], port: int, password: str, log: Path
+) -> int:
     address = f"http://127.0.0.1:{port}"
     try:
         with console.status("Airflow is starting"):
             deadline = time.monotonic() + READY_WITHIN_SECONDS
-            while not _answers(address):
+            while not is_healthy(address):
                 if standalone.poll() is not None or time.monotonic() > deadline:
                     console.print(f"[red]Airflow did not start; {log} says why")
                     return 1
                 time.sleep(0.5)
-        console.print(f"Airflow: {address}   user: admin   password: {password}")
-        console.print("Next: open the DAG fill_person_distinct_id2 and trigger it, first with dry_run.")
-        console.print('Nobody else writes here, so {"settle_seconds": 10, "read_cache_seconds": 10} is enough.')
-        console.print(f"Airflow's log is {log}. Ctrl-C stops everything.")
-        standalone.wait()
+        with live:
+            console.print(f"Airflow: {address}   user: admin   password: {password}")
+            console.print("Next: open the DAG fill_person_distinct_id2 and trigger it, first with dry_run.")
+            console.print(
+                f"Meanwhile the application makes {WRITES_A_SECOND} changes a second, and reads what it wrote."
+            )
+            console.print(
+                'It hears of a switch within 2 s: {"settle_seconds": 12, "read_cache_seconds": 10} is enough.'
+            )
+            console.print(f"Airflow's log is {log}. Ctrl-C stops everything.")
+            standalone.wait()
         console.print(f"[red]Airflow ended by itself; {log} says why")
         return 1
     except KeyboardInterrupt:
@@ -108,7 +119,7 @@ def _serve(standalone: subprocess.Popen[bytes], port: int, password: str, log: P
         return 0
 
 
-def _answers(address: str) -> bool:
+def is_healthy(address: str) -> bool:
     try:
         with urllib.request.urlopen(f"{address}/api/v2/monitor/health", timeout=2) as response:
             health = json.load(response)
@@ -117,7 +128,7 @@ def _answers(address: str) -> bool:
     return all(health[part]["status"] == "healthy" for part in ("metadatabase", "scheduler", "dag_processor"))
 
 
-def _stop(standalone: subprocess.Popen[bytes]) -> None:
+def stop(standalone: subprocess.Popen[bytes]) -> None:
     """SIGINT to Airflow alone, which ends its own children; whatever stays of its session is killed."""
     standalone.send_signal(signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):

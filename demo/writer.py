@@ -6,8 +6,10 @@ messages; who delivers them may delay, reorder, repeat or drop them.
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -37,13 +39,31 @@ _COLUMNS = {
     },
 }
 
+TOMBSTONE_STEP = 100
+
 
 @dataclass(frozen=True)
 class Message:
     """One row on its way to one table, by column; `_timestamp` is in whole seconds since 1970."""
 
     table: Table
-    row: Mapping[str, object]
+    row: Mapping[str, Any]
+
+    @property
+    def key(self) -> tuple[int, str]:
+        return self.row["team_id"], self.row["distinct_id"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What became of an id in Postgres: the persons before and after, None where there was or is none."""
+
+    team_id: int
+    distinct_id: str
+    unlinked: UUID | None
+    linked: UUID | None
+    version: int
+    """That of the row sent to the new table."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,11 @@ class _Link:
     person_id: int
     version: int
     person: UUID
+
+
+def _status(postgres: psycopg.Connection, transaction: str) -> str:
+    [[status]] = postgres.execute("SELECT pg_xact_status(%s::xid8)", [transaction]).fetchall()
+    return status
 
 
 def deliver(clickhouse: Client, messages: Iterable[Message]) -> None:
@@ -93,42 +118,54 @@ class Writer:
         self.clock = clock
         self.partition = partition
         self._offsets = {table: itertools.count(self._last_offset(table) + 1) for table in Table}
+        self._undecided: tuple[str, list[Change]] | None = None
+
+    def reconnect(self, postgres: psycopg.Connection) -> None:
+        """Go on with a new connection: what was being committed when the last one broke is sent if it was committed."""
+        self.postgres = self.switches.postgres = postgres
+        if self._undecided:
+            transaction, changes = self._undecided
+            while (status := _status(postgres, transaction)) == "in progress":
+                time.sleep(0.01)
+            if status == "committed":
+                self._send(changes)
+            self._undecided = None
 
     def create(self, team_id: int, distinct_id: str) -> UUID:
         """A new id, or one deleted before, of a new person; the id's version is 0."""
         person = uuid4()
-        self.postgres.execute(
-            """
-            WITH person AS
-                (INSERT INTO posthog_person (team_id, uuid) VALUES (%(team)s, %(person)s) RETURNING id)
-            INSERT INTO posthog_persondistinctid (team_id, distinct_id, person_id, version)
-            SELECT %(team)s, %(id)s, id, 0 FROM person
-            """,
-            {"team": team_id, "id": distinct_id, "person": person},
-        )
-        self._send(team_id, distinct_id, None, person, 0)
+        with self._transaction() as changes:
+            self.postgres.execute(
+                """
+                WITH person AS
+                    (INSERT INTO posthog_person (team_id, uuid) VALUES (%(team)s, %(person)s) RETURNING id)
+                INSERT INTO posthog_persondistinctid (team_id, distinct_id, person_id, version)
+                SELECT %(team)s, %(id)s, id, 0 FROM person
+                """,
+                {"team": team_id, "id": distinct_id, "person": person},
+            )
+            changes.append(Change(team_id, distinct_id, None, person, 0))
         return person
 
     def identify(self, team_id: int, distinct_id: str, person: UUID) -> None:
         """Link an id to another person, who must exist. To the one it has already: nothing happens."""
-        with self.postgres.transaction():
+        with self._transaction() as changes:
             target = self._lock_persons(team_id, person)[person]
             link = self._lock_link(team_id, distinct_id)
-            if link.person_id == target:
-                return
-            version = self._set_person(link, target)
-        self._send(team_id, distinct_id, link.person, person, version)
+            if link.person_id != target:
+                version = self._set_person(link, target)
+                changes.append(Change(team_id, distinct_id, link.person, person, version))
 
     def relink(self, team_id: int, distinct_id: str) -> None:
         """Unlink an id and link it to the same person again: only its version changes."""
-        with self.postgres.transaction():
+        with self._transaction() as changes:
             link = self._lock_link(team_id, distinct_id)
             version = self._set_person(link, link.person_id)
-        self._send(team_id, distinct_id, link.person, link.person, version)
+            changes.append(Change(team_id, distinct_id, link.person, link.person, version))
 
     def merge(self, team_id: int, loser: UUID, winner: UUID) -> None:
         """Give all ids of `loser` to `winner`, and delete `loser`."""
-        with self.postgres.transaction():
+        with self._transaction() as changes:
             locked = self._lock_persons(team_id, loser, winner)
             moved = self.postgres.execute(
                 """
@@ -137,17 +174,30 @@ class Writer:
                 RETURNING distinct_id, version
                 """,
                 [locked[winner], team_id, locked[loser]],
-            ).fetchall()
+            )
+            changes += [Change(team_id, distinct_id, loser, winner, version) for distinct_id, version in moved]
             self.postgres.execute("DELETE FROM posthog_person WHERE id = %s", [locked[loser]])
-        for distinct_id, version in moved:
-            self._send(team_id, distinct_id, loser, winner, version)
 
     def delete(self, team_id: int, distinct_id: str) -> None:
         """Delete an id; its person stays."""
-        with self.postgres.transaction():
+        with self._transaction() as changes:
             link = self._lock_link(team_id, distinct_id)
             self.postgres.execute("DELETE FROM posthog_persondistinctid WHERE id = %s", [link.id])
-        self._send(team_id, distinct_id, link.person, None, link.version + 100)
+            changes.append(Change(team_id, distinct_id, link.person, None, link.version + TOMBSTONE_STEP))
+
+    def delete_person(self, team_id: int, person: UUID) -> None:
+        """Delete a person with all ids."""
+        with self._transaction() as changes:
+            locked = self._lock_persons(team_id, person)
+            deleted = self.postgres.execute(
+                """
+                DELETE FROM posthog_persondistinctid WHERE team_id = %s AND person_id = %s
+                RETURNING distinct_id, coalesce(version, 0)
+                """,
+                [team_id, locked[person]],
+            )
+            changes += [Change(team_id, id_, person, None, version + TOMBSTONE_STEP) for id_, version in deleted]
+            self.postgres.execute("DELETE FROM posthog_person WHERE id = %s", [locked[person]])
 
     def flush(self) -> list[Message]:
         """Deliver the outbox and return what it held. After an error it still holds all: at least once."""
@@ -191,18 +241,31 @@ class Writer:
         [[version]] = self.postgres.execute(query, [person_id, link.id]).fetchall()
         return version
 
-    def _send(self, team_id: int, distinct_id: str, unlinked: UUID | None, linked: UUID | None, version: int) -> None:
-        """Queue what one change means to each table that is written."""
-        key = {"team_id": team_id, "distinct_id": distinct_id}
+    @contextmanager
+    def _transaction(self) -> Iterator[list[Change]]:
+        """One transaction; its changes are sent once it is committed, and not before."""
+        changes: list[Change] = []
+        with self.postgres.transaction():
+            yield changes
+            transaction = self.postgres.execute("SELECT pg_current_xact_id()::text").fetchone()
+            assert transaction
+            self._undecided = *transaction, changes
+        self._send(changes)
+        self._undecided = None
+
+    def _send(self, changes: list[Change]) -> None:
+        """Queue what the changes mean to each table that is written: all of it, or nothing where this fails."""
         tables = self.switches.writes()
-        if Table.OLD in tables:
-            if unlinked:
-                self._queue(Table.OLD, {**key, "person_id": unlinked, "_sign": -1})
-            if linked:
-                self._queue(Table.OLD, {**key, "person_id": linked, "_sign": 1})
-        if Table.NEW in tables:
-            state = {"person_id": linked or unlinked, "is_deleted": int(linked is None), "version": version}
-            self._queue(Table.NEW, {**key, **state, "_partition": self.partition})
+        for change in changes:
+            key = {"team_id": change.team_id, "distinct_id": change.distinct_id}
+            if Table.OLD in tables:
+                if change.unlinked:
+                    self._queue(Table.OLD, {**key, "person_id": change.unlinked, "_sign": -1})
+                if change.linked:
+                    self._queue(Table.OLD, {**key, "person_id": change.linked, "_sign": 1})
+            if Table.NEW in tables:
+                state = {"person_id": change.linked or change.unlinked, "is_deleted": int(change.linked is None)}
+                self._queue(Table.NEW, {**key, **state, "version": change.version, "_partition": self.partition})
 
     def _queue(self, table: Table, row: dict[str, object]) -> None:
         place = {"_timestamp": int(self.clock()), "_offset": next(self._offsets[table])}

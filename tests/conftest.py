@@ -15,6 +15,7 @@ import clickhouse_connect
 import psycopg
 import pytest
 from clickhouse_connect.driver.client import Client
+from old_clickhouse import NO_MUTATIONS
 
 ROOT = Path(__file__).parents[1]
 AIRFLOW_HOME = tempfile.TemporaryDirectory(prefix="pdi2-airflow-")
@@ -28,18 +29,22 @@ os.environ |= {
     "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
 }
 
+from pdi2.core import clickhouse as statements  # noqa: E402
 from pdi2.core.clickhouse import Warehouse  # noqa: E402
 from pdi2.core.ledger import Ledger, Team  # noqa: E402
 from pdi2.core.settings import Settings  # noqa: E402
 
+from demo import clickhouse_server, reader, schema  # noqa: E402
 from demo import postgres as embedded  # noqa: E402
-from demo import reader, schema  # noqa: E402
 from demo.switches import Switches as ApplicationSwitches  # noqa: E402
 from demo.writer import Writer  # noqa: E402
 
+ENGINE = os.environ.get("PDI2_ENGINE")
+"""The ClickHouse that the tests run on, if not that of the chDB beside them: a version of tests/engines."""
 DATABASE_NUMBERS = itertools.count(1)
 FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"
+AUDIT = "audit_person_distinct_id2"
 NOTHING_TO_WAIT_FOR = {"settle_seconds": 0, "read_cache_seconds": 0}
 
 
@@ -49,13 +54,13 @@ class System:
 
     postgres: psycopg.Connection
     clickhouse: Client
-    path: str
+    engine: dict[str, Any]
     database: str
     uri: str
     opened: list[Any] = field(default_factory=list)
 
     def client(self) -> Client:
-        return clickhouse_connect.get_client(interface="chdb", path=self.path, database=self.database)
+        return clickhouse_connect.get_client(**self.engine, database=self.database)
 
     def warehouse(self, purpose: str = "test", max_memory_usage: int = Settings().max_memory_usage) -> Warehouse:
         warehouse = Warehouse(self.client, purpose, max_memory_usage)
@@ -108,9 +113,39 @@ class System:
         return found
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if NO_MUTATIONS in str(error):
+            pytest.skip(NO_MUTATIONS)
+        raise
+
+
+@dataclass(kw_only=True)
+class LiveSystem(System):
+    """The same on servers of its own, over their wire protocols: they can be stopped, killed, given faults."""
+
+    postgres_server: embedded.Postgres
+    server: clickhouse_server.Server
+
+    def client(self) -> Client:
+        return clickhouse_connect.get_client(host="127.0.0.1", port=self.server.port, database=self.database)
+
+    def restart_postgres(self) -> None:
+        self.postgres_server.stop()
+        self.postgres_server.start()
+        self.postgres = self.postgres_server.connect(self.database)
+
+
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Postgres]:
-    with embedded.running(tmp_path_factory.mktemp("postgres") / "data") as server:
+def postgres_server() -> Iterator[embedded.Postgres]:
+    """Not below pytest's own directory: another pytest on this machine would shut Postgres's user out of it."""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
+        embedded.running(Path(directory) / "data") as server,
+    ):
         server.create_database("posthog_template")
         with server.connect("posthog_template") as connection:
             schema.create_postgres(connection)
@@ -126,32 +161,90 @@ def clickhouse_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """What a client needs to reach the engine: this process's own, or an older one where PDI2_ENGINE names it."""
+    if not ENGINE:
+        yield {"interface": "chdb", "path": request.getfixturevalue("clickhouse_path")}
+        return
+    python = ROOT / ".venv-matrix" / ENGINE / "bin" / "python"
+    command = [python, ROOT / "tests" / "old_clickhouse.py", tmp_path_factory.mktemp("clickhouse")]
+    statements.POLL_SECONDS = 60  # one statement at a time: nothing to see beside it
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        yield {"host": "127.0.0.1", "port": int(server.stdout.readline()), "compress": False}
+        server.kill()
+
+
+@pytest.fixture(scope="session")
 def airflow_metadata() -> None:
     subprocess.run(["airflow", "db", "migrate"], check=True)
 
 
 @pytest.fixture
 def system(
-    postgres_server: embedded.Postgres, clickhouse_path: str, monkeypatch: pytest.MonkeyPatch
+    postgres_server: embedded.Postgres, engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[System]:
     """Empty tables of the application, in databases of their own, and Airflow's two connections to them."""
     database = f"story_{next(DATABASE_NUMBERS)}"
     postgres_server.create_database(database, template="posthog_template")
-    with clickhouse_connect.get_client(interface="chdb", path=clickhouse_path) as client:
+    with clickhouse_connect.get_client(**engine) as client:
         client.command(f"CREATE DATABASE {database}")
-    clickhouse = clickhouse_connect.get_client(interface="chdb", path=clickhouse_path, database=database)
+    clickhouse = clickhouse_connect.get_client(**engine, database=database)
     schema.create_clickhouse(clickhouse)
     clickhouse_connection = {
         "conn_type": "clickhouse",
         "schema": database,
-        "extra": {"client_kwargs": {"interface": "chdb", "path": clickhouse_path}},
+        "extra": {"client_kwargs": engine},
     }
     monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_CLICKHOUSE", json.dumps(clickhouse_connection))
     monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(postgres_server.airflow_connection(database)))
     with postgres_server.connect(database) as connection:
-        system = System(connection, clickhouse, clickhouse_path, database, postgres_server.uri(database))
+        system = System(connection, clickhouse, engine, database, postgres_server.uri(database))
         yield system
         for opened in system.opened:
             opened.close()
+    clickhouse.command(f"DROP DATABASE {database} SYNC")
+    clickhouse.close()
+
+
+@pytest.fixture(scope="session")
+def servers(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[embedded.Postgres, clickhouse_server.Server]]:
+    """Servers for those who break them."""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
+        embedded.running(Path(directory) / "data") as postgres,
+        clickhouse_server.running(tmp_path_factory.mktemp("live"), faults_token="for tests") as clickhouse,
+    ):
+        postgres.create_database("posthog_template")
+        with postgres.connect("posthog_template") as connection:
+            schema.create_postgres(connection)
+        yield postgres, clickhouse
+
+
+@pytest.fixture
+def live(
+    servers: tuple[embedded.Postgres, clickhouse_server.Server], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LiveSystem]:
+    """Empty tables on servers that may be broken, and Airflow's two connections to them."""
+    postgres, server = servers
+    database = f"live_{next(DATABASE_NUMBERS)}"
+    postgres.create_database(database, template="posthog_template")
+    with clickhouse_connect.get_client(host="127.0.0.1", port=server.port) as client:
+        client.command(f"CREATE DATABASE {database}")
+    address = {"host": "127.0.0.1", "port": server.port, "login": "default", "schema": database}
+    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_CLICKHOUSE", json.dumps({"conn_type": "clickhouse", **address}))
+    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(postgres.airflow_connection(database)))
+    clickhouse = clickhouse_connect.get_client(host="127.0.0.1", port=server.port, database=database)
+    schema.create_clickhouse(clickhouse)
+    uri = postgres.uri(database)
+    system = LiveSystem(
+        postgres.connect(database), clickhouse, "", database, uri, postgres_server=postgres, server=server
+    )
+    yield system
+    server.inject()
+    for opened in [*system.opened, system.postgres]:
+        opened.close()
     clickhouse.command(f"DROP DATABASE {database} SYNC")
     clickhouse.close()

@@ -110,8 +110,8 @@ def seen(system: System, table: Table = Table.NEW, team_id: int = TEAM) -> dict[
 
 
 def rows_of(system: System, table: Table) -> list[tuple[Any, ...]]:
-    query = f"SELECT * FROM {table} ORDER BY ALL"
-    return [tuple(row) for row in system.clickhouse.query(query, query_formats={"String": "bytes"}).result_rows]
+    found = system.clickhouse.query(f"SELECT * FROM {table}", query_formats={"String": "bytes"})
+    return sorted(tuple(row) for row in found.result_rows)
 
 
 def dump(system: System) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import System
 from pdi2.core import pressure
-from pdi2.core.clickhouse import Warehouse
+from pdi2.core.clickhouse import THREADS, Warehouse
 from pdi2.core.copying import copy_team
 from pdi2.core.failures import BusyError
 from pdi2.core.ledger import Ledger
@@ -52,7 +52,7 @@ def test_a_server_limit_ends_two_tries_and_the_third_completes(
         fault = {"match": "INSERT INTO person_distinct_id2", "action": "error", "code": 241, "text": TOTAL}
         copied: list[tuple[bytes, object]] = []
         for budget in ("100 MB instead of 200 MB", "50 MB instead of 100 MB"):
-            server.inject(fault | {"skip": 7, "times": 1})
+            server.inject(fault | {"skip": 11, "times": 1})
             with Warehouse(connect, f"team {team_id}", MEMORY) as warehouse, pytest.raises(BusyError) as given_up:
                 copy_team(ledger, warehouse, team_id)
             told = str(given_up.value)
@@ -96,6 +96,15 @@ def test_too_many_parts_are_waited_for_and_the_ledger_says_so(
     system.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY SETTING parts_to_delay_insert = 1000")
     pressure.wait_while_busy(ledger, system.warehouse(), 1)
     assert ledger.latest("copy_goes_on") is None
+
+
+def test_the_cores_of_a_server_do_not_decide_how_much_memory_a_statement_takes(system: System) -> None:
+    with system.client() as client:
+        client.set_client_setting("max_threads", 64)
+        Warehouse(lambda: client, "many cores", MEMORY).command(
+            "INSERT INTO person_distinct_id2 (team_id, distinct_id) SELECT getSetting('max_threads'), 'threads'"
+        )
+    assert system.clickhouse.query("SELECT team_id FROM person_distinct_id2").result_rows == [(THREADS,)]
 
 
 def test_a_killed_task_leaves_no_statement_behind(system: System) -> None:

@@ -7,7 +7,7 @@ from uuid import UUID
 import psycopg
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
-from conftest import System
+from conftest import ENGINE, System
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.copying import CopyError, copy_team
 from pdi2.core.failures import BusyError, MigrationError, Reaction, reaction
@@ -35,6 +35,8 @@ from demo.schema import Table
 
 MEGABYTE = 1_000_000
 DATETIME_MAX = 2**32 - 1
+
+NEEDS_MORE = pytest.mark.skipif(bool(ENGINE), reason="older engines copy these ids in less memory")
 
 # What each history, inserted a row at a time in the order of the text, leaves live, however far merges got.
 LIVE = {
@@ -328,7 +330,7 @@ def fat(size: int) -> str:
 @pytest.mark.parametrize(
     ("ids", "size", "links", "budget"),
     [
-        pytest.param(60_000, 1500, 1, 100 * MEGABYTE, id="simple ids", marks=pytest.mark.slow),
+        pytest.param(60_000, 1500, 1, 100 * MEGABYTE, id="simple ids", marks=[pytest.mark.slow, NEEDS_MORE]),
         pytest.param(60_000, 400, 2, SCHEMA["max_memory_usage"]["minimum"], id="complex ids", marks=pytest.mark.slow),
     ],
 )
@@ -465,6 +467,7 @@ def test_a_missing_column_in_postgres_fails_at_once(system: System, ledger: Ledg
     assert reaction(fails_with(psycopg.Error, ledger.teams)) is Reaction.FAIL
 
 
+@pytest.mark.skipif(bool(ENGINE), reason="older engines count less, or more, of what a user holds")
 def test_a_busy_user_interrupts_the_copy_which_goes_on_where_it_stopped(system: System, ledger: Ledger) -> None:
     many_ids(system, 20_000)
     plan(system, ledger)
@@ -524,3 +527,17 @@ def test_a_live_update_in_the_middle_of_a_slice_wins(
     assert {id_: person for id_, person in seen(system).items() if id_ == "id"} == expected
     merge(system)
     assert {id_: person for id_, person in seen(system).items() if id_ == "id"} == expected
+
+
+def test_a_link_that_has_reached_the_old_table_alone_is_no_failure(system: System, ledger: Ledger) -> None:
+    """It came after the ids were told apart, and its row of the new table is still on the way."""
+    many_ids(system, 100)
+    plan(system, ledger)
+    copy_team(ledger, system.warehouse(), TEAM)
+    system.postgres.execute("DELETE FROM pdi2_migration.slice")  # as if killed before the checkpoint: a copy again
+    warehouse = Meanwhile(system, "copied", lambda: insert_old(system, [event("+A7", "late")]))
+    copy_team(ledger, warehouse, TEAM)
+
+    assert warehouse.happened
+    assert len(seen(system)) == 101
+    assert seen(system)["late"] == ALICE

@@ -8,8 +8,9 @@ import multiprocessing
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -162,9 +163,11 @@ def test_a_fresh_run_migrates_every_team_and_switches(system: System, seeded: Se
         "dual_writes_proven",
         "planned",
         "certified",
+        "read_times",
         "reads_switched",
         "old_writes_stopped",
         "report",
+        "certificate_written",
     ]
 
     labels = {task.rendered_map_index for task in run.get_task_instances() if task.map_index >= 0}
@@ -585,6 +588,33 @@ def test_a_lost_connection_is_retried_from_the_checkpoint(
     assert system.teams()[largest].attempts == 2
     assert system.teams()[largest].slices_done == len([key for key in slices(system) if key[0] == largest])
     assert switch(system) == MIGRATED
+    assert system.disagreements() == {}
+
+
+def test_a_busy_server_puts_copies_off_and_uses_up_no_try(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdi2.core.pressure.LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("pdi2.core.pressure.WAIT_IN_SLOT_SECONDS", 0.05)
+    monkeypatch.setattr("pdi2.edge.tasks.PUT_OFF_SECONDS", 1)
+    system.clickhouse.command(f"ALTER TABLE {Table.NEW} MODIFY SETTING parts_to_delay_insert = 1")
+
+    def relieve() -> None:
+        deadline = time.monotonic() + 60
+        while "copy_put_off" not in events(system):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        system.clickhouse.command(f"ALTER TABLE {Table.NEW} MODIFY SETTING parts_to_delay_insert = 1000")
+
+    system.ledger().create()
+    with ThreadPoolExecutor() as aside:
+        relieved = aside.submit(relieve)
+        run = system.run()
+        relieved.result(timeout=10)
+
+    assert run.state == "success"
+    assert tries(run, "team.copy") == [1, 1, 1, 1]
+    assert {"copy_waits", "copy_put_off"} <= set(events(system))
     assert system.disagreements() == {}
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FILL, ROLLBACK, ROOT
-from pdi2.core.settings import SCHEMA
+from conftest import AUDIT, FILL, ROLLBACK, ROOT
+from pdi2.core.settings import AUDIT_SCHEMA, SCHEMA
 
 PACKAGE = ROOT / "plugins" / "pdi2"
 DAG_FILES = sorted((ROOT / "dags").glob("*.py"))
@@ -53,7 +53,9 @@ def dags() -> dict[str, Any]:
 
 
 def test_every_dag_file_holds_its_dag(dags: dict[str, Any]) -> None:
-    assert {Path(dag.fileloc).stem: dag_id for dag_id, dag in dags.items()} == {FILL: FILL, ROLLBACK: ROLLBACK}
+    assert {Path(dag.fileloc).stem: dag_id for dag_id, dag in dags.items()} == {
+        dag_id: dag_id for dag_id in (AUDIT, FILL, ROLLBACK)
+    }
 
 
 def test_the_flow_is_the_migrations_table_of_contents(dags: dict[str, Any]) -> None:
@@ -71,6 +73,17 @@ def test_no_task_waits_for_a_setup(dags: dict[str, Any]) -> None:
 
 def test_rollback_is_one_task(dags: dict[str, Any]) -> None:
     assert [task.task_id for task in dags[ROLLBACK].tasks] == ["roll_back"]
+
+
+def test_an_audit_judges_in_its_last_task_whatever_became_of_the_others(dags: dict[str, Any]) -> None:
+    dag = dags[AUDIT]
+
+    assert {task.task_id: task.downstream_task_ids for task in dag.tasks} == {
+        "choose_teams": {"compare"},
+        "compare": {"report_drift"},
+        "report_drift": set(),
+    }
+    assert dag.task_dict["report_drift"].trigger_rule.value == "all_done"
 
 
 def test_a_failed_team_stops_neither_the_others_nor_the_gate(dags: dict[str, Any]) -> None:
@@ -93,7 +106,7 @@ def test_waiting_tasks_free_their_worker_slot(dags: dict[str, Any]) -> None:
     assert modes == {"prove_dual_writes": "reschedule", "stop_old_writes": "reschedule"}
 
 
-@pytest.mark.parametrize("dag_id", [FILL, ROLLBACK])
+@pytest.mark.parametrize("dag_id", [AUDIT, FILL, ROLLBACK])
 def test_a_dag_is_started_by_hand_one_run_at_a_time(dags: dict[str, Any], dag_id: str) -> None:
     dag = dags[dag_id]
 
@@ -104,7 +117,7 @@ def test_a_dag_is_started_by_hand_one_run_at_a_time(dags: dict[str, Any], dag_id
     assert dag.doc_md
 
 
-@pytest.mark.parametrize("dag_id", [FILL, ROLLBACK])
+@pytest.mark.parametrize("dag_id", [AUDIT, FILL, ROLLBACK])
 def test_every_task_retries_what_a_retry_helps_and_says_what_it_does(dags: dict[str, Any], dag_id: str) -> None:
     from pdi2.edge.retries import RETRIES, RetryWhatHelps
 
@@ -113,11 +126,12 @@ def test_every_task_retries_what_a_retry_helps_and_says_what_it_does(dags: dict[
         assert task.retries == RETRIES, task.task_id
 
 
-def test_params_are_the_settings_with_their_bounds(dags: dict[str, Any]) -> None:
-    params = dags[FILL].params
+@pytest.mark.parametrize(("dag_id", "schema"), [(FILL, SCHEMA), (AUDIT, AUDIT_SCHEMA)], ids=["fill", "audit"])
+def test_params_are_the_settings_with_their_bounds(dags: dict[str, Any], dag_id: str, schema: dict[str, Any]) -> None:
+    params = dags[dag_id].params
 
-    assert set(params) == set(SCHEMA)
-    for name, wanted in SCHEMA.items():
+    assert set(params) == set(schema)
+    for name, wanted in schema.items():
         param = params.get_param(name)
         found = {"default": param.value, "description": param.description, **param.schema}
         assert {key: found.get(key) for key in wanted} == wanted
@@ -128,6 +142,7 @@ def test_params_are_the_settings_with_their_bounds(dags: dict[str, Any]) -> None
     [
         ("max_memory_usage", 1),
         ("settle_seconds", -1),
+        ("in_flight_seconds", -1),
         ("read_cache_seconds", 86_401),
         ("team_ids", []),
         ("team_ids", ["7"]),
@@ -181,7 +196,7 @@ print(json.dumps([len(bag.dags), time.process_time() - began]))
 """
     dags, seconds = in_a_new_interpreter(program)
 
-    assert dags == 2
+    assert dags == 3
     assert seconds < 1
 
 
@@ -201,16 +216,18 @@ print(json.dumps({
     ),
     "copy": sys.modules["copy"].__file__,
     "plugin": "pdi2_plugin" in sys.modules,
+    "page": "pdi2.edge.page" in sys.modules,
 }))
 """
 
 
 def test_airflow_does_not_execute_the_package_file_by_file() -> None:
+    """Nor does a task, which loads every plugin, import the page."""
     import copy
 
     found = in_a_new_interpreter(LOAD_PLUGINS)
 
-    assert found == {"errors": {}, "executed as files": [], "copy": copy.__file__, "plugin": True}
+    assert found == {"errors": {}, "executed as files": [], "copy": copy.__file__, "plugin": True, "page": False}
 
 
 def test_without_the_ignore_file_airflow_would(tmp_path: Path) -> None:

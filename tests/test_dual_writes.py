@@ -183,7 +183,7 @@ def test_an_idle_system_is_accepted_after_the_full_window_only(system: System, l
     proven, message = look(system, ledger)
     assert (proven, "The window is full in" in message) == (False, True)
 
-    pass_time(system, SETTINGS.settle_seconds + int(SETTINGS.in_flight_seconds) - 20)
+    pass_time(system, SETTINGS.settle_seconds + int(SETTINGS.in_flight) - 20)
     assert not look(system, ledger)[0]
 
     pass_time(system, 20)

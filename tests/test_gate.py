@@ -388,6 +388,23 @@ def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: Sys
     assert (system.status(), system.disagreements()) == (2, {})
 
 
+def test_a_run_whose_failed_tasks_are_cleared_after_its_report_goes_on_to_the_switch(
+    system: System, ledger: Ledger
+) -> None:
+    enable(system, ledger)
+    left = plan(system, ledger).pop()
+    copy_and_verify(system, ledger, *{TEAM, TEAM + 1, TEAM + 2} - {left})
+    assert close_run(ledger, NO_WAIT)["outcome"] == "failed"
+    assert system.status() == 3
+
+    copy_and_verify(system, ledger, left)
+    judge(system, ledger)
+    switch(system, ledger)
+
+    assert system.status() == 2
+    assert close_run(ledger, NO_WAIT)["outcome"] == "completed"
+
+
 def test_a_trial_that_passed_is_no_failure(system: System, ledger: Ledger) -> None:
     enable(system, ledger, TRIAL)
     plan(system, ledger, TRIAL)

@@ -1,23 +1,42 @@
 """Runs the named statements of pdi2/sql/clickhouse: bound, limited, recognisable, measured."""
 
+import logging
 import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.query import QueryResult
+from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pdi2 import sql
+from pdi2.core.failures import describe
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
 PRIORITY = 10
 """Behind every statement that has a priority of its own (1 is the first, 0 is none)."""
+THREADS = 2
+"""Of a statement. Each thread has memory of its own, so the number of the server's cores must not decide."""
+CONSISTENT = {
+    "insert_quorum": "auto",
+    "insert_quorum_parallel": 1,
+    "select_sequential_consistency": 0,
+    "insert_deduplicate": 0,
+    "deduplicate_insert": "disable",
+    "async_insert": 0,
+    "max_parallel_replicas": 1,
+}
+"""An insert is acknowledged once most replicas have it, each is written even if it repeats an earlier one, and one
+replica answers a SELECT. No difference where a table is not replicated. docs/clusters.md says why, one by one."""
+LOOKS = 8
+"""Of new connections, at the servers they lead to."""
 SMALLEST_PEAK = 1_000_000
 """Bytes below which a statement was caught before it began to work."""
 
@@ -52,23 +71,13 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
         """Every row of the named SELECT; String columns come as bytes, for a distinct_id may hold any."""
-        return [tuple(row) for row in self._query(name, parameters, settings).result_rows]
-
-    def columns(
-        self, name: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None
-    ) -> list[Sequence[Any]]:
-        """The same by columns, for more rows."""
-        return list(self._query(name, parameters, settings).result_columns)
-
-    def _query(
-        self, name: str, parameters: Mapping[str, Any] | None, settings: Mapping[str, Any] | None
-    ) -> QueryResult:
-        return self._client.query(
+        result = self._client.query(
             sql.clickhouse(name),
             parameters=dict(parameters or {}),
             settings=self._settings(settings),
             query_formats={"String": "bytes"},
         )
+        return [tuple(row) for row in result.result_rows]
 
     def execute(
         self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
@@ -84,10 +93,17 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
         self._client.insert(table, rows, column_names=columns, settings=self._settings())
 
-    def insert_columns(self, table: str, columns: list[str], data: Sequence[Sequence[Any]]) -> None:
-        self._client.insert(
-            table, data, column_names=columns, column_oriented=True, settings=self._settings({"optimize_on_insert": 0})
-        )
+    def knows(self, settings: Iterable[str]) -> bool:
+        """Whether this server has all of these settings: it refuses a statement with one that it has not."""
+        return all(name in self._client.server_settings for name in settings)
+
+    def servers(self) -> set[str]:
+        """Names of the servers that new connections lead to: several behind a balancer."""
+        found = set()
+        for _ in range(LOOKS):
+            self._client.close_connections()  # its pool would keep to one server
+            found.add(str(self._client.command(sql.clickhouse("host"))))
+        return found
 
     @contextmanager
     def measured(self) -> Iterator[Cost]:
@@ -106,12 +122,15 @@ class Warehouse(AbstractContextManager["Warehouse"]):
 
     def _watch(self, cost: Cost, done: threading.Event) -> None:
         """A second client looks at system.processes: chDB tells a statement's memory nowhere else."""
-        with self._connect() as client:
-            while not done.wait(POLL_SECONDS):
-                seen = client.query(sql.clickhouse("peak_memory"), parameters={"log_comment": self._comment})
-                peak = seen.result_rows[0][0]
-                if peak > SMALLEST_PEAK:
-                    cost.peak_memory = max(cost.peak_memory or 0, peak)
+        try:
+            with self._connect() as client:
+                while not done.wait(POLL_SECONDS):
+                    seen = client.query(sql.clickhouse("peak_memory"), parameters={"log_comment": self._comment})
+                    peak = seen.result_rows[0][0]
+                    if peak > SMALLEST_PEAK:
+                        cost.peak_memory = max(cost.peak_memory or 0, peak)
+        except ClickHouseError as error:  # the statement itself says what becomes of the work
+            log.info("The memory of the statements is not measured further: %s", describe(error))
 
     def kill(self) -> None:
         """Ends whatever statement of this client is still at work; from any thread or signal handler."""
@@ -124,5 +143,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             "log_comment": self._comment,
             "max_memory_usage": self.max_memory_usage,
             "priority": PRIORITY,
+            "max_threads": THREADS,
+            **{name: value for name, value in CONSISTENT.items() if name in self._client.server_settings},
             **(more or {}),
         }

@@ -1,22 +1,23 @@
 """What a reader of ClickHouse sees against Postgres, the truth: by digests first, row by row where they differ."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from more_itertools import chunked
+from more_itertools import chunked, constrained_batches
 from psycopg import Connection
 
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.ledger import Team
 
 ROWS_A_BUCKET = 1_000
 MOST_BUCKETS = 1 << 16
 BUCKETS_AT_ONCE = 100
 IDS_AT_ONCE = 500
+ID_BYTES_AT_ONCE = 100_000
+"""Ids go within the address of a request, and a distinct_id may have any length."""
 
 
 class Kind(StrEnum):
@@ -29,7 +30,7 @@ class Kind(StrEnum):
     AHEAD = "ahead"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Truth:
     """A row of Postgres; a version of null counts as 0."""
 
@@ -37,20 +38,21 @@ class Truth:
     version: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Seen:
     """The newest row of the new table; `rivals` are rows of the same version that contradict it."""
 
     person_id: UUID
     is_deleted: bool
     version: int
-    rivals: int = 0
+    rivals: tuple["Seen", ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Difference:
     """An id for which a reader of the new table and Postgres disagree."""
 
+    team_id: int
     distinct_id: bytes
     seen: Seen | None
     truth: Truth | None
@@ -65,15 +67,56 @@ class Difference:
             return Kind.MISSING
         return Kind.STALE if 0 <= self.seen.version < self.truth.version else Kind.WRONG_PERSON
 
+    def in_flight_since(self, before: "Difference") -> bool:
+        """Whether Postgres moved on since that look, and the new table has caught up with what it said then."""
+        if self.truth == before.truth or self.kind is Kind.AHEAD:
+            return False
+        if before.truth and self.seen and self.seen.version > before.truth.version:
+            return True
+        return _agree(self.seen, before.truth)
 
-def suspects(connection: Connection[Any], warehouse: Warehouse, team: Team, table: str) -> Iterator[set[bytes]]:
-    """Ids of the team that a reader of the table ("old" or "new") sees otherwise than Postgres, in portions."""
-    mask = _mask(team)
-    parameters = {"team_id": team.team_id, "mask": mask}
-    truth = {bucket: content for bucket, *content in postgres.execute(connection, "truth_digest", parameters)}
-    seen = {bucket: [count, total.decode()] for bucket, count, total in warehouse.rows(f"digest_{table}", parameters)}
-    differing = sorted(bucket for bucket in truth.keys() | seen.keys() if truth.get(bucket) != seen.get(bucket))
-    for buckets in chunked(differing, BUCKETS_AT_ONCE):
+
+@dataclass(frozen=True)
+class Digests:
+    """Of a team, [ids, sum of their hashes] by bucket: as a reader of a table sees them, and as Postgres has them."""
+
+    seen: dict[int, list[int]]
+    truth: dict[int, list[int]]
+
+    @property
+    def differing(self) -> list[int]:
+        """The buckets, in order."""
+        return sorted(key for key in self.seen.keys() | self.truth.keys() if self.seen.get(key) != self.truth.get(key))
+
+
+def digests(connection: Connection[Any], warehouse: Warehouse, team_id: int, rows: int, table: str) -> Digests:
+    """Of a team of about so many rows, as a reader of the table ("old" or "new") sees it."""
+    parameters = {"team_id": team_id, "mask": _mask(rows)}
+    truth = postgres.execute(connection, "truth_digest", parameters)
+    return Digests(
+        truth={bucket: [ids, int(total)] for bucket, ids, total in truth},
+        seen={bucket: [ids, int(total)] for bucket, ids, total in warehouse.rows(f"digest_{table}", parameters)},
+    )
+
+
+def whole(buckets: dict[int, list[int]]) -> str:
+    """A team's one digest, for people to compare: `ids:sum of hashes`."""
+    ids, total = (sum(column) for column in zip(*buckets.values(), strict=True)) if buckets else (0, 0)
+    return f"{ids}:{total}"
+
+
+def suspects(
+    connection: Connection[Any], warehouse: Warehouse, team_id: int, rows: int, table: str, found: Digests | None = None
+) -> Iterator[set[bytes]]:
+    """Ids of a team of about so many rows that a reader of the table ("old" or "new") sees otherwise than Postgres.
+
+    In portions; of the new table, first those whose rows contradict each other.
+    """
+    if table == "new":
+        yield contradictions(warehouse, team_id)
+    parameters = {"team_id": team_id, "mask": _mask(rows)}
+    found = found or digests(connection, warehouse, team_id, rows, table)
+    for buckets in chunked(found.differing, BUCKETS_AT_ONCE):
         chosen = {**parameters, "buckets": buckets}
         in_postgres = {
             (distinct_id.encode(), person_id)
@@ -93,15 +136,43 @@ def differences(
 ) -> list[Difference]:
     """Those of the ids for which the new table and Postgres disagree at this moment."""
     found = []
-    for ids in chunked(sorted(distinct_ids), IDS_AT_ONCE):
-        seen = _seen(warehouse, team_id, ids)
+    for ids in _portions(distinct_ids):
+        seen = newest_rows(warehouse, team_id, ids)
         truth = _truth(connection, team_id, ids)
         found += [
-            Difference(distinct_id, seen.get(distinct_id), truth.get(distinct_id))
+            Difference(team_id, distinct_id, seen.get(distinct_id), truth.get(distinct_id))
             for distinct_id in ids
             if not _agree(seen.get(distinct_id), truth.get(distinct_id))
         ]
     return found
+
+
+def old_answers(warehouse: Warehouse, team_id: int, distinct_ids: Iterable[bytes]) -> dict[bytes, UUID]:
+    """What the old table's reader says of the ids, where it says anything."""
+    return {
+        distinct_id: person_id
+        for ids in _portions(distinct_ids)
+        for distinct_id, person_id in warehouse.rows("old_of_ids", _parameters(team_id, ids))
+    }
+
+
+def newest_rows(warehouse: Warehouse, team_id: int, distinct_ids: Iterable[bytes]) -> dict[bytes, Seen]:
+    """What the new table holds of the ids, where it holds anything."""
+    seen: dict[bytes, Seen] = {}
+    for ids in _portions(distinct_ids):
+        for distinct_id, person_id, is_deleted, version in warehouse.rows("new_of_ids", _parameters(team_id, ids)):
+            row = Seen(person_id, bool(is_deleted), version)
+            first = seen.get(distinct_id)
+            seen[distinct_id] = replace(first, rivals=(*first.rivals, row)) if first else row
+    return seen
+
+
+def _portions(distinct_ids: Iterable[bytes]) -> Iterator[tuple[bytes, ...]]:
+    return constrained_batches(sorted(distinct_ids), ID_BYTES_AT_ONCE, IDS_AT_ONCE, strict=False)
+
+
+def _parameters(team_id: int, ids: Iterable[bytes]) -> dict[str, Any]:
+    return {"team_id": team_id, "distinct_ids": [distinct_id.hex() for distinct_id in ids]}
 
 
 def _agree(seen: Seen | None, truth: Truth | None) -> bool:
@@ -112,16 +183,7 @@ def _agree(seen: Seen | None, truth: Truth | None) -> bool:
     return truth is not None and seen.person_id == truth.person_id
 
 
-def _seen(warehouse: Warehouse, team_id: int, ids: list[bytes]) -> dict[bytes, Seen]:
-    parameters = {"team_id": team_id, "distinct_ids": [distinct_id.hex() for distinct_id in ids]}
-    seen: dict[bytes, Seen] = {}
-    for distinct_id, person_id, is_deleted, version in warehouse.rows("new_of_ids", parameters):
-        rivals = seen[distinct_id].rivals + 1 if distinct_id in seen else 0
-        seen[distinct_id] = Seen(person_id, bool(is_deleted), version, rivals)
-    return seen
-
-
-def _truth(connection: Connection[Any], team_id: int, ids: list[bytes]) -> dict[bytes, Truth]:
+def _truth(connection: Connection[Any], team_id: int, ids: Iterable[bytes]) -> dict[bytes, Truth]:
     parameters = {
         "team_id": team_id,
         "distinct_ids": [text for raw in ids if (text := _text(raw)) is not None],
@@ -141,7 +203,7 @@ def _text(distinct_id: bytes) -> str | None:
     return None if "\0" in text else text
 
 
-def _mask(team: Team) -> int:
+def _mask(rows: int) -> int:
     """Buckets of about ROWS_A_BUCKET rows: the hash's lowest bits."""
-    wanted = max(1, team.rows_source // ROWS_A_BUCKET)
+    wanted = max(1, rows // ROWS_A_BUCKET)
     return min(1 << wanted.bit_length(), MOST_BUCKETS) - 1

@@ -8,7 +8,6 @@ later event wins.
 
 from __future__ import annotations
 
-import base64
 import logging
 from array import array
 from dataclasses import dataclass
@@ -27,10 +26,8 @@ log = logging.getLogger(__name__)
 FEWEST_ROWS = 1_000
 LEAST_MEMORY = 32_000_000
 RANGES_A_SLICE = 5
-MOST_COMPLEX = 0.1
-"""Above this share of ids with several rows every id goes by the rule: cheaper at 30 %, dearer at 2 %."""
-
-COLUMNS = ["team_id", "distinct_id", "person_id", "is_deleted", "version", "_timestamp", "_offset", "_partition"]
+MOST_COMPLEX = 0.5
+"""Above this share of ids with several rows every id of a range goes by the rule."""
 
 
 class CopyError(MigrationError):
@@ -50,14 +47,14 @@ class Budget:
 
     @property
     def rule_rows(self) -> int:
-        """The rule for every id of a slice takes about 200 bytes a row."""
-        return self.memory // 280
+        """The rule and the insert of what it yields take about 185 bytes a row."""
+        return self.memory // 320
 
     @property
     def insert_settings(self) -> dict[str, Any]:
         """A block read is a block written: rows of one part come in key order, and need no sorting again.
 
-        Two threads write blocks, each in about ten times its size. Blocks under 10 MB make compact parts, which
+        Each thread writes blocks, in about ten times their size. Blocks under 10 MB make compact parts, which
         take half the memory of wide ones to write.
         """
         block = min(9_000_000, self.memory // 20)
@@ -67,7 +64,7 @@ class Budget:
             "preferred_block_size_bytes": block,
             "min_insert_block_size_bytes": block // 2,
             "min_insert_block_size_rows": 0,
-            "max_bytes_before_external_group_by": self.memory // 3,
+            "max_bytes_before_external_group_by": self.memory * 2 // 3,
             "min_compress_block_size": 65_536,
             "max_compress_block_size": 65_536,
             "max_query_size": 64 * 1024 * 1024,
@@ -76,10 +73,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Told:
-    """What a range holds: how many simple ids, and the hashes of the complex ones."""
+    """What a range holds: how many simple ids, the hashes of the complex ones, and at most how many rows they have."""
 
     simple: int
     complex_ids: array[int]
+    complex_rows: int
 
     @property
     def mostly_complex(self) -> bool:
@@ -107,11 +105,14 @@ def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whol
         ranges = cut(warehouse, whole, rows_in_whole, rows)
     except DatabaseError as error:
         raise _given_up(ledger, warehouse, whole, error) from error
+    budget = Budget(warehouse.max_memory_usage)
     while ranges:
         wait_while_busy(ledger, warehouse, whole.team_id)
         try:
             with warehouse.measured() as cost:
-                taken, copied = copy_slice(warehouse, ranges[:RANGES_A_SLICE])
+                told = tell_apart(warehouse, ranges[:RANGES_A_SLICE])
+                crowded = told[0].complex_rows > budget.rule_rows and rows > budget.rule_rows // 2
+                taken, copied = (0, 0) if crowded else (len(told), copy_slice(warehouse, ranges[: len(told)], told))
         except DatabaseError as error:
             if reaction(error) is not Reaction.SPLIT or rows <= FEWEST_ROWS:
                 raise _given_up(ledger, warehouse, ranges[0], error) from error
@@ -121,6 +122,9 @@ def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whol
             )
             ledger.remember_slice_rows(whole.team_id, half)
             return _copy_range(ledger, warehouse, join(ranges), rows * len(ranges), half)
+        if crowded:
+            fewer = max(rows * budget.rule_rows // told[0].complex_rows, budget.rule_rows // 2)
+            return _copy_range(ledger, warehouse, join(ranges), rows * len(ranges), fewer)
         finished = join(ranges[:taken])
         ledger.finish_slice(finished, copied, cost)
         log.info("Copied the %s: %s rows in %.2f s", finished, f"{copied:,}", cost.seconds)
@@ -148,54 +152,44 @@ def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice, error: Databas
     return BusyError(f"The {piece} was given up: {describe(error)} {kept} {change}.")
 
 
-def copy_slice(warehouse: Warehouse, ranges: list[Slice]) -> tuple[int, int]:
-    """Copies the first of the ranges that can be treated alike; returns how many, and the ids copied.
-
-    Raises CopyError if an id that is live in the old table is not in the new one.
-    """
+def tell_apart(warehouse: Warehouse, ranges: list[Slice]) -> list[Told]:
+    """What the first ranges hold, as many as can be treated like the first; it only reads."""
+    most = Budget(warehouse.max_memory_usage).rule_rows
     told: list[Told] = []
     for piece in ranges:
-        found = tell_apart(warehouse, piece)
-        if found.mostly_complex:
+        simple, complex_ids, complex_rows = warehouse.rows("detect_complex", piece.parameters)[0]
+        found = Told(simple, array("I", complex_ids), complex_rows)
+        if told and (found.complex_rows > most or found.mostly_complex != told[0].mostly_complex):
             break
         told.append(found)
-    taken = ranges[: len(told)] if told else ranges
-    expected = _copy_apart(warehouse, taken, told) if told else _copy_by_rule(warehouse, taken, found)
-    _count(warehouse, join(taken), expected)
-    return len(taken), expected
+        if found.complex_rows > most:
+            break
+    return told
 
 
-def tell_apart(warehouse: Warehouse, piece: Slice) -> Told:
-    """The first step of a copy; it only reads."""
-    simple, complex_ids = warehouse.rows("detect_complex", piece.parameters)[0]
-    return Told(simple, array("I", complex_ids))
+def copy_slice(warehouse: Warehouse, ranges: list[Slice], told: list[Told]) -> int:
+    """Copies the ranges; returns the ids copied. Raises CopyError if an id that is live is not in the new table.
+
+    Everything that reads a range again comes before the great insert, whose parts are then merged.
+    """
+    expected = 0
+    for piece, found in zip(ranges, told, strict=True):
+        ids = _all(piece) if found.mostly_complex else _only(piece, found.complex_ids)
+        expected += _by_rule(warehouse, ids) if found.complex_ids else 0
+    for piece, found in zip(ranges, told, strict=True):
+        if not found.mostly_complex:
+            settings = Budget(warehouse.max_memory_usage).insert_settings
+            warehouse.execute("copy_simple", _only(piece, found.complex_ids), settings)
+            expected += found.simple
+    _count(warehouse, join(ranges), expected)
+    return expected
 
 
-def _copy_apart(warehouse: Warehouse, ranges: list[Slice], told: list[Told]) -> int:
-    """The complex ids first, through this process, which counts them; then all simple ones in one statement."""
+def _by_rule(warehouse: Warehouse, ids: dict[str, Any]) -> int:
+    """Returns how many ids are live, which the insert does not tell."""
     settings = Budget(warehouse.max_memory_usage).insert_settings
-    expected = 0
-    for piece, found in zip(ranges, told, strict=True):
-        expected += found.simple
-        if found.complex_ids:
-            columns = warehouse.columns("winners", _only(piece, found), settings)
-            if winners := len(columns[0]) if columns else 0:
-                warehouse.insert_columns("person_distinct_id2", COLUMNS, columns)
-                expected += winners
-    for piece, found in zip(ranges, told, strict=True):
-        warehouse.execute("copy_simple", _only(piece, found), settings)
-    return expected
-
-
-def _copy_by_rule(warehouse: Warehouse, ranges: list[Slice], first: Told) -> int:
-    budget = Budget(warehouse.max_memory_usage)
-    rows = first.simple + 2 * len(first.complex_ids)
-    expected = 0
-    for piece in ranges:
-        for part in cut(warehouse, piece, rows, budget.rule_rows):
-            warehouse.execute("copy_by_rule", _all(part), budget.insert_settings)
-            expected += warehouse.rows("count_winners", _all(part), budget.insert_settings)[0][0]
-    return expected
+    warehouse.execute("copy_by_rule", ids, settings)
+    return warehouse.rows("count_live", ids, settings)[0][0]
 
 
 def _count(warehouse: Warehouse, piece: Slice, expected: int) -> None:
@@ -204,7 +198,7 @@ def _count(warehouse: Warehouse, piece: Slice, expected: int) -> None:
         return
     budget = Budget(warehouse.max_memory_usage)
     missing = sum(
-        warehouse.rows("not_copied", _all(part), budget.insert_settings)[0][0]
+        _copy_late(warehouse, part, budget.insert_settings)
         for part in cut(warehouse, piece, expected, budget.rule_rows)
     )
     if missing:
@@ -215,13 +209,24 @@ def _count(warehouse: Warehouse, piece: Slice, expected: int) -> None:
         )
 
 
-def _only(piece: Slice, found: Told) -> dict[str, Any]:
+def _copy_late(warehouse: Warehouse, part: Slice, settings: dict[str, Any]) -> int:
+    """Copies ids that have reached the old table since and not yet the new one; returns how many are missing still."""
+    [[late]] = warehouse.rows("not_copied", _all(part), settings)
+    if not late:
+        return 0
+    only = _only(part, array("I", late))
+    warehouse.execute("copy_by_rule", only, settings)
+    [[missing]] = warehouse.rows("not_copied", only, settings)
+    return len(missing)
+
+
+def _only(piece: Slice, complex_ids: array[int]) -> dict[str, Any]:
     """The hashes go as text within the statement: no parameter of a URL holds a hundred thousand numbers."""
     return {
         **piece.parameters,
         "every_id": False,
-        "complex_count": len(found.complex_ids),
-        "$complex$": base64.b64encode(found.complex_ids.tobytes()),
+        "complex_count": len(complex_ids),
+        "$complex$": complex_ids.tobytes().hex().encode(),
     }
 
 

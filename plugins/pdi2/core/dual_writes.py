@@ -73,7 +73,7 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     if enabled is None or started is None:
         raise MigrationError("Dual writes were never enabled by this project. Clear enable_dual_writes to do it.")
     (now,) = warehouse.rows("now")[0]
-    end = int(now - settings.in_flight_seconds)
+    end = int(now - settings.in_flight)
     start = enabled["enabled_at"]
     if settings.settle_seconds:
         start = max(start, end - settings.settle_seconds)
@@ -81,9 +81,10 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     misses = _misses(warehouse, start, end, known, EXAMPLES) if end > start else []
     window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds
     if misses:
-        return _missed(ledger, misses, settings, now - started["at"])
+        return _missed(ledger, misses, settings, now, started["at"])
     if not window_is_full:
         left = settings.settle_seconds - (end - enabled["enabled_at"])
+        _watch(ledger, now + left, "No miss so far. Links are watched until the window of the proof is full.")
         return Observation(False, f"No miss so far. The window is full in {left:.0f} s.")
     (links,) = warehouse.rows("dual_writes_seen", {"window_start": start, "window_end": max(start, end)})[0]
     if links:
@@ -97,7 +98,17 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     return Observation(True, message)
 
 
-def _missed(ledger: Ledger, misses: list[tuple[Any, ...]], settings: Settings, seconds_spent: int) -> Observation:
+def _watch(ledger: Ledger, until: float, message: str, late: bool = False) -> None:
+    """Tells whoever watches what the proof waits for; once, until it waits for something else."""
+    before = ledger.latest_of_run("dual_writes_watched")
+    if before is None or before["late"] != late:
+        ledger.record("dual_writes_watched", until=until, message=message, late=late)
+
+
+def _missed(
+    ledger: Ledger, misses: list[tuple[Any, ...]], settings: Settings, now: int, started_at: int
+) -> Observation:
+    seconds_spent = now - started_at
     total = misses[0][4]
     listed = "; ".join(
         f"team {team_id}, distinct_id {distinct_id.decode(errors='backslashreplace')!r} at {_utc(written_at)}"
@@ -105,7 +116,9 @@ def _missed(ledger: Ledger, misses: list[tuple[Any, ...]], settings: Settings, s
     )
     message = f"{total:,} link(s) reached person_distinct_id and not person_distinct_id2: {listed}."
     if seconds_spent < settings.proof_limit_seconds:
-        return Observation(False, f"{message} A writer's cache of the switch may not have run out yet. Waiting.")
+        message += " A writer's cache of the switch may not have run out yet."
+        _watch(ledger, started_at + settings.proof_limit_seconds, message, late=True)
+        return Observation(False, f"{message} Waiting.")
     ledger.record("dual_writes_missed", misses=total, examples=listed)
     raise DualWriteError(
         f"A writer ignores the dual-write switch. After {seconds_spent} s {message} Nothing was copied, and "

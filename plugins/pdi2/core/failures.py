@@ -23,7 +23,9 @@ TRANSIENT = {
     242: "the table is read-only for now",
     252: "the table has too many parts; merges must catch up",
     285: "too few replicas are alive",
+    289: "the replica lags behind the others",
     319: "the fate of an insert is unknown",
+    341: "a mutation waits for a replica that is away",
     425: "the operating system failed a call",
     999: "Keeper failed",
 }
@@ -38,6 +40,10 @@ class MigrationError(Exception):
 
 class BusyError(MigrationError):
     """Try again later: the cluster is busy or a connection was lost, and nothing is wrong with the work."""
+
+
+class WaitError(BusyError):
+    """Nothing failed: the wait is long, and the worker slot is better used elsewhere meanwhile."""
 
 
 class Reaction(StrEnum):

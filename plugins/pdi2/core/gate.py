@@ -5,10 +5,11 @@ from typing import Any
 
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import MigrationError
-from pdi2.core.ledger import Ledger, Team, TeamStatus
+from pdi2.core.ledger import FAILED, Ledger, Team, TeamStatus
 from pdi2.core.planning import chosen, rows_by_team
 from pdi2.core.settings import Settings
 from pdi2.core.switches import Status, Switches
+from pdi2.core.verifying import verify_changes
 
 LISTED = 20
 
@@ -64,16 +65,26 @@ def _not_verified(team_id: int, team: Team | None) -> str | None:
 
 
 def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
-    """One transaction: the gate once more, the row to CompletedSuccessfully, reads to "new", an audit event."""
+    """What changed since the teams were verified is compared, and repaired.
+
+    Then one transaction: the gate once more, the row to CompletedSuccessfully, reads to "new", an audit event.
+    """
     switches = Switches(ledger.connection)
-    row = switches.row()
-    if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.latest("reads_switched"):
+    if switches.reads_are_new() and ledger.latest("reads_switched"):
         return
+    _judge(ledger, warehouse, settings)
+    rechecked = verify_changes(ledger, warehouse, settings)
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
-        switches.change(Status.STARTING, Status.COMPLETED_SUCCESSFULLY, progress=100)
+        switches.change(_left_at(ledger), Status.COMPLETED_SUCCESSFULLY, progress=100)
         switches.set_reads("new")
-        ledger.record("reads_switched", **certificate)
+        ledger.record("reads_switched", **certificate, rechecked=rechecked)
+
+
+def _left_at(ledger: Ledger) -> Status:
+    """Errored where this run was reported as failed, before somebody cleared its failed tasks and it went on."""
+    run = ledger.current_run()
+    return Status.ERRORED if run and run.outcome == FAILED else Status.STARTING
 
 
 def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:

@@ -21,6 +21,7 @@ from pdi2.core.failures import BusyError, MigrationError
 from pdi2.core.slices import Slice
 
 TRIAL_PASSED = "trial passed"
+FAILED = "failed"
 AT_WORK = (
     "Another run is at work on this migration at this moment (it holds the advisory lock). Nothing was changed. "
     "Wait until it has ended, then trigger this run again."
@@ -69,6 +70,14 @@ class Team:
     error: str | None
 
 
+@dataclass(frozen=True)
+class Pause:
+    """Who paused the migration, and when."""
+
+    at: datetime
+    actor: str
+
+
 class Ledger:
     """One connection (autocommit), acting for one Airflow run."""
 
@@ -84,7 +93,8 @@ class Ledger:
         return bool(self._value("ledger_exists"))
 
     def create(self) -> None:
-        if not self.exists():
+        """Makes it, or adds what a ledger of an earlier release lacks."""
+        if not self._value("ledger_is_current"):
             self._execute("ledger_create")
 
     def current_run(self) -> Run | None:
@@ -153,12 +163,23 @@ class Ledger:
         """The detail of the newest event of that name since the current run began."""
         return self._value("event_of_run", {"what": what})
 
+    def paused(self) -> Pause | None:
+        return self._execute("paused", row_factory=class_row(Pause)).fetchone()
+
     def plan(self, rows_by_team: Mapping[int, int]) -> None:
         with self.connection.transaction(), self.connection.cursor() as cursor:
             cursor.executemany(
                 postgres.sql.postgres("team_plan").encode(),
                 [{"team_id": team_id, "rows_source": rows} for team_id, rows in rows_by_team.items()],
             )
+
+    def remember_tasks(self, batches: Iterable[list[int]]) -> None:
+        """Which of this run's mapped tasks each team is in: the number of its batch."""
+        with self.connection.transaction():
+            for map_index, team_ids in enumerate(batches):
+                self._execute(
+                    "team_task", {"airflow_run": self.airflow_run, "map_index": map_index, "team_ids": team_ids}
+                )
 
     def teams(self) -> list[Team]:
         return self._execute("teams", row_factory=class_row(Team)).fetchall()
@@ -207,8 +228,23 @@ class Ledger:
     def set_copied(self, team_id: int) -> None:
         self._execute("team_copied", {"team_id": team_id})
 
-    def set_verified(self, team_id: int, old_differs: int) -> None:
-        self._execute("team_verified", {"team_id": team_id, "old_differs": old_differs})
+    def set_verified(
+        self, team_id: int, old_differs: int | None, mark: Mapping[str, Any], digest: str, truth_digest: str
+    ) -> None:
+        """`mark`: where both databases stood when the verification began, as rechecking reads it.
+
+        The digests are of the whole team, as the new table's reader sees it and as Postgres has it.
+        """
+        self._execute(
+            "team_verified",
+            {
+                "team_id": team_id,
+                "old_differs": old_differs,
+                "mark": Jsonb(dict(mark)),
+                "digest": digest,
+                "truth_digest": truth_digest,
+            },
+        )
 
     def set_failed(self, team_id: int, error: str) -> None:
         self._execute("team_failed", {"team_id": team_id, "error": error})

@@ -34,9 +34,12 @@ class Batch:
         return f"{len(self.team_ids):,} teams from {self.team_ids[0]} · {self.rows:,} rows"
 
 
-def rows_by_team(connection: Connection[Any], warehouse: Warehouse) -> dict[int, int]:
-    """Rows of the old table for every team known to either table or to Postgres, largest first."""
-    rows = dict(warehouse.rows("teams"))
+def rows_by_team(connection: Connection[Any], warehouse: Warehouse, statement: str = "teams") -> dict[int, int]:
+    """Rows of the old table for every team known to either table or to Postgres, largest first.
+
+    With the statement `teams_of_new` the old table is not asked, and rows are those of the new one.
+    """
+    rows = dict(warehouse.rows(statement))
     for (team_id,) in postgres.execute(connection, "team_ids"):
         rows.setdefault(team_id, 0)
     return dict(sorted(rows.items(), key=lambda item: (-item[1], item[0])))
@@ -59,7 +62,9 @@ def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batche
         if team.team_id in wanted and team.status != TeamStatus.VERIFIED
     }
     ledger.record("planned", teams=len(left), rows=sum(left.values()), verified_before=len(wanted) - len(left))
-    return share_out(left, most_batches)
+    batches = share_out(left, most_batches)
+    ledger.remember_tasks(batch.team_ids for batch in batches)
+    return batches
 
 
 def share_out(rows: dict[int, int], most_batches: int) -> list[Batch]:
@@ -89,7 +94,7 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
     largest = next(iter(left))
     sample = cut(warehouse, Slice(largest, b"", None), left[largest], budget.range_rows)[0]
     started = time.monotonic()
-    tell_apart(warehouse, sample)
+    tell_apart(warehouse, [sample])
     seconds = (time.monotonic() - started) / min(max(left[largest], 1), budget.range_rows) * sum(left.values())
     slices = sum(math.ceil(max(count, 1) / budget.range_rows / RANGES_A_SLICE) for count in left.values())
     old_rows, old_bytes = warehouse.rows("size")[0]

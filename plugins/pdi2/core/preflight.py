@@ -8,7 +8,7 @@ from typing import Any
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from psycopg import Connection
 
-from pdi2.core import postgres
+from pdi2.core import cluster, postgres
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import BusyError, MigrationError, Reaction, describe, reaction
 from pdi2.core.ledger import AT_WORK, Ledger
@@ -53,7 +53,7 @@ TABLES: dict[str, dict[str, Any]] = {
 
 APPLICATION_COLUMNS = {
     "posthog_person": {"id", "uuid", "team_id"},
-    "posthog_persondistinctid": {"distinct_id", "person_id", "team_id", "version"},
+    "posthog_persondistinctid": {"id", "distinct_id", "person_id", "team_id", "version"},
     "posthog_asyncmigration": {
         "id",
         "name",
@@ -111,7 +111,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     """
     problems = list(found)
     if warehouse:
-        problems += (tables := _table_problems(warehouse)) or _disk_problems(warehouse)
+        problems += (tables := _table_problems(warehouse)) or _disk_problems(warehouse) + cluster.problems(warehouse)
     if ledger:
         problems += _server_problems(ledger.connection)
         problems += (application := _application_problems(ledger.connection))
@@ -226,8 +226,8 @@ def _table_problems(warehouse: Warehouse) -> list[str]:
     number = tuple(int(part) for part in re.findall(r"\d+", version.decode())[:2])
     if number < OLDEST_CLICKHOUSE:
         problems.append(
-            f"ClickHouse is version {version.decode()}; {OLDEST_CLICKHOUSE[0]}.{OLDEST_CLICKHOUSE[1]} is the "
-            "oldest that works. Upgrade ClickHouse first."
+            f"ClickHouse is version {version.decode()}; {OLDEST_CLICKHOUSE[0]}.{OLDEST_CLICKHOUSE[1]} is the oldest "
+            "that this migration is tested on. Upgrade ClickHouse first, or let PostHog's own runner migrate."
         )
     tables = {row[0].decode(): row[1:] for row in warehouse.rows("tables")}
     columns = {(table.decode(), name.decode()): type_.decode() for table, name, type_ in warehouse.rows("columns")}
@@ -239,11 +239,8 @@ def _table_problems(warehouse: Warehouse) -> list[str]:
             )
             continue
         engine, definition, sorting_key = (value.decode() for value in tables[table][:3])
-        if not re.match(rf"(Replicated)?{wanted['engine']}\((.*, )?{wanted['by']}\)", definition):
-            problems.append(
-                f"ClickHouse table {table} has the engine {engine}, not {wanted['engine']}"
-                f"({wanted['by']}) or its replicated form. Name the local table, not a Distributed one or a view."
-            )
+        if problem := cluster.engine_problem(table, engine, definition, wanted["engine"], wanted["by"]):
+            problems.append(problem)
         elif sorting_key != wanted["sorting_key"]:
             problems.append(
                 f"ClickHouse table {table} is sorted by ({sorting_key}), not ({wanted['sorting_key']}). "

@@ -4,14 +4,14 @@ import logging
 import time
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.failures import BusyError
+from pdi2.core.failures import WaitError
 from pdi2.core.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 2.0
 WAIT_IN_SLOT_SECONDS = 60.0
-"""Then the task ends, Airflow retries it later, and its worker slot is free meanwhile."""
+"""Then the task is put off, and its worker slot is free meanwhile."""
 
 PARTS_SHARE = 0.5
 """Of the number of parts at which ClickHouse delays inserts."""
@@ -34,22 +34,37 @@ def reason_to_wait(warehouse: Warehouse) -> str | None:
     return None
 
 
+def wait_while_paused(ledger: Ledger, team_id: int) -> None:
+    """Returns when nobody has paused the migration. Raises WaitError after WAIT_IN_SLOT_SECONDS."""
+    began = time.monotonic()
+    while pause := ledger.paused():
+        waited = time.monotonic() - began
+        if waited > WAIT_IN_SLOT_SECONDS:
+            raise WaitError(
+                f"Team {team_id} waits: {pause.actor} paused the migration at {pause.at:%Y-%m-%d %H:%M:%S %Z}. What is "
+                "finished is kept. It goes on by itself once somebody resumes it on the migration page."
+            )
+        time.sleep(LOOK_EVERY_SECONDS)
+
+
 def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
-    """Returns when the server is free. Raises BusyError after WAIT_IN_SLOT_SECONDS."""
+    """Returns when the server is free. Raises WaitError after WAIT_IN_SLOT_SECONDS."""
+    wait_while_paused(ledger, team_id)
     began = time.monotonic()
     told = None
     while reason := reason_to_wait(warehouse):
-        waited = time.monotonic() - began
-        if waited > WAIT_IN_SLOT_SECONDS:
-            raise BusyError(
-                f"The copy of team {team_id} has waited for {waited:.0f} s: {reason}. Finished slices are kept. The "
-                "task gives its worker slot back and is tried again later. If this stays, look at ClickHouse's merges, "
-                "replication, disk and load."
-            )
         if reason != told:
             told = reason
             log.warning("The copy of team %s waits: %s", team_id, reason)
             ledger.record("copy_waits", team_id=team_id, reason=reason)
+        waited = time.monotonic() - began
+        if waited > WAIT_IN_SLOT_SECONDS:
+            ledger.record("copy_put_off", team_id=team_id, reason=reason)
+            raise WaitError(
+                f"The copy of team {team_id} has waited for {waited:.0f} s: {reason}. Finished slices are kept. The "
+                "task gives its worker slot back and goes on later. If this stays, look at ClickHouse's merges, "
+                "replication, disk and load."
+            )
         time.sleep(LOOK_EVERY_SECONDS)
     if told:
         ledger.record("copy_goes_on", team_id=team_id, waited_seconds=round(time.monotonic() - began, 1))

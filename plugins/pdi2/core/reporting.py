@@ -4,11 +4,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-from pdi2.core.ledger import TRIAL_PASSED, Ledger, Team, TeamStatus
+from pdi2.core.ledger import FAILED, TRIAL_PASSED, Ledger, Team, TeamStatus
 from pdi2.core.settings import Settings
 from pdi2.core.switches import ChangedElsewhereError, Status, Switches
 
 LARGEST = 30
+REJECTED = "rejected"
 
 
 def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
     row = switches.row()
     teams = ledger.teams()
     outcome = _outcome(ledger, settings, row.status if row else None)
-    if outcome == "failed" and row and row.status == Status.STARTING:
+    if outcome in (FAILED, REJECTED) and row and row.status == Status.STARTING:
         _mark_failed(ledger, switches, teams)
     facts = {
         "outcome": outcome,
@@ -39,12 +40,19 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
 def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:
     if status == Status.COMPLETED_SUCCESSFULLY:
         return "completed"
-    return TRIAL_PASSED if settings.team_ids and ledger.latest_of_run("certified") else "failed"
+    if ledger.latest_of_run("switch_rejected"):
+        return REJECTED
+    return TRIAL_PASSED if settings.team_ids and ledger.latest_of_run("certified") else FAILED
 
 
 def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
-    failure = ledger.latest_of_run("task_failed")
+    failure, rejected = ledger.latest_of_run("task_failed"), ledger.latest_of_run("switch_rejected")
     reason = failure["error"] if failure else "The run ended before the switch, and no task said why: see its log."
+    if rejected:
+        reason = (
+            f"{rejected['by']} rejected the switch. Reads stay on the old table, and what is verified is kept. "
+            "Trigger the run again to be asked again."
+        )
     failed = [f"team {team.team_id}: {team.error}" for team in teams if team.status == TeamStatus.FAILED]
     try:
         switches.fail("\n".join([reason, *failed[:20]]))

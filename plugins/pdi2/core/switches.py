@@ -90,9 +90,22 @@ class Switches:
             assert row is not None  # noqa: S101  (changed above)
             postgres.execute(self.connection, "migration_error_add", {"description": reason, "migration_id": row.id})
 
+    def reads_are_new(self) -> bool:
+        """PostHog's own switch: the row's status."""
+        row = self.row()
+        return row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
+
+    def old_is_written(self) -> bool:
+        """Releases without instance settings stop at the switch."""
+        return self.writes() != "new" if self.has_settings else not self.reads_are_new()
+
     def writes(self) -> str | None:
         """ "old", "both" or "new"; None on releases without instance settings, which write both tables."""
         return postgres.value(self.connection, "setting", {"key": WRITES}) if self.has_settings else None
+
+    def reads(self) -> str | None:
+        """ "old" or "new"; None on releases without instance settings, where the row alone is the switch."""
+        return postgres.value(self.connection, "setting", {"key": READS}) if self.has_settings else None
 
     def set_writes(self, value: str) -> None:
         self._set(WRITES, value)

@@ -1,133 +1,182 @@
 """Proves a team against Postgres, and repairs the new table where it is wrong. Nothing else is ever written."""
 
 import logging
-import time
-from itertools import chain
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from time import sleep
 from typing import Any
+from uuid import UUID
 
+from more_itertools import chunked
 from psycopg.types.json import Jsonb
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import Difference, Kind, contradictions, differences, suspects
-from pdi2.core.failures import MigrationError
+from pdi2.core.comparing import Difference, Digests, Kind, Seen, differences, digests, old_answers, suspects, whole
+from pdi2.core.failures import BusyError, MigrationError
 from pdi2.core.ledger import Ledger
+from pdi2.core.rechecking import changed_ids, mark
+from pdi2.core.repairing import REMOVAL_SECONDS, repair, rivals, row_of
 from pdi2.core.settings import Settings
 from pdi2.core.switches import Switches
 
 log = logging.getLogger(__name__)
 
-TOMBSTONE_STEP = 100
-CORRECTION = -1
-COLUMNS = [
-    "team_id",
-    "distinct_id",
-    "person_id",
-    "is_deleted",
-    "version",
-    "_timestamp",
-    "_offset",
-    "_partition",
-]
 EXAMPLES = 5
+HELD_AT_ONCE = 50_000
+"""Differences that share one wait: 26 MB of them."""
+REPAIRED_AT_ONCE = 10_000
 
 
 class VerifyError(MigrationError):
     """Differences from Postgres remain after the repair."""
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Findings by kind, the digests of before any repair, and for how many ids the old table's reader differs.
+
+    The latter is None once the old table is no longer written.
+    """
+
+    found: dict[str, int]
+    digests: Digests
+    old_differs: int | None
+
+
 def verify_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Settings) -> dict[str, int]:
     """Compares, repairs, compares again; returns findings by kind. Raises VerifyError where some remain."""
     team = ledger.team(team_id)
-    found: dict[str, int] = {}
-    contradictory = contradictions(warehouse, team_id)
-    for ids in chain([contradictory], suspects(ledger.connection, warehouse, team, "new")):
-        for finding in _settled(ledger, warehouse, team_id, ids, settings):
-            found[finding.kind] = found.get(finding.kind, 0) + 1
-    old_differs = sum(
-        len(ids) - len(differences(ledger.connection, warehouse, team_id, ids))
-        for ids in suspects(ledger.connection, warehouse, team, "old")
-    )
+    before = mark(ledger, warehouse, team_id)
+    compared = compare_team(ledger, warehouse, team_id, team.rows_source, settings)
+    agreed = compared.digests
+    if compared.found:
+        agreed = digests(ledger.connection, warehouse, team_id, team.rows_source, "new")
     with ledger.transaction():
-        ledger.set_verified(team_id, old_differs)
+        ledger.set_verified(team_id, compared.old_differs, before, whole(agreed.seen), whole(agreed.truth))
     Switches(ledger.connection).follow_ledger()
+    return compared.found
+
+
+def compare_team(ledger: Ledger, warehouse: Warehouse, team_id: int, rows: int, settings: Settings) -> Compared:
+    """The whole team, of about so many rows, against Postgres."""
+    first = digests(ledger.connection, warehouse, team_id, rows, "new")
+    suspected = suspects(ledger.connection, warehouse, team_id, rows, "new", first)
+    found = settle(ledger, warehouse, ((team_id, ids) for ids in suspected), settings)
+    old_differs = None
+    if Switches(ledger.connection).old_is_written():
+        old_differs = sum(
+            len(ids) - len(differences(ledger.connection, warehouse, team_id, ids))
+            for ids in suspects(ledger.connection, warehouse, team_id, rows, "old")
+        )
     log.info(
-        "Team %s agrees with Postgres; findings: %s; the old table's reader differs for %s ids",
+        "Team %s was compared with Postgres; findings: %s; the old table's reader differs for %s ids",
         team_id,
         found or "none",
-        old_differs,
+        "(no longer written)" if old_differs is None else old_differs,
     )
-    return found
+    return Compared(found, first, old_differs)
 
 
-def _settled(
-    ledger: Ledger, warehouse: Warehouse, team_id: int, ids: set[bytes], settings: Settings
-) -> list[Difference]:
-    """A difference counts if it is still there after the in-flight window; what counts is repaired."""
-    first = differences(ledger.connection, warehouse, team_id, ids)
-    if not first:
-        return []
-    time.sleep(settings.in_flight_seconds)
-    findings = differences(ledger.connection, warehouse, team_id, {one.distinct_id for one in first})
-    wrong = [finding for finding in findings if finding.kind != Kind.AHEAD]
-    _repair(warehouse, team_id, wrong)
-    after = differences(ledger.connection, warehouse, team_id, {one.distinct_id for one in wrong})
-    left = {one.distinct_id for one in after if one.kind != Kind.AHEAD}
+def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, int]:
+    """Compares and repairs what changed in the verified teams since; findings by kind. Raises VerifyError."""
+    return settle(ledger, warehouse, changed_ids(ledger, warehouse, settings), settings)
+
+
+def settle(
+    ledger: Ledger, warehouse: Warehouse, suspected: Iterable[tuple[int, set[bytes]]], settings: Settings
+) -> dict[str, int]:
+    """Of the ids, by team, those that still differ after the in-flight window count, and are repaired if they may be.
+
+    One wait for all of them, or for every HELD_AT_ONCE. Returns findings by kind; raises VerifyError where a repair
+    did not hold.
+    """
+    found: Counter[str] = Counter()
+    looks = (one for team_id, ids in suspected for one in differences(ledger.connection, warehouse, team_id, ids))
+    for held in chunked(looks, HELD_AT_ONCE):
+        sleep(settings.in_flight)
+        for team_id, of_team in groupby(held, key=lambda one: one.team_id):
+            for before in chunked(of_team, REPAIRED_AT_ONCE):
+                found.update(_judge(ledger, warehouse, team_id, before, settings.repair))
+    return dict(found)
+
+
+def _judge(ledger: Ledger, warehouse: Warehouse, team_id: int, before: list[Difference], repairs: bool) -> list[str]:
+    """Kinds of the findings among the ids; they are told in the ledger, and repaired."""
+    findings = _still_different(ledger, warehouse, team_id, before)
+    wrong = [finding for finding in findings if repairs and finding.kind is not Kind.AHEAD]
+    old: dict[bytes, UUID] = {}
+    if findings and Switches(ledger.connection).old_is_written():
+        old = old_answers(warehouse, team_id, [finding.distinct_id for finding in findings])
+    waiting = repair(warehouse, team_id, wrong)
+    after = _still_different(ledger, warehouse, team_id, wrong)
+    left = {one.distinct_id for one in after if one.kind is not Kind.AHEAD}
+    touched = {finding.distinct_id for finding in wrong}
+    repaired = touched - left
     ledger.add_findings(
-        _line(team_id, finding, repaired=finding in wrong and finding.distinct_id not in left) for finding in findings
+        _line(one, old.get(one.distinct_id), one.distinct_id in touched, one.distinct_id in repaired)
+        for one in findings
     )
     if left:
-        examples = ", ".join(repr(_readable(distinct_id)) for distinct_id in sorted(left)[:EXAMPLES])
-        raise VerifyError(
-            f"Team {team_id}: {len(left):,} ids still differ from Postgres after their repair, among them "
-            f"{examples}. They are in pdi2_migration.finding. Reads stay on the old table. Trigger the run again: "
-            "only what is not verified is looked at."
+        raise _unrepaired(ledger, team_id, left, waiting)
+    return [finding.kind for finding in findings]
+
+
+def _unrepaired(ledger: Ledger, team_id: int, left: set[bytes], waiting: set[bytes]) -> MigrationError:
+    examples = ", ".join(repr(_readable(distinct_id)) for distinct_id in sorted(left)[:EXAMPLES])
+    reads = "are on the new table already" if Switches(ledger.connection).reads_are_new() else "stay on the old table"
+    kind: type[MigrationError] = VerifyError
+    then = "Trigger the run again: only what is not verified is looked at."
+    if waiting:
+        kind = BusyError
+        then = (
+            f"Of {len(waiting):,} of them, rows that contradict Postgres are still there {REMOVAL_SECONDS:.0f} s "
+            "after their DELETE, which ClickHouse carries out between merges: see system.mutations, and SYSTEM START "
+            "MERGES if merges were stopped. It is done then; trigger the run again if this one has given up."
         )
-    return findings
+    return kind(
+        f"Team {team_id}: {len(left):,} ids still differ from Postgres after their repair, among them {examples}. They "
+        f"are in pdi2_migration.finding. Reads {reads}. {then}"
+    )
 
 
-def _repair(warehouse: Warehouse, team_id: int, wrong: list[Difference]) -> None:
-    """Inserts what Postgres says with Postgres's version, and takes away what contradicts it at that version."""
-    if not wrong:
-        return
-    now = int(time.time())
-    warehouse.insert("person_distinct_id2", COLUMNS, [_truth_row(team_id, one, now) for one in wrong])
-    for one in wrong:
-        if one.truth and one.seen and one.seen.version == one.truth.version:
-            warehouse.execute(
-                "delete_rivals",
-                {
-                    "team_id": team_id,
-                    "distinct_id": one.distinct_id.hex(),
-                    "version": one.truth.version,
-                    "person_id": str(one.truth.person_id),
-                },
-            )
+def _still_different(ledger: Ledger, warehouse: Warehouse, team_id: int, before: list[Difference]) -> list[Difference]:
+    """Those of the ids that still differ now, but for those that Postgres has moved on meanwhile."""
+    earlier = {one.distinct_id: one for one in before}
+    now = differences(ledger.connection, warehouse, team_id, set(earlier))
+    return [one for one in now if not one.in_flight_since(earlier[one.distinct_id])]
 
 
-def _truth_row(team_id: int, one: Difference, now: int) -> tuple[Any, ...]:
-    if one.truth is not None:
-        return (team_id, one.distinct_id, one.truth.person_id, 0, one.truth.version, now, 0, 0)
-    assert one.seen is not None  # noqa: S101  (an id that neither side has is no difference)
-    version = one.seen.version + TOMBSTONE_STEP if one.seen.version >= 0 else CORRECTION
-    return (team_id, one.distinct_id, one.seen.person_id, 1, version, now, 0, 0)
-
-
-def _line(team_id: int, one: Difference, repaired: bool) -> dict[str, Any]:
-    seen = one.seen and {
-        "person_id": str(one.seen.person_id),
-        "is_deleted": one.seen.is_deleted,
-        "version": one.seen.version,
-    }
-    truth = one.truth and {"person_id": str(one.truth.person_id), "version": one.truth.version}
+def _line(one: Difference, old: UUID | None, touched: bool, repaired: bool) -> dict[str, Any]:
+    """What the three said of the id, what was done, and the row written."""
     return {
-        "team_id": team_id,
+        "team_id": one.team_id,
         "distinct_id": _readable(one.distinct_id),
         "kind": one.kind,
         "repaired": repaired,
-        "clickhouse": Jsonb(seen) if seen else None,
-        "postgres": Jsonb(truth) if truth else None,
+        "old": Jsonb({"person_id": str(old)}) if old else None,
+        "clickhouse": _row(one.seen) if one.seen else None,
+        "postgres": Jsonb({"person_id": str(one.truth.person_id), "version": one.truth.version}) if one.truth else None,
+        "action": _action(one) if touched else "left alone",
+        "written": _row(row_of(one)) if touched else None,
     }
 
 
+def _action(one: Difference) -> str:
+    if one.truth is None:
+        return "tombstoned"
+    return "inserted, and what contradicted it removed" if rivals(one) else "inserted"
+
+
+def _row(row: Seen) -> Jsonb:
+    return Jsonb({"person_id": str(row.person_id), "is_deleted": row.is_deleted, "version": row.version})
+
+
 def _readable(distinct_id: bytes) -> str:
-    return distinct_id.decode(errors="backslashreplace").replace("\0", "\\x00")
+    """As it is; as Postgres writes bytes, `\\x00ff`, where it is no text or could be taken for such bytes."""
+    try:
+        text = distinct_id.decode()
+    except UnicodeDecodeError:
+        return f"\\x{distinct_id.hex()}"
+    return f"\\x{distinct_id.hex()}" if "\0" in text or text.startswith("\\x") else text

@@ -1,6 +1,6 @@
 """Opens what a task works with: the ledger on Postgres, ClickHouse, and the run's validated settings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,11 @@ from airflow.sdk.exceptions import AirflowException
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.failures import describe
+from pdi2.core.cluster import catch_up
+from pdi2.core.failures import WaitError, describe
 from pdi2.core.gate import NoPlanError
 from pdi2.core.ledger import Ledger, NotOwnerError
-from pdi2.core.settings import Settings
+from pdi2.core.settings import SCHEMA, Settings
 
 CLICKHOUSE = "posthog_clickhouse"
 POSTGRES = "posthog_postgres"
@@ -43,14 +44,17 @@ def open_warehouse(purpose: str, max_memory_usage: int) -> Warehouse:
     return Warehouse(ClickHouseHook(clickhouse_conn_id=CLICKHOUSE).get_client, purpose, max_memory_usage)
 
 
-def current_settings() -> Settings:
+def current_settings(schema: Mapping[str, Mapping[str, Any]] = SCHEMA) -> Settings:
     context = get_current_context()
-    return Settings.validated(context["params"], context["dag_run"].conf)
+    return Settings.validated(context["params"], context["dag_run"].conf, schema)
 
 
 @contextmanager
 def opened(purpose: str) -> Iterator[Workbench]:
-    """For tasks that may write: the run must own the migration, and a failure is recorded in the ledger."""
+    """For tasks that may write: the run must own the migration, and a failure is recorded in the ledger.
+
+    ClickHouse's replica has caught up: what other replicas took until now is seen by the task's statements.
+    """
     settings = current_settings()
     context = get_current_context()
     with ExitStack() as stack:
@@ -59,8 +63,9 @@ def opened(purpose: str) -> Iterator[Workbench]:
         ledger.hold()
         warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))
         try:
+            catch_up(warehouse)
             yield Workbench(ledger, warehouse, settings)
-        except (AirflowException, NotOwnerError, NoPlanError):
+        except (AirflowException, NotOwnerError, NoPlanError, WaitError):
             raise
         except Exception as error:
             if not ledger.connection.closed:

@@ -7,7 +7,7 @@ from airflow.sdk import RetryPolicy
 from airflow.sdk.definitions.context import Context
 from airflow.sdk.definitions.retry_policy import RetryDecision
 
-from pdi2.core.failures import Reaction, describe, reaction
+from pdi2.core.failures import BusyError, MigrationError, Reaction, describe, reaction
 
 FIRST_DELAY = timedelta(seconds=15)
 LONGEST_DELAY = timedelta(minutes=10)
@@ -16,6 +16,10 @@ EXHAUSTED = (
     "Retries are exhausted. Finished slices are kept and reads stay on the old table. Where memory was short, lower "
     "the slots of the pool pdi2_copies or max_memory_usage, or raise the server's or the user's limit; where the "
     "server was busy or away, wait until it is not. Then trigger the run again: it goes on from the last checkpoint."
+)
+TOO_LITTLE_MEMORY = (
+    "A retry cannot help: a statement that is not cut into slices does not fit into max_memory_usage. What is finished "
+    "is kept and reads stay as they are. Trigger the run again with a greater max_memory_usage."
 )
 
 
@@ -27,7 +31,18 @@ class RetryWhatHelps(RetryPolicy):
     ) -> RetryDecision:
         if reaction(exception) is Reaction.FAIL:
             return RetryDecision.fail("A retry cannot help: the error above says what to do.")
+        if reaction(exception) is Reaction.SPLIT:
+            return RetryDecision.fail(TOO_LITTLE_MEMORY)
         if try_number > max_tries:
             return RetryDecision.fail(EXHAUSTED)
         delay = min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY) * random.uniform(0.75, 1.25)  # noqa: S311
         return RetryDecision.retry(delay, f"Try {try_number} met a passing failure: {describe(exception)}")
+
+
+def raise_together(failures: list[Exception]) -> None:
+    """One failure as it is; several as one that can be retried if a retry helps any of them."""
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        kind = BusyError if any(reaction(one) is Reaction.RETRY for one in failures) else MigrationError
+        raise kind("\n".join(describe(one) for one in failures))

@@ -8,19 +8,20 @@ from typing import Any
 import pendulum
 from airflow.providers.common.compat.sdk import conf
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import Param, PokeReturnValue, get_current_context, task
+from airflow.sdk import Asset, PokeReturnValue, get_current_context, task
 from airflow.sdk.definitions.context import Context
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
 
-from pdi2.core import dual_writes, gate, planning, reporting
+from pdi2.core import certificate, dual_writes, gate, payoff, planning, reporting
 from pdi2.core import preflight as checks
 from pdi2.core.copying import copy_team
-from pdi2.core.failures import BusyError, MigrationError, Reaction, describe, reaction
-from pdi2.core.settings import SCHEMA, Settings, SettingsError
+from pdi2.core.failures import WaitError, describe
+from pdi2.core.pressure import wait_while_paused
+from pdi2.core.settings import Settings, SettingsError
 from pdi2.core.verifying import verify_team
-from pdi2.edge import POOL
+from pdi2.edge import POOL, certificates
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, reach
-from pdi2.edge.retries import RETRIES, RetryWhatHelps
+from pdi2.edge.retries import RETRIES, RetryWhatHelps, raise_together
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +31,14 @@ FOLLOWED_BY: dict[checks.Verdict, str | list[str]] = {
     checks.Verdict.STOP_OLD_WRITES: "stop_old_writes",
     checks.Verdict.NOTHING: [],
 }
+PUT_OFF_SECONDS = 60
+"""How long a task leaves its worker slot to others while the server is busy or the migration paused: no try of
+Airflow's is used up."""
+NEW_TABLE = Asset("person_distinct_id2")
+"""Updated at the switch and never before; its event carries the certificate."""
 TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
 
 default_args = {"retries": RETRIES, "retry_policy": RetryWhatHelps(), "retry_delay": timedelta(seconds=15)}
-
-
-def params() -> dict[str, Param]:
-    return {name: Param(**schema) for name, schema in SCHEMA.items()}
 
 
 @task.branch
@@ -90,13 +92,19 @@ def plan_teams() -> list[dict[str, Any]]:
 def copy(batch: dict[str, Any]) -> None:
     """Copies the batch's teams from their checkpoints. One team's failure stops no other."""
     failures: list[Exception] = []
+    waits = False
     for team_id in batch["team_ids"]:
         try:
             with opened(f"copy team {team_id}") as bench:
                 _with_team(bench, team_id, copy_team)
+        except WaitError as wait:
+            log.warning("%s", wait)
+            waits = True
         except Exception as error:
             failures.append(error)
-    _raise(failures)
+    raise_together(failures)
+    if waits:
+        raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
 
 
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
@@ -104,15 +112,21 @@ def verify(batch: dict[str, Any]) -> None:
     """Proves the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
     failures: list[Exception] = []
     verified = 0
+    waits = False
     for team_id in batch["team_ids"]:
         try:
             with opened(f"verify team {team_id}") as bench:
                 if bench.ledger.checkpoint(team_id)[1]:
                     _with_team(bench, team_id, verify_team, bench.settings)
                     verified += 1
+        except WaitError as wait:
+            log.warning("%s", wait)
+            waits = True
         except Exception as error:
             failures.append(error)
-    _raise(failures)
+    raise_together(failures)
+    if waits:
+        raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
     if not verified:
         raise AirflowSkipException("No team of this batch is copied; the copy task says why.")
 
@@ -123,26 +137,39 @@ def certify() -> dict[str, Any] | None:
     if current_settings().dry_run:
         return None
     with opened("certify") as bench:
-        certificate = gate.certify(bench.ledger, bench.warehouse, bench.settings)
-    log.info("Certified: %s", certificate)
-    return None if bench.settings.team_ids else certificate
+        certified = gate.certify(bench.ledger, bench.warehouse, bench.settings)
+        payoff.measure(bench.ledger, bench.warehouse)
+    log.info("Certified: %s", certified)
+    return None if bench.settings.team_ids else certified
 
 
 class Approve(ApprovalOperator):
-    """Waits for a person's approval where `require_approval` asks for it."""
+    """Where `require_approval` asks for it, shows a person what was compared and waits for their approval."""
 
     def execute(self, context: Context) -> Any:
-        if not Settings.validated(context["params"], context["dag_run"].conf).require_approval:
+        if not current_settings().require_approval:
             self.log.info("No approval is required.")
             return None
+        ledger = open_ledger()
+        with ledger.connection:
+            self.body = certificate.for_approval(ledger)
         return super().execute(context)
 
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        if user := event.get("responded_by_user"):
+            what = "switch_approved" if event["chosen_options"] == [self.APPROVE] else "switch_rejected"
+            ledger = open_ledger()
+            with ledger.connection:
+                ledger.record(what, by=user["name"])
+        return super().execute_complete(context, event)
 
-@task
+
+@task(outlets=[NEW_TABLE])
 def switch_reads() -> None:
     """Reads to the new table, in one transaction with the gate."""
     with opened("switch_reads") as bench:
         gate.switch_reads(bench.ledger, bench.warehouse, bench.settings)
+        get_current_context()["outlet_events"][NEW_TABLE].extra = bench.ledger.latest("reads_switched") or {}
 
 
 @task.sensor(
@@ -175,6 +202,7 @@ def report() -> dict[str, Any]:
             raise AirflowSkipException("This run changed nothing, so there is nothing to report.")
         facts = reporting.close_run(ledger, settings)
         log.info("Report\n%s", reporting.text(facts, ledger.teams()))
+        certificates.write(ledger, facts)
     return facts
 
 
@@ -190,17 +218,11 @@ def _with_team(bench: Workbench, team_id: int, work: Any, *arguments: Any) -> No
     # Airflow calls on_kill of the task when it is killed: no orphan may go on in ClickHouse.
     vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
     try:
+        wait_while_paused(bench.ledger, team_id)
         work(bench.ledger, bench.warehouse, team_id, *arguments)
+    except WaitError:
+        raise
     except Exception as error:
         if not bench.ledger.connection.closed:
             bench.ledger.set_failed(team_id, describe(error))
         raise
-
-
-def _raise(failures: list[Exception]) -> None:
-    """One failure as it is; several as one that can be retried if a retry helps any of them."""
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        kind = BusyError if any(reaction(one) is not Reaction.FAIL for one in failures) else MigrationError
-        raise kind("\n".join(describe(one) for one in failures))

@@ -7,4 +7,4 @@ FROM (
     GROUP BY team_id, distinct_id, version
     HAVING min(person_id) <> max(person_id) OR min(is_deleted) <> max(is_deleted)
 )
-SETTINGS optimize_aggregation_in_order = 1
+/* include in_key_order */

@@ -11,4 +11,4 @@ FROM (
     HAVING deleted = 0
 )
 GROUP BY bucket
-SETTINGS optimize_aggregation_in_order = 1
+/* include in_key_order */

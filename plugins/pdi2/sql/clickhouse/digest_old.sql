@@ -14,4 +14,4 @@ FROM (
     GROUP BY team_id, distinct_id
 )
 GROUP BY bucket
-SETTINGS optimize_aggregation_in_order = 1
+/* include in_key_order */

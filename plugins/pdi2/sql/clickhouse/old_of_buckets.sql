@@ -8,4 +8,4 @@ FROM (
     HAVING max(is_deleted) = 0
 )
 GROUP BY team_id, distinct_id
-SETTINGS optimize_aggregation_in_order = 1
+/* include in_key_order */

@@ -13,9 +13,7 @@ SELECT {team_id:Int64} AS team_id,
 FROM (
     SELECT distinct_id, max((last, person_id)) AS winner
     FROM (
-        SELECT distinct_id, person_id,
-               max(bitShiftLeft(toUInt128(toUnixTimestamp(_timestamp)), 65)
-                   + bitShiftLeft(toUInt128(_offset), 1) + (_sign < 0)) AS last
+        SELECT distinct_id, person_id, /* include last_event */ AS last
         FROM person_distinct_id
         PREWHERE /* include slice_range */
              AND ({every_id:Bool} OR toUInt32(cityHash64(distinct_id)) IN (/* include complex_hashes */))

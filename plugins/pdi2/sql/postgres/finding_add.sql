@@ -1,7 +1,11 @@
-INSERT INTO pdi2_migration.finding (team_id, distinct_id, kind, repaired, clickhouse, postgres)
-VALUES (%(team_id)s, %(distinct_id)s, %(kind)s, %(repaired)s, %(clickhouse)s, %(postgres)s)
+INSERT INTO pdi2_migration.finding (team_id, distinct_id, kind, repaired, old, clickhouse, postgres, action, written)
+VALUES (%(team_id)s, %(distinct_id)s, %(kind)s, %(repaired)s, %(old)s, %(clickhouse)s, %(postgres)s, %(action)s,
+        %(written)s)
 ON CONFLICT (team_id, md5(distinct_id), kind) DO UPDATE
 SET repaired = excluded.repaired,
     found_at = clock_timestamp(),
+    old = excluded.old,
     clickhouse = excluded.clickhouse,
-    postgres = excluded.postgres
+    postgres = excluded.postgres,
+    action = excluded.action,
+    written = excluded.written

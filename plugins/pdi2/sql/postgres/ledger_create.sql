@@ -1,4 +1,8 @@
-CREATE SCHEMA IF NOT EXISTS pdi2_migration;
+-- May run again: it adds what a ledger of an earlier release lacks. A role that was given the schema may not create it,
+-- not even IF NOT EXISTS.
+DO $$ BEGIN
+    IF to_regnamespace('pdi2_migration') IS NULL THEN CREATE SCHEMA pdi2_migration; END IF;
+END $$;
 
 -- One row a run. The greatest id owns the migration: an older run that comes back stops.
 CREATE TABLE IF NOT EXISTS pdi2_migration.run (
@@ -28,6 +32,15 @@ CREATE TABLE IF NOT EXISTS pdi2_migration.team (
     copied_at timestamptz,
     verified_at timestamptz
 );
+-- Where both databases stood when the verification began: what is newer is compared again before the switch.
+ALTER TABLE pdi2_migration.team ADD COLUMN IF NOT EXISTS mark jsonb;
+ALTER TABLE pdi2_migration.team
+    ADD COLUMN IF NOT EXISTS digest text,
+    ADD COLUMN IF NOT EXISTS truth_digest text;
+-- The run that planned the team last, and the number of its mapped tasks there.
+ALTER TABLE pdi2_migration.team
+    ADD COLUMN IF NOT EXISTS airflow_run text,
+    ADD COLUMN IF NOT EXISTS map_index int;
 
 -- A finished slice is a checkpoint: distinct_ids from lower (included) up to upper (not included; null: the end).
 CREATE TABLE IF NOT EXISTS pdi2_migration.slice (
@@ -50,6 +63,12 @@ CREATE TABLE IF NOT EXISTS pdi2_migration.finding (
     clickhouse jsonb,
     postgres jsonb
 );
+-- What each said of the id: the old table's reader, the new table (clickhouse), Postgres; null: nothing. Then what was
+-- done about it, and the row written.
+ALTER TABLE pdi2_migration.finding
+    ADD COLUMN IF NOT EXISTS old jsonb,
+    ADD COLUMN IF NOT EXISTS action text,
+    ADD COLUMN IF NOT EXISTS written jsonb;
 CREATE UNIQUE INDEX IF NOT EXISTS finding_identity
     ON pdi2_migration.finding (team_id, md5(distinct_id), kind);
 
@@ -60,3 +79,4 @@ CREATE TABLE IF NOT EXISTS pdi2_migration.event (
     what text NOT NULL,
     detail jsonb NOT NULL DEFAULT '{}'
 );
+CREATE INDEX IF NOT EXISTS event_by_name ON pdi2_migration.event (what, id);

@@ -1,0 +1,130 @@
+"""What goes wrong during a soak: drawn by a seed, done to the engines and to the run, told in a line."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from demo.clickhouse_server import Server
+from demo.postgres import Postgres
+
+STATEMENTS = {
+    "any statement": "",
+    "the copy": r"INSERT INTO person_distinct_id2\s+\(",
+    "the comparison": "MD5",
+    "the traffic": r"INSERT INTO .{0,200}FORMAT Native",
+}
+"""Which statements are hit, by the regular expression that finds them."""
+
+TOTAL = "(total) memory limit exceeded: would use 21.20 GiB, maximum: 21.00 GiB"
+MISBEHAVIOURS: dict[str, dict[str, Any]] = {
+    "ClickHouse refuses": {"action": "refuse"},
+    "ClickHouse is slow": {"action": "delay"},
+    "connection cut before the statement": {"action": "cut_before"},
+    "connection cut after the statement": {"action": "cut_after"},
+    "241, limit of the query": {"action": "error", "code": 241},
+    "241, limit of the server": {"action": "error", "code": 241, "text": TOTAL},
+    "159, timeout": {"action": "error", "code": 159},
+    "202, too many queries": {"action": "error", "code": 202},
+    "243, disk full": {"action": "error", "code": 243},
+    "252, too many parts": {"action": "error", "code": 252},
+}
+DIES, RESTARTS, KILLED = "ClickHouse dies and comes back", "Postgres restarts", "the run is killed"
+KINDS = [*MISBEHAVIOURS, DIES, RESTARTS, KILLED]
+WAIT_SECONDS = 5.0
+"""For a statement at which ClickHouse is to die; then it is killed between two."""
+
+
+@dataclass
+class Scene:
+    """What can be broken."""
+
+    postgres: Postgres
+    clickhouse: Server
+    run: subprocess.Popen[bytes] | None = None
+    """Airflow's, leader of a process group of its own."""
+
+
+@dataclass(frozen=True)
+class Mishap:
+    kind: str
+    statements: str
+    times: int
+    seconds: float
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "the run is killed":
+                return f"{self.kind} (SIGKILL)"
+            case "Postgres restarts":
+                return f"{self.kind} (away for {self.seconds} s)"
+            case "ClickHouse dies and comes back":
+                return f"{self.kind} (at {self.statements}, away for {self.seconds} s)"
+            case "ClickHouse is slow":
+                return f"{self.kind} ({self.statements}, {self.times} times {self.seconds} s)"
+        return f"{self.kind} ({self.statements}, {self.times} times)"
+
+    def happen(self, scene: Scene) -> str:
+        """What is known of its effect at once; `met` tells what statements it hit."""
+        if self.kind == KILLED:
+            return kill(scene)
+        if self.kind == RESTARTS:
+            scene.postgres.stop()
+            time.sleep(self.seconds)
+            scene.postgres.start()
+            return "every session was cut"
+        where = {"match": STATEMENTS[self.statements], "times": self.times}
+        if self.kind == DIES:
+            return _die(scene, where, self.seconds)
+        scene.clickhouse.inject({**where, "seconds": self.seconds, **MISBEHAVIOURS[self.kind]})
+        return ""
+
+
+def drawn(seed: int, count: int) -> list[Mishap]:
+    """Every kind comes before one comes again. The same for the same seed."""
+    chance = random.Random(seed)
+    kinds: list[str] = []
+    while len(kinds) < count:
+        kinds += chance.sample(KINDS, len(KINDS))
+    return [
+        Mishap(
+            kind,
+            statements=chance.choices(list(STATEMENTS), [3, 2, 2, 1])[0],
+            times=chance.randint(1, 5),
+            seconds=round(chance.uniform(0.2, 3), 1),
+        )
+        for kind in kinds[:count]
+    ]
+
+
+def met(clickhouse: Server) -> int:
+    """How many statements the last misbehaviour has hit so far."""
+    with suppress(OSError):
+        return sum(fault["fired"] for fault in clickhouse.faults())
+    return 0
+
+
+def kill(scene: Scene) -> str:
+    if scene.run is None or scene.run.poll() is not None:
+        return "no run was at work"
+    os.killpg(scene.run.pid, signal.SIGKILL)
+    scene.run.wait()
+    return "the run is dead"
+
+
+def _die(scene: Scene, where: dict[str, Any], seconds: float) -> str:
+    scene.clickhouse.inject({**where, "action": "die"})
+    assert scene.clickhouse.process
+    try:
+        scene.clickhouse.process.wait(WAIT_SECONDS)
+        how = "died at a statement"
+    except subprocess.TimeoutExpired:
+        how = "died between statements"
+    scene.clickhouse.kill()
+    time.sleep(seconds)
+    scene.clickhouse.start()
+    return how

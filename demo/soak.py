@@ -1,0 +1,274 @@
+"""`make soak`: migrations and rollbacks under traffic, with something going wrong every few seconds, and all proven.
+
+It does what an operator does: triggers the DAG, triggers it again after a clear stop, rolls back, restarts readers.
+Old writes are stopped by the last migration alone, so that a rollback stays possible; the faults go on to the end.
+"""
+
+import json
+import secrets
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from demo import airflow, clickhouse_server, traffic
+from demo import postgres as embedded
+from demo.chaos import Mishap, Scene, drawn, kill, met
+from demo.reader import team_in, truth_of
+from demo.schema import MIGRATION, Table, create_clickhouse, create_postgres
+from demo.seed import seed as fill
+from demo.switches import WRITES
+
+CONF = {"settle_seconds": 8, "in_flight_seconds": 3, "read_cache_seconds": 4}
+"""The traffic's caches last 2 s and its messages are up to 3 s late, but for what a fault holds up."""
+FILL, ROLLBACK = "fill_person_distinct_id2", "rollback_person_distinct_id2"
+LAST_MIGRATION_AT = 0.5
+"""Share of the time after which no further rollback comes."""
+REST_SECONDS = 10.0
+"""Reads on the new table before a rollback."""
+COMPLETED, ROLLED_BACK = 2, 4
+LINE = 300
+OVERTIME_SECONDS = 180.0
+TICK_SECONDS = 0.1
+console = Console(highlight=False, width=160)
+
+
+@dataclass
+class Attempt:
+    """One run of a DAG."""
+
+    dag_id: str
+    began: float
+    ended: float | None = None
+    outcome: str = ""
+
+
+@dataclass
+class Blow:
+    """One mishap and what it met."""
+
+    mishap: Mishap
+    at: float
+    during: str
+    failed_before: int
+    """Tasks, according to the ledger."""
+    effect: str = ""
+
+
+@dataclass
+class Soak:
+    scene: Scene
+    environment: dict[str, str]
+    log: Path
+    live: traffic.Running
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
+    attempts: list[Attempt] = field(default_factory=list)
+    blows: list[Blow] = field(default_factory=list)
+    switched_at: float | None = None
+
+    def now(self) -> float:
+        return time.monotonic() - self.began
+
+    def go_on(self, mishaps: list[Mishap], every: float) -> None:
+        """Until the time is over and the migration is finished, or the overtime is over too."""
+        due = list(enumerate(mishaps, 1))
+        while self.now() < self.seconds or (not self.finished() and self.now() < self.seconds + OVERTIME_SECONDS):
+            self.operate()
+            if due and self.now() >= due[0][0] * every and self.now() < self.seconds:
+                self.strike(due.pop(0)[1])
+            time.sleep(TICK_SECONDS)
+        self.take_stock()
+        self.scene.clickhouse.inject()
+
+    def strike(self, mishap: Mishap) -> None:
+        self.take_stock()
+        blow = Blow(mishap, self.now(), self.step(), self.failed_tasks())
+        console.print(f"{blow.at:5.0f} s  [yellow]{mishap}[/] during {blow.during}")
+        self.blows.append(blow)
+        blow.effect = mishap.happen(self.scene)
+
+    def take_stock(self) -> None:
+        """Of the last mishap, before the next takes its place."""
+        if self.blows:
+            blow = self.blows[-1]
+            blow.effect = blow.effect or f"hit {met(self.scene.clickhouse)} statements"
+            blow.effect += f"; {self.failed_tasks() - blow.failed_before} tasks failed"
+
+    def operate(self) -> None:
+        """The operator's next move, if it is time for one."""
+        if self.scene.run:
+            if self.scene.run.poll() is None:
+                return
+            self.note_outcome(self.scene.run.returncode)
+        status, writes = self.switch()
+        if status == ROLLED_BACK and self.switched_at:
+            self.switched_at = None
+            self.live.restart_reader()
+        last = self.now() > LAST_MIGRATION_AT * self.seconds
+        if status != COMPLETED:
+            self.trigger(FILL, {**CONF, "stop_old_writes": last})
+        elif writes != "new" and last:
+            self.trigger(FILL, CONF)
+        elif writes != "new":
+            self.switched_at = self.switched_at or self.now()
+            if self.now() > self.switched_at + REST_SECONDS:
+                self.trigger(ROLLBACK, {})
+
+    def trigger(self, dag_id: str, conf: dict[str, Any]) -> None:
+        command = ["airflow", "dags", "test", dag_id, "--conf", json.dumps(conf)]
+        with self.log.open("ab") as output:
+            self.scene.run = subprocess.Popen(
+                command, env=self.environment, stdout=output, stderr=output, start_new_session=True
+            )
+        self.attempts.append(Attempt(dag_id, self.now()))
+        console.print(f"{self.now():5.0f} s  {dag_id} {conf or ''}")
+
+    def note_outcome(self, code: int) -> None:
+        attempt = self.attempts[-1]
+        attempt.ended = self.now()
+        attempt.outcome = "killed" if code < 0 else "finished" if code == 0 else f"stopped: {self.reason()}"
+        self.scene.run = None
+        console.print(f"{self.now():5.0f} s  {attempt.dag_id} {attempt.outcome}"[:LINE])
+
+    def finished(self) -> bool:
+        return self.scene.run is None and self.switch() == (COMPLETED, "new")
+
+    def switch(self) -> tuple[int, str]:
+        """The migration row's status, and which tables are written."""
+        [row] = self.ask(
+            "SELECT status, raw_value::jsonb #>> '{}' FROM posthog_asyncmigration, posthog_instancesetting "
+            "WHERE name = %s AND key = %s",
+            MIGRATION, WRITES,
+        )  # fmt: skip
+        return row
+
+    def step(self) -> str:
+        """Where the migration is."""
+        if not self.scene.run or self.scene.run.poll() is not None:
+            return "rest"
+        if not self.has_ledger():
+            return "preflight"
+        [(step, copied, verified, teams)] = self.ask(
+            "SELECT (SELECT what FROM pdi2_migration.event ORDER BY id DESC LIMIT 1), "
+            "count(*) FILTER (WHERE status IN ('copied', 'verified')), count(*) FILTER (WHERE status = 'verified'), "
+            "count(*) FROM pdi2_migration.team"
+        )
+        return f"{self.attempts[-1].dag_id} after {step}: of {teams} teams {copied} copied, {verified} verified"
+
+    def has_ledger(self) -> bool:
+        return self.ask("SELECT to_regclass('pdi2_migration.event') IS NOT NULL") == [(True,)]
+
+    def failed_tasks(self) -> int:
+        if not self.has_ledger():
+            return 0
+        [[count]] = self.ask("SELECT count(*) FROM pdi2_migration.event WHERE what = 'task_failed'")
+        return count
+
+    def reason(self) -> str:
+        found = self.has_ledger() and self.ask(
+            "SELECT detail->>'error' FROM pdi2_migration.event "
+            "WHERE what = 'task_failed' AND at > now() - %s * interval '1 s' ORDER BY id DESC LIMIT 1",
+            self.now() - self.attempts[-1].began,
+        )
+        return found[0][0] if found else "before it changed anything, see the log"
+
+    def ask(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with self.scene.postgres.connect("posthog") as connection:
+            return connection.execute(query.encode(), parameters or None).fetchall()
+
+
+def run(
+    *, seed: int, seconds: float, rate: float, writers: int, teams: int, rows: int, fault_every: float, directory: Path
+) -> int:
+    """Returns 0 if nobody read a wrong person, the new table equals Postgres, and the migration is finished."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    mishaps = drawn(seed, int(seconds // fault_every))
+    console.print(f"Seed {seed}: {len(mishaps)} faults in {seconds:g} s")
+    with (
+        embedded.running(directory / "postgres") as postgres,
+        clickhouse_server.running(directory / "clickhouse", faults_token=secrets.token_urlsafe()) as clickhouse,
+    ):
+        address: dict[str, Any] = {"host": "127.0.0.1", "port": clickhouse.port}
+        team_ids = _prepare(postgres, address, rows, teams, seed)
+        environment = airflow.environment(
+            directory / "airflow",
+            postgres.airflow_connection("posthog"),
+            {"conn_type": "clickhouse", "login": "default", **address},
+        )
+        log = directory / "airflow.log"
+        with log.open("wb") as output:
+            subprocess.run(["airflow", "db", "migrate"], env=environment, stdout=output, stderr=output, check=True)
+        with traffic.running(postgres.uri("posthog"), clickhouse.port, rate=rate, writers=writers, seed=seed) as live:
+            soak = Soak(Scene(postgres, clickhouse), environment, log, live, seconds)
+            try:
+                soak.go_on(mishaps, fault_every)
+            finally:
+                kill(soak.scene)
+            summary = live.end()
+        with postgres.connect("posthog") as application, clickhouse_connect.get_client(**address) as client:
+            disagreeing = [
+                (team_id, distinct_id)
+                for team_id in team_ids
+                for distinct_id, _ in team_in(client, Table.NEW, team_id).items()
+                ^ truth_of(application, team_id).items()
+            ]
+        return _judge(soak, summary, disagreeing)
+
+
+def _prepare(
+    postgres: embedded.Postgres, clickhouse: dict[str, Any], rows: int, teams: int, seed: int
+) -> tuple[int, ...]:
+    postgres.create_database("posthog")
+    with (
+        postgres.connect("posthog") as application,
+        clickhouse_connect.get_client(**clickhouse) as client,
+        console.status(f"Seeding about {rows:,} rows of {teams} teams"),
+    ):
+        create_postgres(application)
+        create_clickhouse(client)
+        return fill(application, client, rows=rows, teams=teams, seed=seed).team_ids
+
+
+def _judge(soak: Soak, summary: dict[str, Any], disagreeing: list[tuple[int, str]]) -> int:
+    console.print(_blows(soak.blows), _attempts(soak.attempts))
+    console.print("Traffic:", json.dumps(summary, indent=2, ensure_ascii=False), markup=False)
+    wrong = []
+    if summary["wrong"]:
+        wrong.append(f"{summary['wrong']:,} answers were wrong")
+    if summary["undelivered"] or not summary["sound"]:
+        wrong.append("the traffic broke")
+    if disagreeing:
+        wrong.append(f"{len(disagreeing):,} times the new table disagrees with Postgres, as in {disagreeing[:5]}")
+    if not soak.finished():
+        wrong.append(f"the migration is not finished: status and writes are {soak.switch()}")
+    for problem in wrong:
+        console.print(f"[red]NOT RIGHT: {problem}")
+    if not wrong:
+        console.print(
+            f"[green]{summary['reads']:,} answers, none wrong; every id of the new table is as in Postgres; "
+            "the migration is finished."
+        )
+    return 1 if wrong else 0
+
+
+def _blows(blows: list[Blow]) -> RichTable:
+    table = RichTable("", "at", "fault", "during", "what happened", title="Faults", title_justify="left")
+    for number, blow in enumerate(blows, 1):
+        table.add_row(str(number), f"{blow.at:.0f} s", str(blow.mishap), blow.during, blow.effect)
+    return table
+
+
+def _attempts(attempts: list[Attempt]) -> RichTable:
+    table = RichTable("began", "took", "run", "outcome", title="Runs", title_justify="left")
+    for one in attempts:
+        took = f"{one.ended - one.began:.0f} s" if one.ended else ""
+        table.add_row(f"{one.began:.0f} s", took, one.dag_id, one.outcome[:LINE])
+    return table

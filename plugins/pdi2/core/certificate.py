@@ -1,0 +1,119 @@
+"""The certificate: what was done and compared, team by team, as JSON and as a page to attach to a change ticket.
+
+Both are made of the ledger alone, and hold everything they show: the page asks for nothing from anywhere.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import jinja2
+from psycopg.rows import dict_row
+
+import pdi2
+from pdi2.core import postgres
+from pdi2.core.failures import MigrationError
+from pdi2.core.ledger import Ledger
+from pdi2.core.switches import NAME
+
+PAGES = jinja2.Environment(
+    loader=jinja2.PackageLoader("pdi2.core", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+)
+MOST_FINDINGS = 1_000
+MILESTONES = [
+    "run_started",
+    "dual_writes_enabled",
+    "dual_writes_proven",
+    "planned",
+    "certified",
+    "switch_approved",
+    "switch_rejected",
+    "reads_switched",
+    "old_writes_stopped",
+    "rolled_back",
+]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Texts by file name; the page names the JSON file's SHA-256, so neither can be changed alone unnoticed."""
+
+    files: dict[str, str]
+    json_sha256: str
+
+
+def draw_up(ledger: Ledger, report: dict[str, Any]) -> Certificate:
+    """`report` is what close_run returned."""
+    facts = _collect(ledger, report)
+    name = f"person_distinct_id2-run-{facts['run']['number']}-{facts['started_at'][:10]}-{report['outcome']}"
+    name = name.replace(" ", "-")
+    text = json.dumps(facts, indent=1)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    page = PAGES.get_template("certificate.html").render(facts, json_name=f"{name}.json", sha256=sha256)
+    return Certificate({f"{name}.json": text, f"{name}.html": page}, sha256)
+
+
+def _collect(ledger: Ledger, report: dict[str, Any]) -> dict[str, Any]:
+    run = ledger.current_run()
+    assert run is not None  # noqa: S101  (a report is of a run)
+
+    def listed(statement: str, **parameters: Any) -> list[dict[str, Any]]:
+        return postgres.execute(ledger.connection, statement, parameters, dict_row).fetchall()
+
+    facts = {
+        "format": 1,
+        "migration": NAME,
+        "version": pdi2.__version__,
+        "run": {"number": run.id, "airflow_run": run.airflow_run, "actor": run.actor},
+        "started_at": run.started_at,
+        "ended_at": run.ended_at,
+        "settings": (ledger.latest_of_run("run_started") or {}).get("settings", {}),
+        "report": report,
+        "read_times": ledger.latest_of_run("read_times"),
+        "milestones": listed("certificate_events", milestones=MILESTONES),
+        "teams": listed("certificate_teams"),
+        "remaining_findings": listed("certificate_findings", most=MOST_FINDINGS),
+    }
+    return json.loads(json.dumps(facts, default=_utc))
+
+
+def _utc(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def for_approval(ledger: Ledger) -> str:
+    """What a person approves, in Markdown. No id appears, only numbers do: ids are hostile."""
+    certificate = ledger.latest_of_run("certified")
+    if certificate is None:
+        raise MigrationError(
+            "Nothing was certified in this run, so there is nothing to approve, and reads stay on the old table. "
+            "Clear the task certify: it looks again."
+        )
+    findings = "".join(
+        f"| Differences found: {kind} | {count['repaired']:,} repaired, {count['remaining']:,} left as they are |\n"
+        for kind, count in certificate["findings"].items()
+    )
+    left = sum(count["remaining"] for count in certificate["findings"].values())
+    old_differs = sum(team.old_differs or 0 for team in ledger.teams())
+    text = (
+        "Every id of every team was compared with Postgres as a reader of the new table sees it, and agrees"
+        f"{f', but for {left:,} that are left as they are' if left else ''}.\n\n"
+        "| | |\n|---|---|\n"
+        f"| Teams verified | {certificate['teams']:,} of {certificate['teams']:,} |\n"
+        f"| Rows in the old table | {certificate['rows_source']:,} |\n"
+        f"| Rows copied | {certificate['rows_copied']:,} |\n"
+        f"{findings or '| Differences found | none |' + chr(10)}"
+        f"| Ids the old table's reader gets wrong | {old_differs:,} |\n"
+    )
+    if times := ledger.latest_of_run("read_times"):
+        text += (
+            f"| The application's read, team {times['team_id']}, {times['ids']:,} ids | "
+            f"{times['read_old'] * 1000:,.0f} ms old, {times['read_new'] * 1000:,.0f} ms new |\n"
+        )
+    return (
+        f"{text}\n**Approve** switches reads to the new table. Until old writes stop, `rollback_person_distinct_id2` "
+        "returns them. **Reject** leaves reads on the old table and ends the run; what is verified is kept, and a new "
+        "run asks again."
+    )

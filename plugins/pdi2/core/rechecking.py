@@ -1,0 +1,66 @@
+"""What changed in the verified teams since: the last look before the switch compares that, and not everything again.
+
+Every row of Postgres names the transaction that wrote it (xmin), which is found by a plain scan, without a hash. Rows
+that are gone show in the number of those that were there: such a team is compared as a whole.
+"""
+
+import logging
+from collections.abc import Iterator
+from itertools import groupby
+
+from pdi2.core import postgres
+from pdi2.core.clickhouse import Warehouse
+from pdi2.core.comparing import suspects
+from pdi2.core.ledger import Ledger
+from pdi2.core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MOST_CHANGED = 100_000
+"""Changed ids of a team beyond which it is compared as a whole."""
+
+
+def mark(ledger: Ledger, warehouse: Warehouse, team_id: int) -> dict[str, int | str]:
+    """Where both databases stand; to be taken before the first look at the team."""
+    (at,) = warehouse.rows("now")[0]
+    row = postgres.execute(ledger.connection, "mark", {"team_id": team_id}).fetchone() or ()
+    return {"at": at, **dict(zip(("xid", "rows", "ids", "last"), row, strict=True))}
+
+
+def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Iterator[tuple[int, set[bytes]]]:
+    """Ids of the verified teams, by team, that were written in Postgres or the new table since the verification."""
+    teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
+    since = {
+        team_id: max(0, int(marked_at - settings.in_flight))
+        for team_id, marked_at, changed, unknown in teams
+        if not unknown and changed <= MOST_CHANGED
+    }
+    changed = _touched(warehouse, since)
+    for team_id, distinct_id in postgres.execute(ledger.connection, "changed_ids", {"team_ids": list(since)}):
+        changed.setdefault(team_id, set()).add(distinct_id.encode())
+    by_id = {team_id: ids for team_id, ids in changed.items() if len(ids) <= MOST_CHANGED}
+    as_a_whole = [team_id for team_id, *_ in teams if team_id not in since or team_id in changed.keys() - by_id.keys()]
+    log.info(
+        "Since the verification %s ids of %s teams changed; %s teams are compared as a whole: %s",
+        sum(map(len, by_id.values())),
+        len(by_id),
+        len(as_a_whole),
+        as_a_whole[:20],
+    )
+    yield from by_id.items()
+    for team_id in as_a_whole:
+        rows = ledger.team(team_id).rows_source
+        yield from ((team_id, ids) for ids in suspects(ledger.connection, warehouse, team_id, rows, "new"))
+
+
+def _touched(warehouse: Warehouse, since: dict[int, int]) -> dict[int, set[bytes]]:
+    """Ids by team that the new table has newer rows of, whoever wrote them; more than MOST_CHANGED, not all of them."""
+    if not since:
+        return {}
+    rows = warehouse.rows("touched_ids", {"since": min(since.values()), "most": MOST_CHANGED + 1})
+    touched: dict[int, set[bytes]] = {}
+    for team_id, of_team in groupby(rows, key=lambda row: row[0]):
+        found = list(of_team)
+        cut_off = len(found) > MOST_CHANGED
+        touched[team_id] = {id_ for _, id_, at in found if cut_off or at >= since.get(team_id, at + 1)}
+    return {team_id: ids for team_id, ids in touched.items() if ids and team_id in since}

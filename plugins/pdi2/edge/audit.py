@@ -1,0 +1,66 @@
+"""The tasks of the audit. It owns nothing of the migration, holds no lock, and no migration waits for it."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from airflow.providers.common.compat.sdk import conf
+from airflow.sdk import Param, get_current_context, task
+
+from pdi2.core import auditing
+from pdi2.core.settings import AUDIT_SCHEMA
+from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse
+from pdi2.edge.retries import raise_together
+from pdi2.edge.tasks import TEAM_LABEL
+
+log = logging.getLogger(__name__)
+
+
+def params() -> dict[str, Param]:
+    return {name: Param(**schema) for name, schema in AUDIT_SCHEMA.items()}
+
+
+@contextmanager
+def looking(purpose: str) -> Iterator[Workbench]:
+    settings = current_settings(AUDIT_SCHEMA)
+    ledger = open_ledger()
+    with ledger.connection, open_warehouse(purpose, settings.max_memory_usage) as warehouse:
+        yield Workbench(ledger, warehouse, settings)
+
+
+@task
+def choose_teams() -> list[dict[str, Any]]:
+    """Every team after the switch, before it those that are verified; a batch a mapped task."""
+    with looking("choose_teams") as bench:
+        most = conf.getint("core", "max_map_length")
+        batches = auditing.plan(bench.ledger, bench.warehouse, bench.settings, most)
+    return [{"team_ids": batch.team_ids, "label": batch.label} for batch in batches]
+
+
+@task(map_index_template=TEAM_LABEL)
+def compare(batch: dict[str, Any]) -> None:
+    """Compares the batch's teams with Postgres, id by id. One team's failure stops no other."""
+    failures: list[Exception] = []
+    old_differs: dict[int, int | None] = {}
+    for team_id in batch["team_ids"]:
+        try:
+            with looking(f"audit team {team_id}") as bench:
+                vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
+                old_differs[team_id] = auditing.audit_team(bench.ledger, bench.warehouse, team_id, bench.settings)
+        except Exception as error:
+            failures.append(error)
+    ledger = open_ledger()
+    with ledger.connection:
+        auditing.record(ledger, old_differs)
+    raise_together(failures)
+
+
+@task(trigger_rule="all_done")
+def report_drift() -> dict[str, Any]:
+    """Drift by kind, as the ledger has it; fails where some is left, or where a team was not compared."""
+    ledger = open_ledger()
+    with ledger.connection:
+        audit, told = auditing.judge(ledger)
+    log.info(told)
+    return audit.findings

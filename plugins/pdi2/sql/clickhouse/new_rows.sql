@@ -1,0 +1,3 @@
+SELECT count()
+FROM person_distinct_id2
+WHERE team_id = {team_id:Int64}

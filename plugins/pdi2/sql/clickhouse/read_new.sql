@@ -1,0 +1,9 @@
+-- The application's read of the new table, counted.
+SELECT count()
+FROM (
+    SELECT distinct_id, argMax(person_id, version) AS person
+    FROM person_distinct_id2
+    WHERE /* include slice_range */
+    GROUP BY distinct_id
+    HAVING argMax(is_deleted, version) = 0
+)

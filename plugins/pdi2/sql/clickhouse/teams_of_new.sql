@@ -1,0 +1,3 @@
+SELECT team_id, count() AS rows_new
+FROM person_distinct_id2
+GROUP BY team_id

@@ -1,0 +1,21 @@
+-- What became of the verified teams since: how many of their rows are newer, by the transaction that wrote them, and
+-- whether rows are gone, for a deletion leaves none. Where the mark says nothing (another server, too long ago), all is new.
+WITH verified AS MATERIALIZED (
+    SELECT team_id,
+           (mark ->> 'at')::bigint AS marked_at,
+           txid_snapshot_xmax(txid_current_snapshot()) - (mark ->> 'xid')::bigint AS newest,
+           (mark ->> 'rows')::bigint AS rows,
+           (mark ->> 'ids')::numeric AS ids,
+           (mark ->> 'last')::bigint AS last
+    FROM pdi2_migration.team
+    WHERE status = 'verified'
+)
+SELECT verified.team_id,
+       verified.marked_at,
+       count(*) FILTER (WHERE age(mapping.xmin) <= verified.newest) AS changed,
+       coalesce(verified.newest NOT BETWEEN 0 AND 2000000000
+                OR verified.rows <> count(*) FILTER (WHERE mapping.id <= verified.last)
+                OR verified.ids <> coalesce(sum(mapping.id) FILTER (WHERE mapping.id <= verified.last), 0), true) AS unknown
+FROM verified
+LEFT JOIN posthog_persondistinctid AS mapping ON mapping.team_id = verified.team_id
+GROUP BY verified.team_id, verified.marked_at, verified.newest, verified.rows, verified.ids, verified.last

@@ -1,0 +1,4 @@
+SELECT airflow_run, actor, settings, started_at, ended_at, outcome
+FROM pdi2_migration.run
+ORDER BY id DESC
+LIMIT 1

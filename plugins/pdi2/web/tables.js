@@ -1,0 +1,117 @@
+// The columns of the three lists, and the dialog of a team.
+
+import { get } from "./api.js";
+import { duration, el, link, memory, number, speed, time, visible, visibleLines } from "./dom.js";
+
+const badge = (status) => el("span", { class: `badge ${status}` }, status.replace("_", " "));
+const distinctId = (text) => el("bdi", { class: "id" }, visible(text));
+
+export const teams = (open) => ({
+  path: "teams",
+  caption: "Teams of the migration",
+  empty: "No team matches.",
+  sort: "rows",
+  key: (team) => team.team_id,
+  columns: [
+    {
+      title: "Team",
+      sort: "team_id",
+      cell: (team) => el("button", { type: "button", class: "plain", onclick: () => open(team.team_id), "aria-label": `Team ${team.team_id}, details` }, String(team.team_id)),
+    },
+    { title: "Status", sort: "status", cell: (team) => [badge(team.status), team.error && el("span", { class: "error", title: visible(team.error) }, visible(team.error.split("\n")[0]))] },
+    { title: "Rows", sort: "rows", numeric: true, cell: (team) => number(team.rows_source) },
+    { title: "Copied", sort: "copied", numeric: true, cell: (team) => number(team.rows_copied) },
+    { title: "Speed", sort: "speed", numeric: true, cell: (team) => speed(team.speed) },
+    { title: "Attempts", sort: "attempts", numeric: true, cell: (team) => number(team.attempts) },
+    { title: "Peak memory", sort: "memory", numeric: true, cell: (team) => memory(team.peak_memory) },
+    { title: "Verified", sort: "verified", cell: (team) => time(team.verified_at) },
+    { title: "Findings", sort: "findings", numeric: true, cell: (team) => (team.remaining ? `${number(team.findings)}, ${number(team.remaining)} remaining` : number(team.findings)) },
+    { title: "Logs", cell: (team) => logs(team) },
+  ],
+});
+
+const logs = (team) =>
+  team.logs
+    ? el("span", { class: "logs" }, ...["copy", "verify"].map((task) => link(team.logs[task], task, { "aria-label": `Log of ${task}, team ${team.team_id}` })))
+    : "–";
+
+export const findings = {
+  path: "findings",
+  caption: "Ids of which the tables and Postgres said different things",
+  empty: "No finding.",
+  key: (found) => `${found.team_id} ${found.kind} ${found.distinct_id}`,
+  columns: [
+    { title: "distinct_id", cell: (found) => distinctId(found.distinct_id) },
+    { title: "Team", numeric: true, cell: (found) => String(found.team_id) },
+    { title: "Kind", cell: (found) => badge(found.kind) },
+    { title: "Old table", cell: (found) => answer(found.old) },
+    { title: "New table", cell: (found) => answer(found.clickhouse) },
+    { title: "Postgres", cell: (found) => answer(found.postgres) },
+    { title: "What was done", cell: (found) => [visible(found.action ?? ""), found.repaired ? "; repaired" : "; remains"] },
+    { title: "Found", cell: (found) => time(found.found_at) },
+  ],
+};
+
+function answer(row) {
+  if (!row) return "no row";
+  const who = row.is_deleted ? "deleted" : el("bdi", { class: "id" }, visible(String(row.person_id)));
+  return [who, row.version === undefined ? null : el("span", { class: "quiet" }, ` version ${row.version}`)];
+}
+
+export const events = {
+  path: "events",
+  caption: "What happened, and who did it; the newest first",
+  empty: "Nothing has happened yet.",
+  key: (event) => event.id,
+  columns: [
+    { title: "When", cell: (event) => time(event.at) },
+    { title: "Who", cell: (event) => visible(event.actor) },
+    { title: "What", cell: (event) => visible(event.what.replaceAll("_", " ")) },
+    { title: "Detail", cell: (event) => el("span", { class: "detail" }, event.detail === "{}" ? "" : visible(event.detail)) },
+  ],
+};
+
+export async function showTeam(dialog, body, teamId) {
+  const [{ team, slices, events: happened }, found] = await Promise.all([get(`teams/${teamId}`), get("findings", { team_id: teamId, limit: 20 })]);
+  dialog.querySelector("h2").textContent = `Team ${teamId}`;
+  const facts = {
+    Status: badge(team.status),
+    "Rows in the old table": number(team.rows_source),
+    Copied: `${number(team.rows_copied)} in ${number(team.slices_done)} slices`,
+    "Copying took": team.copy_seconds ? `${duration(team.copy_seconds)}, ${speed(team.rows_copied / team.copy_seconds)}` : "–",
+    Attempts: number(team.attempts),
+    "Peak memory": memory(team.peak_memory),
+    "Memory a statement may use": team.memory_budget ? `${memory(team.memory_budget)}, after the server ran short` : "as the run says",
+    "Copied at": time(team.copied_at),
+    "Verified at": time(team.verified_at),
+    "Ids that the old table's reader got wrong": number(team.old_differs),
+    Logs: logs(team),
+  };
+  body.replaceChildren(
+    ...(team.error ? [el("pre", { class: "error", tabindex: "0", role: "region", "aria-label": "Error" }, visibleLines(team.error))] : []),
+    el("dl", { class: "facts" }, ...pairs(facts)),
+    table(`Findings (${number(found.total)})`, findings.columns.filter((column) => column.title !== "Team"), found.lines),
+    table("Newest slices", SLICES, slices),
+    table("Newest events", events.columns, happened),
+  );
+  if (!dialog.open) dialog.showModal();
+}
+
+const SLICES = [
+  { title: "Finished", cell: (slice) => time(slice.finished_at) },
+  { title: "Rows", numeric: true, cell: (slice) => number(slice.rows_copied) },
+  { title: "Took", numeric: true, cell: (slice) => `${slice.seconds.toFixed(2)} s` },
+  { title: "Peak memory", numeric: true, cell: (slice) => memory(slice.peak_memory) },
+];
+
+export const pairs = (facts) => Object.entries(facts).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, ...[value].flat())));
+
+function table(caption, columns, lines) {
+  if (!lines.length) return el("p", { class: "quiet" }, `${caption}: none`);
+  const row = (line) => el("tr", {}, ...columns.map((column) => el("td", { class: column.numeric && "numeric" }, ...[column.cell(line)].flat())));
+  return el(
+    "div",
+    { class: "scroll", role: "region", tabindex: "0", "aria-label": caption },
+    el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, ...columns.map((column) => el("th", { scope: "col", class: column.numeric && "numeric" }, column.title)))), el("tbody", {}, ...lines.map(row))),
+  );
+}

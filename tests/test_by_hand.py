@@ -1,0 +1,157 @@
+"""What people do to a run in Airflow's UI, through the same API, on a whole Airflow: the gate is not fooled."""
+
+import os
+import secrets
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from conftest import FILL, LiveSystem
+
+from demo import up
+from demo.schema import Table
+from demo.seed import Seeded, seed
+
+pytestmark = [pytest.mark.slow, pytest.mark.chaos]
+
+CONF = {"settle_seconds": 0, "read_cache_seconds": 0}
+
+
+class Airflow:
+    """Airflow's API, as the UI uses it."""
+
+    def __init__(self, address: str, password: str) -> None:
+        self.http = httpx.Client(base_url=address, timeout=120)
+        login = self.http.post("/auth/token", json={"username": "admin", "password": password}).raise_for_status()
+        self.http.headers["Authorization"] = f"Bearer {login.json()['access_token']}"
+
+    def call(self, method: str, path: str, **body: Any) -> Any:
+        response = self.http.request(method, f"/api/v2/dags/{FILL}{path}", json=body or None)
+        assert response.is_success, response.text
+        return response.json()
+
+    def trigger(self) -> str:
+        return self.call("POST", "/dagRuns", logical_date=None, conf=CONF)["dag_run_id"]
+
+    def ended(self, run: str) -> str:
+        def state() -> str:
+            return self.call("GET", f"/dagRuns/{run}")["state"]
+
+        until(lambda: state() in ("success", "failed"))
+        return state()
+
+    def state(self, run: str) -> str:
+        return self.call("GET", f"/dagRuns/{run}")["state"]
+
+    def tasks(self, run: str) -> dict[tuple[str, int], str]:
+        found = self.call("GET", f"/dagRuns/{run}/taskInstances?limit=100")["task_instances"]
+        return {(one["task_id"], one["map_index"]): one["state"] for one in found}
+
+    def clear(self, run: str, *tasks: str | list[Any], downstream: bool = True) -> None:
+        self.call(
+            "POST", "/clearTaskInstances", dry_run=False, dag_run_id=run, task_ids=list(tasks), only_failed=False,
+            include_downstream=downstream,
+        )  # fmt: skip
+
+    def mark_success(self, run: str, task: str, map_index: int = -1) -> None:
+        index = f"/{map_index}" if map_index >= 0 else ""
+        self.call("PATCH", f"/dagRuns/{run}/taskInstances/{task}{index}", new_state="success")
+
+
+def until(holds: Callable[[], Any], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.5)
+
+
+@pytest.fixture
+def seeded(live: LiveSystem) -> Seeded:
+    return seed(live.postgres, live.clickhouse, rows=6_000, teams=3)
+
+
+@pytest.fixture
+def ui(live: LiveSystem, tmp_path: Path) -> Iterator[Airflow]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    password = secrets.token_urlsafe()
+    live.postgres_server.create_database("airflow")
+    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path / "airflow")}
+    environment |= up.standalone_environment(tmp_path, live.postgres_server, password, port)
+    with (tmp_path / "airflow.log").open("wb") as log:
+        server = subprocess.Popen(
+            ["airflow", "standalone"], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            until(lambda: up.is_healthy(address))
+            yield Airflow(address, password)
+        finally:
+            up.stop(server)
+
+
+def refuse(system: LiveSystem, team_id: int) -> None:
+    system.clickhouse.command(
+        f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK NOT (team_id = {team_id} AND version < 0)"
+    )
+
+
+def accept(system: LiveSystem) -> None:
+    system.clickhouse.command(f"ALTER TABLE {Table.NEW} DROP CONSTRAINT refused")
+
+
+def test_clearing_and_marking_by_hand(live: LiveSystem, seeded: Seeded, ui: Airflow) -> None:
+    refuse(live, seeded.team_ids[0])
+    run = ui.trigger()
+    assert ui.ended(run) == "failed"
+    [broken] = [index for (task, index), state in ui.tasks(run).items() if (task, state) == ("team.copy", "failed")]
+
+    # A copy that failed is marked as a success, and the gate cleared.
+    ui.mark_success(run, "team.copy", broken)
+    ui.clear(run, "certify")
+    assert ui.ended(run) == "failed"
+    assert ui.tasks(run)["certify", -1] == "failed"
+    assert live.switches()["reads"] == "old"
+
+    # The gate itself is marked as a success.
+    ui.mark_success(run, "certify")
+    ui.clear(run, "approve")
+    assert ui.ended(run) == "failed"
+    assert ui.tasks(run)["switch_reads", -1] == "failed"
+    assert live.switches()["reads"] == "old"
+    assert live.status() == 3
+
+    # The cause is gone, and the one mapped index cleared: the run does what is missing and switches.
+    accept(live)
+    ui.clear(run, ["team.copy", broken])
+    assert ui.ended(run) == "success"
+    assert live.status() == 2
+    assert live.switches() == {"reads": "new", "writes": "new"}
+    assert live.disagreements() == {}
+    assert {team.status for team in live.teams().values()} == {"verified"}
+    assert live.ledger().current_run().outcome == "completed"
+
+    # The whole group is cleared though all is done: proven again, nothing copied again, nothing switched again.
+    slices = "SELECT count(*), max(finished_at) FROM pdi2_migration.slice"
+    before = live.postgres.execute(slices).fetchall()
+    ui.clear(run, "team.copy", "team.verify")
+    assert ui.ended(run) == "success"
+    assert live.postgres.execute(slices).fetchall() == before
+    assert live.disagreements() == {}
+    assert live.value("SELECT count(*) FROM pdi2_migration.event WHERE what = 'reads_switched'") == 1
+    assert {team.status for team in live.teams().values()} == {"verified"}
+    assert live.status() == 2
+
+
+def test_two_runs_started_at_once_work_one_after_the_other(live: LiveSystem, seeded: Seeded, ui: Airflow) -> None:
+    first, second = ui.trigger(), ui.trigger()
+
+    assert (ui.ended(first), ui.ended(second)) == ("success", "success")
+    assert {state for (task, _), state in ui.tasks(second).items() if task != "preflight"} == {"skipped"}
+    assert live.status() == 2
+    assert live.disagreements() == {}

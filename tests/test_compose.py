@@ -1,0 +1,141 @@
+"""docker-compose.yaml cannot be started here: what can be told of it without containers."""
+
+import json
+import re
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+import pytest
+import yaml
+from conftest import ROOT
+
+from demo import clickhouse_server, compose_env
+from demo import postgres as embedded
+
+FILE = ROOT / "docker-compose.yaml"
+TEXT = FILE.read_text()
+COMPOSE = yaml.safe_load(TEXT)
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+ASKED_FOR = re.compile(r"\$\{(\w+):\?[^}]*\}")
+SECRET = re.compile(r"PASSWORD$|SECRET|KEY$")
+
+
+def test_it_is_what_the_compose_specification_allows() -> None:
+    command = ["check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(FILE)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_tells_when_it_is_well_or_ends(name: str) -> None:
+    service = SERVICES[name]
+    waited_for = {
+        dependency: wanted["condition"]
+        for other in SERVICES.values()
+        for dependency, wanted in other.get("depends_on", {}).items()
+    }
+
+    if service["restart"] == "no":
+        assert waited_for[name] == "service_completed_successfully"
+    else:
+        assert service["healthcheck"]["test"]
+        assert waited_for.get(name, "service_healthy") == "service_healthy"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nothing_listens_beyond_this_machine(name: str) -> None:
+    service = SERVICES[name]
+
+    assert "network_mode" not in service
+    assert all(str(port).startswith("127.0.0.1:") for port in service.get("ports", []))
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_secret_is_in_the_open(name: str) -> None:
+    for variable, value in SERVICES[name].get("environment", {}).items():
+        if SECRET.search(variable):
+            assert ASKED_FOR.fullmatch(value), f"{variable} has no default"
+        if variable.startswith("AIRFLOW_CONN_"):
+            assert ASKED_FOR.fullmatch(json.loads(value)["password"])
+    assert not re.search(r"://\w+:[^$@/\s]+@", TEXT), "no address holds a password"
+
+
+def test_every_secret_is_asked_for_by_name_and_generated() -> None:
+    names = re.findall(r"^(\w+)=$", (ROOT / ".env.example").read_text(), re.MULTILINE)
+
+    assert set(ASKED_FOR.findall(TEXT)) == set(names)
+    assert "${" not in ASKED_FOR.sub("", TEXT)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_image_is_pinned_to_a_release(name: str) -> None:
+    assert re.search(r":\d+\.\d+", SERVICES[name]["image"])
+
+
+def test_airflows_image_has_the_locked_versions() -> None:
+    recipe = COMPOSE["x-airflow-image"]["build"]["dockerfile_inline"]
+    locked = dict(re.findall(r"^([\w-]+)==([\w.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    installed = re.findall(r"([\w-]+)(?:\[\w+\])?==([\w.]+)", recipe)
+
+    assert re.search(r"^FROM apache/airflow:([\d.]+)-python3.11$", recipe, re.MULTILINE)[1] == locked["apache-airflow"]
+    assert len(installed) > 5
+    assert dict(installed).items() <= locked.items()
+
+
+def test_what_is_mounted_is_there() -> None:
+    for service in SERVICES.values():
+        for volume in service.get("volumes", []):
+            source, target, *_ = volume.split(":")
+            assert source in COMPOSE["volumes"] or (ROOT / source).is_dir(), volume
+            assert target.startswith("/")
+    mounted = SERVICES["airflow"]["volumes"]
+    assert {"./dags:/opt/airflow/dags:ro", "./plugins:/opt/airflow/plugins:ro"} <= set(mounted)
+
+
+def test_secrets_are_generated_once_for_this_user_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / ".env"
+
+    assert compose_env.write(file) == 0
+    first = file.read_text()
+    assert compose_env.write(file) == 1
+
+    assert file.read_text() == first
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    secrets = [line.partition("=")[2] for line in first.splitlines()]
+    assert len(set(secrets)) == len(secrets) == 7
+    assert all(len(secret) == 44 for secret in secrets)
+    assert not any(secret in capsys.readouterr().out for secret in secrets)
+
+
+@pytest.mark.slow
+def test_the_seeding_service_fills_both_databases_once(
+    postgres_server: embedded.Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own command, with the addresses of this machine's engines."""
+    postgres_server.create_database("compose")
+    monkeypatch.setenv("CLICKHOUSE_PASSWORD", "of this test")
+    with clickhouse_server.running(tmp_path / "clickhouse", password="of this test") as server:
+        here = {
+            "--postgres": f"postgresql:///compose?host={postgres_server.host}&user=postgres",
+            "--clickhouse-host": "127.0.0.1",
+            "--clickhouse-port": str(server.port),
+            "--clickhouse-user": "default",
+        }
+        client = clickhouse_connect.get_client(host="127.0.0.1", port=server.port, password="of this test")
+        client.command("CREATE DATABASE posthog")
+        command = shlex.split(SERVICES["seed"]["command"])
+        command = [here.get(before, word) for before, word in zip(["", *command], command, strict=False)]
+        command[0] = sys.executable
+
+        said = [subprocess.check_output([*command, "--rows=5000"], cwd=ROOT, text=True) for _ in range(2)]
+
+        rows = client.query("SELECT count() FROM posthog.person_distinct_id").result_rows[0][0]
+        assert said == [f"Seeded {rows:,} rows of 40 teams\n", "The data is there already\n"]
+        with postgres_server.connect("compose") as connection:
+            assert connection.execute("SELECT count(*) > 4000 FROM posthog_persondistinctid").fetchone() == (True,)

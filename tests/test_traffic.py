@@ -1,0 +1,127 @@
+"""The live application: what it reads is right whatever happens to its databases, and what is wrong it sees."""
+
+import math
+import time
+from typing import Any
+
+import psycopg
+import pytest
+from conftest import LiveSystem
+from stories import ALICE, add_teams, insert_truth
+
+from demo import traffic
+from demo.chaos import KINDS, drawn
+from demo.live_reader import LiveReader
+from demo.live_writer import Habits
+from demo.schema import Table
+from demo.seed import seed
+from demo.switches import READS, WRITES, set_switch
+
+RATE = 100
+
+
+@pytest.fixture
+def dual(live: LiveSystem) -> LiveSystem:
+    """Three teams without ids, and every writer writes both tables."""
+    add_teams(live, 1, 2, 3)
+    set_switch(live.postgres, WRITES, "both")
+    return live
+
+
+def running(system: LiveSystem, **options: Any) -> Any:
+    return traffic.running(
+        system.uri, system.server.port, clickhouse_database=system.database,
+        rate=RATE, writers=1, flush_seconds=0.2, cache_seconds=0.2, **options,
+    )  # fmt: skip
+
+
+def written(system: LiveSystem) -> int:
+    with psycopg.connect(system.uri, autocommit=True) as postgres:
+        [[count]] = postgres.execute("SELECT coalesce(max(id), 0) FROM posthog_persondistinctid").fetchall()
+    return count
+
+
+def after_more_writes(system: LiveSystem) -> None:
+    """Until more ids were created, which takes longer where a database was away."""
+    wanted, deadline = written(system) + RATE // 2, time.monotonic() + 60
+    while written(system) < wanted:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def clickhouse_dies(system: LiveSystem) -> None:
+    system.server.kill()
+    system.server.start()
+
+
+def connections_are_cut(system: LiveSystem) -> None:
+    system.server.inject({"match": "INSERT", "action": "cut_after", "times": 5})
+
+
+def switch_reads(system: LiveSystem) -> None:
+    set_switch(system.postgres, READS, "new")
+
+
+@pytest.mark.slow
+def test_nobody_reads_a_wrong_person_through_restarts_and_a_switch(dual: LiveSystem) -> None:
+    with running(dual, also=["stale:1", "clock:-300"]) as live:
+        for happening in (
+            clickhouse_dies,
+            connections_are_cut,
+            switch_reads,
+            LiveSystem.restart_postgres,
+            clickhouse_dies,
+        ):
+            after_more_writes(dual)
+            happening(dual)
+        after_more_writes(dual)
+        summary = live.end()
+
+    assert (summary["sound"], summary["wrong"], summary["undelivered"]) == (True, 0, 0)
+    assert summary["writes"] > 3 * RATE
+    for name in ("create", "identify", "merge", "postgres_lost"):
+        assert summary[name], name
+    assert summary["repeated_inserts"] >= 5
+    assert [table for _, table in summary["read_since"]] == [*Table]
+    assert summary["reads"] == sum(summary[f"reads of {table}"] for table in Table)
+    assert dual.disagreements(Table.OLD) == dual.disagreements(Table.NEW) == {}
+
+
+@pytest.mark.slow
+def test_what_a_deaf_writer_spoils_is_counted_as_wrong(dual: LiveSystem) -> None:
+    with running(dual, also=["deaf"]) as live:
+        after_more_writes(dual)
+        switch_reads(dual)
+        after_more_writes(dual)
+        summary = live.end()
+
+    assert summary["sound"]
+    assert summary["wrong"] > 0
+    assert summary["examples"][0]["table"] == Table.NEW
+    assert dual.disagreements(Table.OLD) == {}
+    assert dual.disagreements(Table.NEW) != {}
+
+
+def test_ids_that_were_there_before_are_read_unless_the_old_table_is_wrong_about_them(live: LiveSystem) -> None:
+    seed(live.postgres, live.clickhouse, rows=3_000, teams=3)
+    insert_truth(live, ALICE, distinct_id="")  # sampled for certain, and in Postgres alone
+    reader = LiveReader(lambda: psycopg.connect(live.uri, autocommit=True), live.client, cache_seconds=0, seed=1)
+    reader.step(low_water=math.inf)
+    reader.end()
+
+    assert reader.counts["old_table_wrong_at_first"] >= 1
+    assert reader.counts["reads"] > 50
+    assert not reader.counts["wrong"]
+
+
+def test_a_habit_is_understood_or_refused() -> None:
+    assert Habits.parse("clock:-300") == Habits(clock_ahead=-300)
+    assert Habits.parse("stale:9") == Habits(cache_seconds=9)
+    assert Habits.parse("deaf").deaf
+    with pytest.raises(ValueError, match="lazy"):
+        Habits.parse("lazy")
+
+
+def test_the_same_seed_draws_the_same_mishaps() -> None:
+    assert drawn(7, 30) == drawn(7, 30) != drawn(8, 30)
+    assert {mishap.kind for mishap in drawn(7, len(KINDS))} == {*KINDS}

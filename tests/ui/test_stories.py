@@ -1,0 +1,174 @@
+"""A migration as people see it, from the login to the rollback: in this order, on one system."""
+
+import pytest
+from playwright.sync_api import expect
+
+from demo import schema
+
+from .conftest import Person, Up, axe
+
+pytestmark = pytest.mark.ui
+
+FILL, ROLLBACK = "fill_person_distinct_id2", "rollback_person_distinct_id2"
+AIRFLOW_WORKS = 600_000
+"""Milliseconds that a run may take to reach its next step on a busy machine."""
+HOSTILE = ["<script>window.hacked = 1</script>", "<img src=x onerror='window.hacked = 1'>", "\u202egnp.exe", "'\"`; --"]
+TEAM = 666
+
+
+def lose_updates(up: Up) -> None:
+    """Ids that Kafka never delivered, of a client that means harm: Postgres alone knows them."""
+    with up.postgres.connect("posthog") as postgres:
+        schema.add_team(postgres, TEAM)
+        for distinct_id in HOSTILE:
+            postgres.execute(
+                """
+                WITH person AS (
+                    INSERT INTO posthog_person (team_id, uuid) VALUES (%(team)s, gen_random_uuid()) RETURNING id
+                )
+                INSERT INTO posthog_persondistinctid (team_id, distinct_id, person_id, version)
+                SELECT %(team)s, %(id)s, id, 0 FROM person
+                """,
+                {"team": TEAM, "id": distinct_id},
+            )
+
+
+def trigger(person: Person, **numbers: str) -> None:
+    """Airflow's own form, opened from the DAG's page."""
+    page = person.page
+    page.get_by_role("button", name="Trigger").click()
+    form = page.get_by_role("dialog").last
+    expect(form.get_by_role("button", name="Advanced Options")).to_be_visible()
+    while (closed := form.get_by_role("button", expanded=False).filter(has_not_text="Advanced Options")).count():
+        closed.first.click()
+    for name, value in numbers.items():
+        field = form.locator(f"input[name=element_{name}]")
+        if value in ("on", "off"):
+            if field.is_checked() != (value == "on"):
+                field.locator("xpath=..").click()
+        else:
+            field.fill(value)
+            field.press("Tab")
+    form.get_by_role("button", name="Trigger", exact=True).click()
+    expect(form).to_be_hidden()
+
+
+def test_without_a_login_there_is_nothing(person: Person) -> None:
+    answer = person.page.goto(f"{person.up.address}/pdi2/")
+    assert answer is not None
+    assert answer.status == 401
+    assert person.page.locator("body").inner_text() == '{"detail":"Not authenticated"}'
+
+    person.page.goto(f"{person.up.address}/plugin/migration")
+    expect(person.page.get_by_role("button", name="Sign in")).to_be_visible()
+
+
+def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
+    lose_updates(person.up)
+    person.logs_in("admin")
+    migration = person.opens_the_migration()
+    phase = migration.get_by_role("heading", level=1)
+    expect(phase).to_have_text("No migration has begun")
+
+    migration.get_by_role("link", name="Trigger the DAG").click()
+    person.page.wait_for_url(f"**/dags/{FILL}")
+    trigger(person, settle_seconds="12", read_cache_seconds="10", stop_old_writes="off", require_approval="on")
+
+    migration = person.opens_the_migration()
+    migration.get_by_role("button", name="Pause after the current slices").click(timeout=AIRFLOW_WORKS)
+    expect(migration.get_by_text("Paused by admin since")).to_be_visible()
+    expect(migration.get_by_role("listitem").filter(has_text="Dual writes proven").locator("time")).to_be_visible(
+        timeout=AIRFLOW_WORKS
+    )
+    expect(phase).to_have_text("Copying and verifying teams", timeout=AIRFLOW_WORKS)
+    bar = migration.get_by_role("progressbar", name="Rows copied")
+    assert bar.evaluate("bar => bar.value") < 1
+    migration.get_by_role("button", name="Resume").click()
+    expect(migration.get_by_text("Paused by admin since")).to_have_count(0)
+
+    expect(phase).to_have_text("Waiting for approval of the switch", timeout=AIRFLOW_WORKS)
+    assert bar.evaluate("bar => bar.value") == 1
+    expect(migration.get_by_role("definition").filter(has_text="the old table").first).to_be_visible()
+    opens_a_team(person, migration)
+    sees_hostile_findings(person, migration)
+
+    migration.get_by_role("link", name="Approve the switch").click()
+    person.page.get_by_role("button", name="Approve", exact=True).click()
+    migration = person.opens_the_migration()
+    expect(phase).to_have_text("Complete: reads are on the new table", timeout=AIRFLOW_WORKS)
+    expect(migration.get_by_text("times as fast")).to_be_visible()
+
+    migration.get_by_role("link", name="Roll back").click()
+    person.page.wait_for_url(f"**/dags/{ROLLBACK}")
+    trigger(person)
+    person.opens_the_migration()
+    expect(phase).to_have_text("Rolled back: reads are on the old table", timeout=AIRFLOW_WORKS)
+
+
+def opens_a_team(person: Person, migration: object) -> None:
+    """With the keyboard alone."""
+    button = migration.get_by_role("button", name=f"Team {TEAM}, details")  # type: ignore[attr-defined]
+    button.press("Enter")
+    team = migration.get_by_role("dialog", name=f"Team {TEAM}")  # type: ignore[attr-defined]
+    expect(team.get_by_text("verified", exact=True)).to_be_visible()
+    expect(team.get_by_text(f"Findings ({len(HOSTILE)})")).to_be_visible()
+    expect(team.get_by_role("link", name=f"Log of copy, team {TEAM}")).to_be_visible()
+    team.press("Escape")
+    expect(team).to_be_hidden()
+    expect(button).to_be_focused()
+
+
+def sees_hostile_findings(person: Person, migration: object) -> None:
+    findings = migration.get_by_role("region", name="Ids of which")  # type: ignore[attr-defined]
+    migration.get_by_role("search", name="Findings").get_by_label("Team").fill(str(TEAM))  # type: ignore[attr-defined]
+    expect(findings.get_by_role("row")).to_have_count(1 + len(HOSTILE))
+    for distinct_id in HOSTILE:
+        shown = distinct_id.replace("\u202e", "\\u{202e}")
+        expect(findings.get_by_role("rowheader", name=shown, exact=True)).to_be_visible()
+    assert findings.locator("script, img").count() == 0
+    for frame in person.page.frames:
+        assert frame.evaluate("window.hacked") is None
+
+
+def test_a_viewer_reads_and_cannot_act(person: Person) -> None:
+    person.logs_in("viewer")
+    migration = person.opens_the_migration()
+
+    expect(migration.get_by_role("heading", level=1)).to_have_text("Rolled back: reads are on the old table")
+    expect(migration.get_by_role("button", name=f"Team {TEAM}, details")).to_be_visible()
+    actions = migration.get_by_role("navigation", name="Acting on the migration")
+    expect(actions.get_by_role("link")).to_have_text(["Open the DAG"])
+    expect(actions.get_by_role("button")).to_have_count(0)
+    frame = next(frame for frame in person.page.frames if "/pdi2/" in frame.url)
+    assert frame.evaluate("fetch('pause', {method: 'POST'}).then(answer => answer.status)") == 403
+
+
+@pytest.mark.parametrize("person", ["light", "dark"], indirect=True)
+def test_axe_finds_nothing_serious(person: Person, request: pytest.FixtureRequest) -> None:
+    person.logs_in("admin")
+    person.page.goto(f"{person.up.address}/pdi2/")
+    expect(person.page.get_by_role("button", name=f"Team {TEAM}, details")).to_be_visible()
+    ground = person.page.evaluate("getComputedStyle(document.body).backgroundColor")
+
+    assert (ground == "rgb(255, 255, 255)") == ("light" in request.node.name)
+    assert axe(person.page) == []
+    person.page.get_by_role("button", name=f"Team {TEAM}, details").click()
+    expect(person.page.get_by_role("dialog")).to_be_visible()
+    assert axe(person.page) == []
+
+
+def test_the_page_follows_airflows_choice_of_light_and_dark(person: Person) -> None:
+    person.logs_in("admin")
+    person.page.evaluate("localStorage.setItem('theme', 'dark')")
+    person.page.reload()
+    migration = person.opens_the_migration()
+
+    expect(migration.locator(":root")).to_have_attribute("data-theme", "dark")
+
+
+def test_the_tab_of_another_dag_says_that_it_is_not_about_it(person: Person) -> None:
+    person.logs_in("admin")
+    person.page.goto(f"{person.up.address}/pdi2/?dag=another_dag")
+
+    expect(person.page.get_by_role("heading", level=1)).to_have_text("This tab is about another DAG")
+    person.page.goto(f"{person.up.address}/dags/{FILL}/migration-of-dag")
