@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.process import BaseProcess
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,8 +56,10 @@ class Databases:
 
 @dataclass(frozen=True)
 class Shared:
-    """Between the processes: when writers stop, the low-water mark of each, and where results go."""
+    """Between the processes: when writers begin and stop, the low-water mark of each, and where results go."""
 
+    writers_begin: Barrier
+    """Once each has the ids it adopts: none may take for old what another one has just made."""
     writers_stop: Event
     low_water: Any
     results: Any
@@ -68,6 +70,7 @@ def write(databases: Databases, shared: Shared, number: int, rate: float, option
     _live_quietly()
     make = partial(LiveWriter, databases.connect_postgres, databases.connect_clickhouse, number=number, **options)
     writer = _made(make)
+    shared.writers_begin.wait()
     began = due = time.monotonic()
     while _goes_on(shared.writers_stop):
         now = time.monotonic()
@@ -130,7 +133,9 @@ class Traffic:
         seed: int,
     ) -> None:
         self.databases, self.cache_seconds, self.seed = databases, cache_seconds, seed
-        self.shared = Shared(PROCESSES.Event(), PROCESSES.Array("d", len(habits)), PROCESSES.Queue())
+        self.shared = Shared(
+            PROCESSES.Barrier(len(habits)), PROCESSES.Event(), PROCESSES.Array("d", len(habits)), PROCESSES.Queue()
+        )
         self.results: list[dict[str, Any]] = []
         self.writers = []
         for number, habit in enumerate(habits):

@@ -16,6 +16,7 @@ from demo.live_writer import Habits
 from demo.schema import Table
 from demo.seed import seed
 from demo.switches import READS, WRITES, set_switch
+from demo.topic import Topic
 
 RATE = 100
 
@@ -54,8 +55,8 @@ def clickhouse_dies(system: LiveSystem) -> None:
     system.server.start()
 
 
-def connections_are_cut(system: LiveSystem) -> None:
-    system.server.inject({"match": "INSERT", "action": "cut_after", "times": 5})
+def connections_are_cut(system: LiveSystem, times: int = 5) -> None:
+    system.server.inject({"match": "INSERT", "action": "cut_after", "times": times})
 
 
 def switch_reads(system: LiveSystem) -> None:
@@ -112,6 +113,20 @@ def test_ids_that_were_there_before_are_read_unless_the_old_table_is_wrong_about
     assert reader.counts["old_table_wrong_at_first"] >= 1
     assert reader.counts["reads"] > 50
     assert not reader.counts["wrong"]
+
+
+def test_an_insert_that_ran_before_its_connection_was_cut_counts_as_repeated(live: LiveSystem) -> None:
+    add_teams(live, 1)
+    writer = live.writer()
+    writer.create(1, "alice")
+    connections_are_cut(live, times=1)
+    topic = Topic(Table.OLD, live.client, "a seed", flush_seconds=0)
+    topic.queue.extend((0, message) for message in writer.outbox if message.table is Table.OLD)
+    topic.ending.set()
+    topic.run()
+
+    assert topic.repeated == {(1, "alice")}
+    assert topic.counts == {"failed_inserts": 1, "repeated_inserts": 1, f"rows of {Table.OLD}": 1}
 
 
 def test_a_habit_is_understood_or_refused() -> None:
