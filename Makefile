@@ -22,7 +22,7 @@ venv: .venv/installed ## Create .venv with everything that requirements.lock pin
 .venv/installed: requirements.lock
 	test -x $(UV) || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(UV) pip sync --quiet --system-certs --python $(BIN)/python requirements.lock \
+	$(UV) pip sync --quiet --system-certs --compile-bytecode --python $(BIN)/python requirements.lock \
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
@@ -42,13 +42,13 @@ soak: venv ## Migrate under traffic and faults for ten minutes (SEED=1 SECONDS=6
 	$(BIN)/python -m demo soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
 
 test: venv ## Run every test but those marked chaos
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-chaos: venv ## Run every test, those that break the engines and the run included
 	$(BIN)/python -m pytest -m "not ui"
 
 test-fast: venv ## Run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -m "not slow and not chaos and not ui"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not ui"
 
 screenshots: venv ## Take the README's pictures from a real migration in Chromium
 	$(BIN)/python -m demo screenshots
@@ -78,6 +78,7 @@ lint: venv ## Check style and types
 lock: venv ## Pin anew what setup.cfg asks for
 	$(UV) pip compile --quiet setup.cfg --extra test --extra ui --python-version 3.11 --generate-hashes \
 		--custom-compile-command "make lock" --output-file requirements.lock
+	rm -rf plugins/*.egg-info
 
 clean: ## Remove what the other targets made
 	rm -rf .venv .venv-matrix .demo .demo-up .demo-soak .demo-screenshots .pytest_cache .mypy_cache .ruff_cache

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,9 @@ from clickhouse_connect.driver.client import Client
 from old_clickhouse import NO_MUTATIONS
 
 ROOT = Path(__file__).parents[1]
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 << 30:  # a database a test: ten times faster than on a disk
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 AIRFLOW_HOME = tempfile.TemporaryDirectory(prefix="pdi2-airflow-")
 os.environ |= {
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
