@@ -17,6 +17,7 @@ from psycopg import sql
 from demo import reader, schema
 from demo.schema import Table
 
+MEGABYTE = 1_000_000
 TEAM = 7
 NO_WAIT = Settings(settle_seconds=0, read_cache_seconds=0)
 ALICE, BOB, CAROL = (UUID(int=number) for number in (0xA, 0xB, 0xC))

@@ -16,6 +16,7 @@ from pdi2.core.settings import SCHEMA, Settings
 from stories import (
     ALICE,
     BOB,
+    MEGABYTE,
     PERSONS,
     TEAM,
     Meanwhile,
@@ -33,7 +34,6 @@ from stories import (
 
 from demo.schema import Table
 
-MEGABYTE = 1_000_000
 DATETIME_MAX = 2**32 - 1
 
 NEEDS_MORE = pytest.mark.skipif(bool(ENGINE), reason="older engines copy these ids in less memory")

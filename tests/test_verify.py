@@ -1,10 +1,12 @@
 """Each way the new table can differ from Postgres is found, told, repaired, and stays repaired."""
 
+import hashlib
 from typing import Any
 from uuid import UUID
 
 import pytest
 from conftest import ENGINE, System
+from pdi2.core.comparing import contradictions, digests
 from pdi2.core.copying import copy_team
 from pdi2.core.failures import BusyError
 from pdi2.core.ledger import Ledger
@@ -23,6 +25,7 @@ from stories import (
     insert_new,
     insert_old,
     insert_truth,
+    many_ids,
     merge,
     plan,
     rows_of,
@@ -426,3 +429,21 @@ def test_the_digests_of_a_verified_team_are_of_what_was_repaired(system: System,
     given(system, ("A", 1), [("A", 1)], "one more")
     verify(system, ledger)
     assert system.postgres.execute(digests.encode()).fetchall() != [(of_table, of_postgres)]
+
+
+def test_a_comparison_needs_little_memory_whatever_the_parts(system: System, ledger: Ledger) -> None:
+    parts, rows = 30, 10_000
+    for part in range(parts):
+        ids = f"hex(MD5(toString(number * {parts} + {part})))"
+        many_ids(system, rows, id_=ids)
+        system.clickhouse.command(
+            "INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, version, is_deleted) "
+            f"SELECT {TEAM}, {ids}, toUUID('{ALICE}'), {part}, 0 FROM numbers({rows})"
+        )
+    insert_new(system, BOB, 0, hashlib.md5(b"0").hexdigest().upper())
+    small = system.warehouse(max_memory_usage=50 << 20)
+
+    assert len(contradictions(small, TEAM, parts * rows)) == 1
+    for table in ("new", "old"):
+        found = digests(system.postgres, small, TEAM, parts * rows, table)
+        assert sum(ids for ids, _ in found.seen.values()) == parts * rows

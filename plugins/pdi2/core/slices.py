@@ -9,6 +9,7 @@ from pdi2.core.clickhouse import Warehouse
 
 UNKNOWN_FUNCTION = 46
 SAMPLES_A_SLICE = 32
+GRANULE_ROWS = 8_192
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,16 @@ def join(slices: list[Slice]) -> Slice:
 def cut(warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int) -> list[Slice]:
     """The range in slices of about `rows` rows, in key order, with no gap and no overlap.
 
-    The bounds come from the primary index. Where the server has no mergeTreeIndex, or leaves the ids out of its
-    index (it may, where the teams alone tell granules apart), they come from a sample of the rows.
+    The bounds come from the primary index. They come from a sample of the rows where the server has no mergeTreeIndex
+    or leaves the ids out of its index (it may, where the teams alone tell granules apart), and where the table is in so
+    many parts that a granule of each, which a bound may cut anywhere, is more than half a slice.
     """
     if rows_in_whole <= rows:
         return [whole]
-    bounds = _bounds(_index(warehouse, whole), rows)
-    if (len(bounds) + 1) * rows < rows_in_whole / 2:
+    index = _index(warehouse, whole)
+    parts = {part for _, _, of_granules in index for part in of_granules}
+    bounds = _bounds(index, rows)
+    if (len(bounds) + 1) * rows < rows_in_whole / 2 or len(parts) * GRANULE_ROWS > rows / 2:
         step = max(1, rows // SAMPLES_A_SLICE)
         bounds = _bounds(warehouse.rows("sampled_bounds", {**whole.parameters, "step": step}), rows)
     return [
@@ -70,7 +74,7 @@ def _bounds(found: list[tuple[Any, ...]], rows: int) -> list[bytes]:
     """Of ids in key order, each with the rows it stands for, those that end a slice of `rows` rows."""
     bounds: list[bytes] = []
     since = 0
-    for distinct_id, stands_for in found:
+    for distinct_id, stands_for, *_ in found:
         if since >= rows:
             bounds.append(distinct_id)
             since = 0

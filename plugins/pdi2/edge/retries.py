@@ -18,7 +18,7 @@ EXHAUSTED = (
     "server was busy or away, wait until it is not. Then trigger the run again: it goes on from the last checkpoint."
 )
 TOO_LITTLE_MEMORY = (
-    "A retry cannot help: a statement that is not cut into slices does not fit into max_memory_usage. What is finished "
+    "A retry cannot help: a statement that cannot be cut smaller does not fit into max_memory_usage. What is finished "
     "is kept and reads stay as they are. Trigger the run again with a greater max_memory_usage."
 )
 

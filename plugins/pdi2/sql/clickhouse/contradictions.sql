@@ -3,8 +3,7 @@ SELECT DISTINCT distinct_id
 FROM (
     SELECT distinct_id
     FROM person_distinct_id2
-    WHERE team_id = {team_id:Int64}
+    WHERE /* include slice_range */
     GROUP BY team_id, distinct_id, version
     HAVING min(person_id) <> max(person_id) OR min(is_deleted) <> max(is_deleted)
 )
-/* include in_key_order */

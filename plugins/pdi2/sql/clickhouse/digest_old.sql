@@ -7,11 +7,10 @@ FROM (
     FROM (
         SELECT team_id, distinct_id, person_id, max(_timestamp) AS latest
         FROM person_distinct_id
-        WHERE team_id = {team_id:Int64}
+        WHERE /* include slice_range */
         GROUP BY team_id, distinct_id, person_id
         HAVING max(is_deleted) = 0
     )
     GROUP BY team_id, distinct_id
 )
 GROUP BY bucket
-/* include in_key_order */

@@ -1,5 +1,5 @@
 -- Where the granules of the team begin, from the primary index alone.
-SELECT distinct_id, sum(rows_in_granule)
+SELECT distinct_id, sum(rows_in_granule), groupUniqArray(part_name)
 FROM mergeTreeIndex(currentDatabase(), 'person_distinct_id')
 WHERE team_id = {team_id:Int64}
   AND distinct_id > unhex({lower:String})

@@ -4,4 +4,3 @@ WHERE team_id = {team_id:Int64}
   AND has({buckets:Array(Int64)}, bitAnd(reinterpretAsInt64(reverse(substring(MD5(distinct_id), 1, 8))), {mask:Int64}))
 GROUP BY team_id, distinct_id
 HAVING deleted = 0
-/* include in_key_order */

@@ -8,4 +8,3 @@ FROM (
     HAVING max(is_deleted) = 0
 )
 GROUP BY team_id, distinct_id
-/* include in_key_order */
