@@ -320,9 +320,9 @@ def test_a_statement_that_cannot_be_cut_and_does_not_fit_is_not_retried(system: 
     from airflow.sdk.definitions.retry_policy import RetryAction
     from pdi2.edge.retries import RetryWhatHelps
 
-    with pytest.raises(DatabaseError) as failure, system.client() as client:
-        heavy = "SELECT groupArray(toString(number)) FROM numbers(10000000) FORMAT Null"
-        client.command(heavy, settings={"max_memory_usage": MEGABYTE})
+    heavy = "SELECT groupArray(toString(number)) FROM numbers(10000000) FORMAT Null"
+    with pytest.raises(DatabaseError) as failure:
+        system.clickhouse.command(heavy, settings={"max_memory_usage": MEGABYTE})
     decision = RetryWhatHelps().evaluate(failure.value, try_number=1, max_tries=5, context=None)
 
     assert decision.action is RetryAction.FAIL
