@@ -54,6 +54,11 @@ class Side:
         return max(cost.peak_memory or 0 for cost in self.costs)
 
 
+def plain_within(memory: int, warehouse: Warehouse) -> None:
+    """The floor for whoever keeps to this memory: blocks as small as the copy's, and nothing told apart."""
+    warehouse.command(PLAIN, {"team_id": TEAM}, copying.Budget(memory).insert_settings)
+
+
 class Bench:
     def __init__(self, directory: Path, server: embedded.Postgres, runs: int) -> None:
         self.path = str(directory / "clickhouse")
@@ -91,7 +96,7 @@ class Bench:
                 with Warehouse(self.connect, side.name, side.memory) as warehouse, warehouse.measured() as cost:
                     side.run(warehouse)
                 side.costs.append(cost)
-                print(f"  {self.rows:>12,} rows  {side.name:<24} {cost.seconds:7.2f} s", flush=True)
+                print(f"  {self.rows:>12,} rows  {side.name:<28} {cost.seconds:7.2f} s", flush=True)
 
     def quiet(self) -> None:
         """An empty target, and no merge at work from the run before."""
@@ -115,6 +120,7 @@ class Bench:
         return [
             Side("PostHog's statement", lambda warehouse: warehouse.command(POSTHOG, {"team_id": TEAM})),
             Side("plain INSERT SELECT", lambda warehouse: warehouse.command(PLAIN, {"team_id": TEAM})),
+            Side("plain, in the copy's memory", partial(plain_within, memory), memory),
             Side("this copy", self.ours, memory),
         ]
 
