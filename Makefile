@@ -45,7 +45,7 @@ test: venv ## Run every test but those marked chaos
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-chaos: venv ## Run every test, those that break the engines and the run included
-	$(BIN)/python -m pytest -m "not ui"
+	$(BIN)/python -m pytest -n 2 -m "not ui"
 
 test-fast: venv ## Run the tests that take no more than a few seconds each
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not ui"

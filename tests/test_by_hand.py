@@ -93,6 +93,8 @@ def ui(live: LiveSystem, tmp_path: Path) -> Iterator[Airflow]:
             yield Airflow(address, password)
         finally:
             up.stop(server)
+            with live.postgres_server.connect("postgres") as connection:
+                connection.execute("DROP DATABASE airflow WITH (FORCE)")
 
 
 def refuse(system: LiveSystem, team_id: int) -> None:

@@ -107,7 +107,7 @@ function switches({ switch: now, run, read_times: reads, copy, certificate }) {
     "Payoff of a read": reads ? [el("b", {}, `${(reads.read_old / reads.read_new).toFixed(1)} times as fast`), ` for ${number(reads.ids)} ids of team ${reads.team_id}: ${old}`] : "measured when the teams are certified",
     "Ids the old table gets wrong": number(copy.old_differs),
     Certificate: certificate ? `${number(certificate.teams)} teams, ${number(certificate.rows_copied)} ids copied${certificate.trial ? ", a trial" : ""}` : "not yet",
-    Parameters: el("span", { class: "detail" }, Object.entries(run.settings).map(([name, value]) => `${name} ${value === null ? "all" : value}`).join(", ")),
+    Parameters: el("span", { class: "detail" }, Object.entries(run.settings).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value}`).join(", ")),
   };
 }
 
