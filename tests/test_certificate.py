@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 from airflow.api_fastapi.app import create_app
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.providers.standard.operators.hitl import ApprovalOperator
 from conftest import FILL, NOTHING_TO_WAIT_FOR, System
 from fastapi.testclient import TestClient
 from pdi2.core import certificate, reporting
 from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
+from psycopg import OperationalError
 from structlog.processors import format_exc_info
 from structlog.testing import capture_logs
 
@@ -196,6 +199,37 @@ class TestRuns:
             assert system.run().state == "success"
             assert system.status() == 2
             assert system.value("SELECT max(finished_at) FROM pdi2_migration.slice") == copied
+
+    def test_whoever_approved_is_not_asked_again_where_airflow_tries_again(
+        self, system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        complete = ApprovalOperator.execute_complete
+
+        def lost_once(*arguments: Any) -> Any:
+            monkeypatch.setattr(ApprovalOperator, "execute_complete", complete)
+            raise OperationalError("the server closed the connection")
+
+        monkeypatch.setattr("pdi2.edge.retries.FIRST_DELAY", timedelta(seconds=0.5))
+        monkeypatch.setattr(ApprovalOperator, "execute_complete", lost_once)
+        with answered(system, lambda: "Approve") as asked:
+            run = system.run(require_approval=True)
+
+        assert len(asked) == 1
+        assert run.state == "success"
+        assert run.get_task_instance("approve").try_number == 2
+        assert system.switches()["reads"] == "new"
+
+
+def test_an_approval_is_of_one_certificate_and_one_switch(ledger: Ledger) -> None:
+    assert ledger.approved_by() is None
+    for what, by in [("certified", None), ("switch_approved", "alice")]:
+        ledger.record(what, by=by)
+    assert ledger.approved_by() == "alice"
+    for what in ("certified", "switch_rejected", "reads_switched", "rolled_back"):
+        ledger.record(what)
+        assert ledger.approved_by() is None, what
+        ledger.record("switch_approved", by="bob")
+        assert ledger.approved_by() == "bob"
 
 
 class answered:

@@ -163,6 +163,10 @@ class Ledger:
         """The detail of the newest event of that name since the current run began."""
         return self._value("event_of_run", {"what": what})
 
+    def approved_by(self) -> str | None:
+        """Who approved the switch on the last certificate, as long as neither a switch nor a rejection followed."""
+        return self._value("approved")
+
     def paused(self) -> Pause | None:
         return self._execute("paused", row_factory=class_row(Pause)).fetchone()
 
