@@ -36,7 +36,7 @@ compose-env: ## Write .env with new secrets, for docker compose up
 	$(PYTHON) -m demo.compose_env
 
 bench: venv ## Measure the copy against PostHog's statement and a plain one (SIZE=60M for one size)
-	$(BIN)/python -m bench $(if $(SIZE),--size $(SIZE))
+	PYTHONPATH=plugins $(BIN)/python -m bench $(if $(SIZE),--size $(SIZE))
 
 soak: venv ## Migrate under traffic and faults for ten minutes (SEED=1 SECONDS=600)
 	$(BIN)/python -m demo soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
