@@ -142,7 +142,7 @@ def privileges_of(statement: str) -> set[Grant]:
 
 
 def inserts_of_the_core() -> set[Grant]:
-    """Tables that Warehouse.insert and insert_columns are called with. Statements come from the files alone."""
+    """Tables that Warehouse.insert is called with. Statements come from the files alone."""
     found = set()
     for path in (PACKAGE / "core").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -150,7 +150,7 @@ def inserts_of_the_core() -> set[Grant]:
                 continue
             if path.name != "clickhouse.py":
                 assert node.func.attr not in ("command", "query", "raw_query"), f"{path.name}: a statement of its own"
-                if node.func.attr in ("insert", "insert_columns"):
+                if node.func.attr == "insert":
                     found.add(("INSERT", f"posthog.{ast.literal_eval(node.args[0])}"))
     return found
 

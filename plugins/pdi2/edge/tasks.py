@@ -1,6 +1,7 @@
 """The tasks of the DAGs: each opens its databases, calls the core, and says in the log what came of it."""
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
@@ -91,42 +92,20 @@ def plan_teams() -> list[dict[str, Any]]:
 @task(map_index_template=TEAM_LABEL, pool=POOL)
 def copy(batch: dict[str, Any]) -> None:
     """Copies the batch's teams from their checkpoints. One team's failure stops no other."""
-    failures: list[Exception] = []
-    waits = False
-    for team_id in batch["team_ids"]:
-        try:
-            with opened(f"copy team {team_id}") as bench:
-                _with_team(bench, team_id, copy_team)
-        except WaitError as wait:
-            log.warning("%s", wait)
-            waits = True
-        except Exception as error:
-            failures.append(error)
-    raise_together(failures)
-    if waits:
-        raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
+    _each_team(batch, "copy", lambda bench, team_id: _with_team(bench, team_id, copy_team))
 
 
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
 def verify(batch: dict[str, Any]) -> None:
     """Proves the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
-    failures: list[Exception] = []
-    verified = 0
-    waits = False
-    for team_id in batch["team_ids"]:
-        try:
-            with opened(f"verify team {team_id}") as bench:
-                if bench.ledger.checkpoint(team_id)[1]:
-                    _with_team(bench, team_id, verify_team, bench.settings)
-                    verified += 1
-        except WaitError as wait:
-            log.warning("%s", wait)
-            waits = True
-        except Exception as error:
-            failures.append(error)
-    raise_together(failures)
-    if waits:
-        raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
+    verified = []
+
+    def prove(bench: Workbench, team_id: int) -> None:
+        if bench.ledger.checkpoint(team_id)[1]:
+            _with_team(bench, team_id, verify_team, bench.settings)
+            verified.append(team_id)
+
+    _each_team(batch, "verify", prove)
     if not verified:
         raise AirflowSkipException("No team of this batch is copied; the copy task says why.")
 
@@ -215,6 +194,24 @@ def roll_back() -> None:
     ledger = open_ledger()
     with ledger.connection:
         log.info(gate.roll_back(ledger))
+
+
+def _each_team(batch: dict[str, Any], purpose: str, work: Callable[[Workbench, int], None]) -> None:
+    """One team's failure stops no other; what waits is put off only where nothing failed."""
+    failures: list[Exception] = []
+    waits = False
+    for team_id in batch["team_ids"]:
+        try:
+            with opened(f"{purpose} team {team_id}") as bench:
+                work(bench, team_id)
+        except WaitError as wait:
+            log.warning("%s", wait)
+            waits = True
+        except Exception as error:
+            failures.append(error)
+    raise_together(failures)
+    if waits:
+        raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
 
 
 def _with_team(bench: Workbench, team_id: int, work: Any, *arguments: Any) -> None:
