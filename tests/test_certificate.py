@@ -71,7 +71,7 @@ def test_hostile_data_is_shown_and_does_nothing(system: System, ledger: Ledger) 
     ledger.actor = HOSTILE
     ledger.record("planned", by=HOSTILE)
     ledger.plan({7: 1})
-    ledger.set_failed(7, HOSTILE)
+    ledger.set_failed([7], HOSTILE)
     finding = {"team_id": 7, "distinct_id": HOSTILE, "kind": "ahead", "repaired": False}
     ledger.add_findings([{**finding, **dict.fromkeys(["old", "clickhouse", "postgres", "action", "written"])}])
 

@@ -113,7 +113,7 @@ def test_what_is_missing_is_listed_with_its_reason(system: System, ledger: Ledge
     plan(system, ledger)
     copy_and_verify(system, ledger, TEAM)
     copy_team(ledger, system.warehouse(), TEAM + 1)
-    ledger.set_failed(TEAM + 2, "the disk is full")
+    ledger.set_failed([TEAM + 2], "the disk is full")
     insert_truth(system, ALICE, 0, "id", 100)
 
     def refused_by(step: Callable[[], object]) -> None:
@@ -366,7 +366,7 @@ def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: Sys
     enable(system, ledger)
     plan(system, ledger)
     copy_and_verify(system, ledger, TEAM)
-    ledger.set_failed(TEAM + 1, "the disk is full")
+    ledger.set_failed([TEAM + 1], "the disk is full")
     ledger.record("task_failed", task="copy", error="a task failed")
 
     facts = close_run(ledger, NO_WAIT)

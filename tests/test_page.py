@@ -250,7 +250,7 @@ def test_what_clients_sent_leaves_as_json_and_nothing_else(system: System, viewe
     ledger = system.ledger()
     enable(system, ledger)
     ledger.plan({7: 1})
-    ledger.set_failed(7, HOSTILE[0])
+    ledger.set_failed([7], HOSTILE[0])
     ledger.record("task_failed", task="copy", error=HOSTILE[0])
     find(system, *HOSTILE)
 
@@ -374,7 +374,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
     assert told()[1] == ["plan_teams"]
     plan(system, ledger, settings)
     assert told() == ("Copying and verifying teams", ["team.copy", "team.verify"], [])
-    ledger.start_copy(7)
+    ledger.start_copy([7])
     ledger.record("copy_waits", team_id=7, reason="a replica lags by 61 s")
     assert told()[2] == ["server"]
     ledger.record("copy_goes_on", team_id=7, waited_seconds=1)
@@ -523,7 +523,7 @@ def pages_of_sorted(viewer: Visitor, sort: str) -> None:
 
 
 def test_teams_are_found_by_number_status_and_error(crowd: None, system: System, viewer: Visitor) -> None:
-    system.ledger().set_failed(123, "ClickHouse error 241: Memory LIMIT")
+    system.ledger().set_failed([123], "ClickHouse error 241: Memory LIMIT")
 
     def found(**query: Any) -> list[int]:
         page = viewer.get("/teams", sort="team_id", descending=False, **query).json()

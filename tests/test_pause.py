@@ -46,7 +46,9 @@ def test_a_copy_stops_after_its_slice_and_goes_on_from_there(system: System, mon
     ledger.remember_slice_rows(TEAM, 1_000)
     pause_after_the_first_slice(system)
 
-    with pytest.raises(WaitError, match=f"Team {TEAM} waits: ann paused .* goes on by itself once somebody resumes"):
+    with pytest.raises(
+        WaitError, match=f"The work on team {TEAM} waits: ann paused .* goes on by itself once somebody resumes"
+    ):
         copy_team(ledger, system.warehouse(), TEAM)
     done = slices(system)
     with pytest.raises(WaitError):

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +17,7 @@ from stories import (
     BOB,
     NO_WAIT,
     TEAM,
+    Listening,
     copy_and_verify,
     dump,
     enable,
@@ -32,32 +33,6 @@ from stories import (
 from demo.writer import Writer
 
 OTHER = TEAM + 1
-
-
-class Listening(Warehouse):
-    """A warehouse that remembers its statements with their parameters."""
-
-    def __init__(self, system: System) -> None:
-        super().__init__(system.client, "listening", Settings().max_memory_usage)
-        system.opened.append(self)
-        self.heard: list[tuple[str, dict[str, Any]]] = []
-
-    def rows(
-        self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
-    ) -> list[tuple[Any, ...]]:
-        self.heard.append((name, dict(parameters or {})))
-        return super().rows(name, parameters, settings)
-
-    @property
-    def ids(self) -> set[tuple[int, bytes]]:
-        """What was looked at, id by id."""
-        of_ids = [parameters for name, parameters in self.heard if name == "new_of_ids"]
-        return {(one["team_id"], bytes.fromhex(id_)) for one in of_ids for id_ in one["distinct_ids"]}
-
-    @property
-    def teams(self) -> set[int]:
-        """What was compared as a whole."""
-        return {parameters["team_id"] for name, parameters in self.heard if name == "digest_new"}
 
 
 @pytest.fixture

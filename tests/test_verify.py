@@ -11,6 +11,7 @@ from pdi2.core.copying import copy_team
 from pdi2.core.failures import BusyError
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
+from pdi2.core.slices import Teams
 from pdi2.core.verifying import verify_team
 from stories import (
     ALICE,
@@ -443,7 +444,7 @@ def test_a_comparison_needs_little_memory_whatever_the_parts(system: System, led
     insert_new(system, BOB, 0, hashlib.md5(b"0").hexdigest().upper())
     small = system.warehouse(max_memory_usage=50 << 20)
 
-    assert len(contradictions(small, TEAM, parts * rows)) == 1
+    assert len(contradictions(small, Teams((TEAM,), parts * rows))) == 1
     for table in ("new", "old"):
-        found = digests(system.postgres, small, TEAM, parts * rows, table)
+        found = digests(system.postgres, small, Teams((TEAM,), parts * rows), table)
         assert sum(ids for ids, _ in found.seen.values()) == parts * rows

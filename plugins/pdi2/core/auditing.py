@@ -15,8 +15,9 @@ from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import Ledger, TeamStatus
 from pdi2.core.planning import Batch, chosen, rows_by_team, share_out
 from pdi2.core.settings import Settings
+from pdi2.core.slices import Teams
 from pdi2.core.switches import Switches
-from pdi2.core.verifying import compare_team
+from pdi2.core.verifying import compare
 
 LISTED = 20
 
@@ -61,8 +62,9 @@ def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches:
 def audit_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Settings) -> int | None:
     """Findings go to the ledger. Returns for how many ids the old table's reader differs; None: it is not written."""
     _check_repair(ledger, settings)
-    (rows,) = warehouse.rows("new_rows", {"team_id": team_id})[0]
-    return compare_team(ledger, warehouse, team_id, rows, settings).old_differs
+    rows = sum(count for _, count in warehouse.rows("new_rows", {"team_ids": [team_id]}))
+    old_differs = compare(ledger, warehouse, Teams((team_id,), rows), settings).old_differs
+    return None if old_differs is None else old_differs[team_id]
 
 
 def record(ledger: Ledger, old_differs: Mapping[int, int | None]) -> None:

@@ -3,24 +3,28 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
-from more_itertools import chunked, constrained_batches
+from more_itertools import constrained_batches, map_reduce
 from psycopg import Connection
 
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.slices import Slice, cut
+from pdi2.core.slices import BYTES_A_ROW, Slice, Teams, cut
 
 ROWS_A_BUCKET = 1_000
 MOST_BUCKETS = 1 << 16
-BUCKETS_AT_ONCE = 100
+ROWS_AT_ONCE = 100_000
+"""Listed from both databases to find what differs: about 50 MB."""
 IDS_AT_ONCE = 500
-BYTES_A_ROW = 600
-"""Planned for an aggregation over a range of the key; the statements took up to 290, on ClickHouse 26.9."""
 ID_BYTES_AT_ONCE = 100_000
 """Ids go within the address of a request, and a distinct_id may have any length."""
+
+Buckets = dict[tuple[int, int], tuple[int, int]]
+"""By team and bucket: how many ids, and the sum of their hashes."""
+NONE = (0, 0)
 
 
 class Kind(StrEnum):
@@ -81,58 +85,72 @@ class Difference:
 
 @dataclass(frozen=True)
 class Digests:
-    """Of a team, [ids, sum of their hashes] by bucket: as a reader of a table sees them, and as Postgres has them."""
+    """Teams as a reader of a table sees them, and as Postgres has them."""
 
-    seen: dict[int, list[int]]
-    truth: dict[int, list[int]]
+    seen: Buckets
+    truth: Buckets
 
     @property
-    def differing(self) -> list[int]:
-        """The buckets, in order."""
+    def differing(self) -> list[tuple[int, int]]:
+        """The teams' buckets, in order."""
         return sorted(key for key in self.seen.keys() | self.truth.keys() if self.seen.get(key) != self.truth.get(key))
 
-
-def digests(connection: Connection[Any], warehouse: Warehouse, team_id: int, rows: int, table: str) -> Digests:
-    """Of a team of about so many rows, as a reader of the table ("old" or "new") sees it."""
-    mask = _mask(rows)
-    truth = postgres.execute(connection, "truth_digest", {"team_id": team_id, "mask": mask})
-    seen: dict[int, list[int]] = {}
-    for bucket, ids, total in _by_range(warehouse, f"digest_{table}", team_id, rows, mask=mask):
-        ids_before, total_before = seen.get(bucket, (0, 0))
-        seen[bucket] = [ids_before + ids, total_before + int(total)]
-    return Digests(truth={bucket: [ids, int(total)] for bucket, ids, total in truth}, seen=seen)
+    def ids(self, key: tuple[int, int]) -> int:
+        """At most so many are in a bucket."""
+        return max(self.seen.get(key, NONE)[0], self.truth.get(key, NONE)[0])
 
 
-def whole(buckets: dict[int, list[int]]) -> str:
-    """A team's one digest, for people to compare: `ids:sum of hashes`."""
-    ids, total = (sum(column) for column in zip(*buckets.values(), strict=True)) if buckets else (0, 0)
-    return f"{ids}:{total}"
+def digests(connection: Connection[Any], warehouse: Warehouse, teams: Teams, table: str) -> Digests:
+    """Of the teams, as a reader of the table ("old" or "new") sees them."""
+    mask = _mask(teams)
+    truth = postgres.execute(connection, "truth_digest", {"team_ids": list(teams.ids), "mask": mask})
+    seen: Buckets = {}
+    for team_id, bucket, ids, total in _by_range(warehouse, f"digest_{table}", teams, mask=mask):
+        ids_before, total_before = seen.get((team_id, bucket), NONE)
+        seen[team_id, bucket] = (ids_before + ids, total_before + int(total))
+    return Digests(truth={(team_id, bucket): (ids, int(total)) for team_id, bucket, ids, total in truth}, seen=seen)
+
+
+def by_team(buckets: Buckets) -> dict[int, str]:
+    """A digest a team, for people to compare: `ids:sum of hashes`."""
+    sums: dict[int, tuple[int, int]] = {}
+    for (team_id, _), (ids, total) in buckets.items():
+        ids_before, total_before = sums.get(team_id, NONE)
+        sums[team_id] = (ids_before + ids, total_before + total)
+    return {team_id: f"{ids}:{total}" for team_id, (ids, total) in sums.items()}
 
 
 def suspects(
-    connection: Connection[Any], warehouse: Warehouse, team_id: int, rows: int, table: str, found: Digests | None = None
-) -> Iterator[set[bytes]]:
-    """Ids of a team of about so many rows that a reader of the table ("old" or "new") sees otherwise than Postgres.
+    connection: Connection[Any], warehouse: Warehouse, teams: Teams, table: str, found: Digests | None = None
+) -> Iterator[tuple[int, set[bytes]]]:
+    """Ids, by team, that a reader of the table ("old" or "new") sees otherwise than Postgres.
 
     In portions; of the new table, first those whose rows contradict each other.
     """
     if table == "new":
-        yield contradictions(warehouse, team_id, rows)
-    parameters = {"team_id": team_id, "mask": _mask(rows)}
-    found = found or digests(connection, warehouse, team_id, rows, table)
-    for buckets in chunked(found.differing, BUCKETS_AT_ONCE):
-        chosen = {**parameters, "buckets": buckets}
-        in_postgres = {
-            (distinct_id.encode(), person_id)
-            for distinct_id, person_id, _ in postgres.execute(connection, "truth_of_buckets", chosen)
+        yield from _sets(contradictions(warehouse, teams))
+    found = found or digests(connection, warehouse, teams, table)
+    for keys in constrained_batches(found.differing, ROWS_AT_ONCE, get_len=found.ids, strict=False):
+        chosen = {
+            "team_ids": sorted({team_id for team_id, _ in keys}),
+            "buckets": sorted({bucket for _, bucket in keys}),
+            "mask": _mask(teams),
         }
-        in_clickhouse = {(row[0], row[1]) for row in warehouse.rows(f"{table}_of_buckets", chosen)}
-        yield {distinct_id for distinct_id, _ in in_postgres ^ in_clickhouse}
+        in_postgres = {
+            (team_id, distinct_id.encode(), person_id)
+            for team_id, distinct_id, person_id in postgres.execute(connection, "truth_of_buckets", chosen)
+        }
+        in_clickhouse = {row[:3] for row in warehouse.rows(f"{table}_of_buckets", chosen)}
+        yield from _sets({row[:2] for row in in_postgres ^ in_clickhouse})
 
 
-def contradictions(warehouse: Warehouse, team_id: int, rows: int) -> set[bytes]:
+def contradictions(warehouse: Warehouse, teams: Teams) -> set[tuple[int, bytes]]:
     """Ids of which the new table holds rows of one version that say different things: a digest may miss them."""
-    return {distinct_id for (distinct_id,) in _by_range(warehouse, "contradictions", team_id, rows)}
+    return {(team_id, distinct_id) for team_id, distinct_id in _by_range(warehouse, "contradictions", teams)}
+
+
+def _sets(ids: set[tuple[int, bytes]]) -> list[tuple[int, set[bytes]]]:
+    return list(map_reduce(ids, itemgetter(0), itemgetter(1), set).items())
 
 
 def differences(
@@ -171,15 +189,21 @@ def newest_rows(warehouse: Warehouse, team_id: int, distinct_ids: Iterable[bytes
     return seen
 
 
-def _by_range(warehouse: Warehouse, name: str, team_id: int, rows: int, **parameters: Any) -> Iterator[tuple[Any, ...]]:
-    """The statement's rows for one range of the key after the other, each as large as memory allows.
+def _by_range(warehouse: Warehouse, name: str, teams: Teams, **parameters: Any) -> Iterator[tuple[Any, ...]]:
+    """The statement's rows for one range of a team's key after the other, each as large as memory allows.
+
+    Small teams that share the statement are one.
 
     Aggregating a whole team in the order of its key would need no ranges, but memory for every part of the table at
     once: 177 MB for 12 parts of 20,000 rows, 885 MB for 60. What a range holds beyond the plan goes to disk,
     which takes about 100 MB itself.
     """
     spill = {"max_bytes_before_external_group_by": warehouse.max_memory_usage * 2 // 3}
-    for one in cut(warehouse, Slice(team_id, b"", None), rows, warehouse.max_memory_usage // BYTES_A_ROW):
+    ranges: list[Teams] | list[Slice] = [teams]
+    if len(teams.ids) == 1:
+        most = warehouse.max_memory_usage // BYTES_A_ROW
+        ranges = cut(warehouse, Slice(teams.ids[0], b"", None), teams.rows, most)
+    for one in ranges:
         yield from warehouse.rows(name, {**one.parameters, **parameters}, spill)
 
 
@@ -219,7 +243,7 @@ def _text(distinct_id: bytes) -> str | None:
     return None if "\0" in text else text
 
 
-def _mask(rows: int) -> int:
-    """Buckets of about ROWS_A_BUCKET rows: the hash's lowest bits."""
-    wanted = max(1, rows // ROWS_A_BUCKET)
+def _mask(teams: Teams) -> int:
+    """Buckets of about ROWS_A_BUCKET rows: the hash's lowest bits. Of small teams each is a bucket."""
+    wanted = max(1, teams.rows // ROWS_A_BUCKET) if len(teams.ids) == 1 else 0
     return min(1 << wanted.bit_length(), MOST_BUCKETS) - 1

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 from array import array
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import MEMORY_LIMIT_EXCEEDED, BusyError, MigrationError, Reaction, describe, reaction
 from pdi2.core.ledger import Ledger
 from pdi2.core.pressure import wait_while_busy
-from pdi2.core.slices import Slice, cut, join
+from pdi2.core.slices import Slice, Teams, cut, join, together
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ LEAST_MEMORY = 32_000_000
 RANGES_A_SLICE = 5
 MOST_COMPLEX = 0.5
 """Above this share of ids with several rows every id of a range goes by the rule."""
+
+
+KEPT = "What is finished is kept; reads stay on the old table."
 
 
 class CopyError(MigrationError):
@@ -92,12 +97,49 @@ def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
     team = ledger.team(team_id)
     lower, done = ledger.checkpoint(team_id)
     if not done:
-        ledger.start_copy(team_id)
+        ledger.start_copy([team_id])
         warehouse.max_memory_usage = min(warehouse.max_memory_usage, team.memory_budget or warehouse.max_memory_usage)
         most = Budget(warehouse.max_memory_usage).range_rows
         rows = max(team.slice_rows or max(ledger.smallest_slice_rows() or most, most // 8), FEWEST_ROWS)
         _copy_range(ledger, warehouse, Slice(team_id, lower or b"", None), team.rows_source, min(rows, most))
-    ledger.set_copied(team_id)
+    ledger.set_copied([team_id])
+
+
+def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> list[int]:
+    """Copies small teams by shared statements; returns those that are left to be copied alone.
+
+    Where those statements fail, each of their teams is: one fails alone. Raises BusyError where a later try can help.
+    """
+    ended = ledger.ended(team_ids)
+    ledger.set_copied(ended)
+    fresh = {team.team_id: team.rows_source for team in ledger.teams_of(team_ids) if not team.slices_done}
+    for teams in together(fresh, warehouse.max_memory_usage):
+        wait_while_busy(ledger, warehouse, teams.ids)
+        ledger.start_copy(teams.ids)
+        try:
+            ended |= _copy_wholes(ledger, warehouse, teams)
+        except DatabaseError as error:
+            if reaction(error) is Reaction.RETRY:
+                ledger.set_failed(teams.ids, describe(error))
+                raise BusyError(f"The copy of {teams} was given up: {describe(error)} {KEPT}") from error
+            log.warning("%s could not be copied together, so each is now alone: %s", teams, describe(error))
+    return [team_id for team_id in team_ids if team_id not in ended]
+
+
+def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]:
+    """Returns the teams of which as many ids were copied as are live."""
+    with warehouse.measured() as cost:
+        [told] = tell_apart(warehouse, [teams])
+        ids = _ruled(teams, told)
+        expected = _by_rule(warehouse, ids) if told.complex_ids else Counter()
+        if not told.mostly_complex:
+            expected.update(dict(warehouse.rows("count_simple", ids)))
+            warehouse.execute("copy_simple", ids, Budget(warehouse.max_memory_usage).insert_settings)
+        copied = Counter(dict(warehouse.rows("copied", teams.parameters)))
+    right = {team_id: copied[team_id] for team_id in teams.ids if copied[team_id] == expected[team_id]}
+    ledger.finish_together(right, cost)
+    log.info("Copied %s of %s: %s rows in %.2f s", len(right), teams, f"{sum(right.values()):,}", cost.seconds)
+    return set(right)
 
 
 def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int) -> None:
@@ -107,7 +149,7 @@ def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whol
         raise _given_up(ledger, warehouse, whole, error) from error
     budget = Budget(warehouse.max_memory_usage)
     while ranges:
-        wait_while_busy(ledger, warehouse, whole.team_id)
+        wait_while_busy(ledger, warehouse, [whole.team_id])
         try:
             with warehouse.measured() as cost:
                 told = tell_apart(warehouse, ranges[:RANGES_A_SLICE])
@@ -134,25 +176,24 @@ def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whol
 
 def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice, error: DatabaseError) -> MigrationError:
     """What to raise: BusyError where a later try can help. After a memory limit that try gets half the memory."""
-    kept = "What is finished is kept; reads stay on the old table."
     if reaction(error) is Reaction.FAIL:
         return CopyError(
-            f"The {piece} cannot be copied: {describe(error)} {kept} Remove the cause and trigger a new run."
+            f"The {piece} cannot be copied: {describe(error)} {KEPT} Remove the cause and trigger a new run."
         )
     if reaction(error) is Reaction.SPLIT:
         return CopyError(
             f"The {piece} does not fit into max_memory_usage even at {FEWEST_ROWS:,} rows at once: {describe(error)} "
-            f"{kept} Trigger the run again with a greater max_memory_usage than {warehouse.max_memory_usage:,}."
+            f"{KEPT} Trigger the run again with a greater max_memory_usage than {warehouse.max_memory_usage:,}."
         )
     change = "The next try goes on from the last finished slice"
     if error.code == MEMORY_LIMIT_EXCEEDED:
         smaller = max(warehouse.max_memory_usage // 2, LEAST_MEMORY)
         ledger.remember_memory_budget(piece.team_id, smaller)
         change += f", with {smaller / 1e6:,.0f} MB instead of {warehouse.max_memory_usage / 1e6:,.0f} MB"
-    return BusyError(f"The {piece} was given up: {describe(error)} {kept} {change}.")
+    return BusyError(f"The {piece} was given up: {describe(error)} {KEPT} {change}.")
 
 
-def tell_apart(warehouse: Warehouse, ranges: list[Slice]) -> list[Told]:
+def tell_apart(warehouse: Warehouse, ranges: Sequence[Slice | Teams]) -> list[Told]:
     """What the first ranges hold, as many as can be treated like the first; it only reads."""
     most = Budget(warehouse.max_memory_usage).rule_rows
     told: list[Told] = []
@@ -174,8 +215,7 @@ def copy_slice(warehouse: Warehouse, ranges: list[Slice], told: list[Told]) -> i
     """
     expected = 0
     for piece, found in zip(ranges, told, strict=True):
-        ids = _all(piece) if found.mostly_complex else _only(piece, found.complex_ids)
-        expected += _by_rule(warehouse, ids) if found.complex_ids else 0
+        expected += _by_rule(warehouse, _ruled(piece, found)).total() if found.complex_ids else 0
     for piece, found in zip(ranges, told, strict=True):
         if not found.mostly_complex:
             settings = Budget(warehouse.max_memory_usage).insert_settings
@@ -185,16 +225,16 @@ def copy_slice(warehouse: Warehouse, ranges: list[Slice], told: list[Told]) -> i
     return expected
 
 
-def _by_rule(warehouse: Warehouse, ids: dict[str, Any]) -> int:
-    """Returns how many ids are live, which the insert does not tell."""
+def _by_rule(warehouse: Warehouse, ids: dict[str, Any]) -> Counter[int]:
+    """Returns how many ids of each team are live, which the insert does not tell."""
     settings = Budget(warehouse.max_memory_usage).insert_settings
     warehouse.execute("copy_by_rule", ids, settings)
-    return warehouse.rows("count_live", ids, settings)[0][0]
+    return Counter(dict(warehouse.rows("count_live", ids, settings)))
 
 
 def _count(warehouse: Warehouse, piece: Slice, expected: int) -> None:
     """The counts differ where a slice is copied again or live updates replaced copies: then id by id."""
-    if warehouse.rows("copied", piece.parameters)[0][0] == expected:
+    if sum(ids for _, ids in warehouse.rows("copied", piece.parameters)) == expected:
         return
     budget = Budget(warehouse.max_memory_usage)
     missing = sum(
@@ -220,7 +260,11 @@ def _copy_late(warehouse: Warehouse, part: Slice, settings: dict[str, Any]) -> i
     return len(missing)
 
 
-def _only(piece: Slice, complex_ids: array[int]) -> dict[str, Any]:
+def _ruled(piece: Slice | Teams, found: Told) -> dict[str, Any]:
+    return _all(piece) if found.mostly_complex else _only(piece, found.complex_ids)
+
+
+def _only(piece: Slice | Teams, complex_ids: array[int]) -> dict[str, Any]:
     """The hashes go as text within the statement: no parameter of a URL holds a hundred thousand numbers."""
     return {
         **piece.parameters,
@@ -230,5 +274,5 @@ def _only(piece: Slice, complex_ids: array[int]) -> dict[str, Any]:
     }
 
 
-def _all(piece: Slice) -> dict[str, Any]:
+def _all(piece: Slice | Teams) -> dict[str, Any]:
     return {**piece.parameters, "every_id": True, "complex_count": 0, "$complex$": b""}

@@ -171,33 +171,30 @@ class Ledger:
         return self._execute("paused", row_factory=class_row(Pause)).fetchone()
 
     def plan(self, rows_by_team: Mapping[int, int]) -> None:
-        with self.connection.transaction(), self.connection.cursor() as cursor:
-            cursor.executemany(
-                postgres.sql.postgres("team_plan").encode(),
-                [{"team_id": team_id, "rows_source": rows} for team_id, rows in rows_by_team.items()],
-            )
+        teams = [{"team_id": team_id, "rows_source": rows} for team_id, rows in rows_by_team.items()]
+        self._execute("team_plan", {"teams": Jsonb(teams)})
 
     def remember_tasks(self, batches: Iterable[list[int]]) -> None:
         """Which of this run's mapped tasks each team is in: the number of its batch."""
-        with self.connection.transaction():
-            for map_index, team_ids in enumerate(batches):
-                self._execute(
-                    "team_task", {"airflow_run": self.airflow_run, "map_index": map_index, "team_ids": team_ids}
-                )
+        tasks = [{"map_index": number, "team_ids": team_ids} for number, team_ids in enumerate(batches)]
+        self._execute("team_task", {"airflow_run": self.airflow_run, "tasks": Jsonb(tasks)})
 
     def teams(self) -> list[Team]:
         return self._execute("teams", row_factory=class_row(Team)).fetchall()
 
     def team(self, team_id: int) -> Team:
-        team = self._execute("team", {"team_id": team_id}, class_row(Team)).fetchone()
-        if team is None:
+        teams = self.teams_of([team_id])
+        if not teams:
             raise MigrationError(
                 f"Team {team_id} is not in the ledger. Nothing was copied. Clear plan_teams and what follows it."
             )
-        return team
+        return teams[0]
 
-    def start_copy(self, team_id: int) -> None:
-        self._execute("team_copying", {"team_id": team_id})
+    def teams_of(self, team_ids: Iterable[int]) -> list[Team]:
+        return self._execute("teams_of", {"team_ids": list(team_ids)}, class_row(Team)).fetchall()
+
+    def start_copy(self, team_ids: Iterable[int]) -> None:
+        self._execute("team_copying", {"team_ids": list(team_ids)})
 
     def checkpoint(self, team_id: int) -> tuple[bytes | None, bool]:
         """Where the next slice begins (b"" at first), and whether the last slice is done."""
@@ -205,6 +202,16 @@ class Ledger:
         if last is None:
             return b"", False
         return last[0], last[0] is None
+
+    def ended(self, team_ids: Iterable[int]) -> set[int]:
+        """Those of the teams whose last slice is done."""
+        return {team_id for (team_id,) in self._execute("slice_ended", {"team_ids": list(team_ids)})}
+
+    def finish_together(self, copied: Mapping[int, int], cost: Cost) -> None:
+        """Teams that were copied as wholes by shared statements, with the rows of each."""
+        teams = [{"team_id": team_id, "rows_copied": rows} for team_id, rows in copied.items()]
+        parameters = {"teams": Jsonb(teams), "seconds": cost.seconds, "peak_memory": cost.peak_memory}
+        self._execute("slice_finish_together", parameters)
 
     def finish_slice(self, finished: Slice, rows_copied: int, cost: Cost) -> None:
         self._execute(
@@ -229,29 +236,17 @@ class Ledger:
     def remember_memory_budget(self, team_id: int, memory: int) -> None:
         self._execute("team_memory_budget", {"team_id": team_id, "memory_budget": memory})
 
-    def set_copied(self, team_id: int) -> None:
-        self._execute("team_copied", {"team_id": team_id})
+    def set_copied(self, team_ids: Iterable[int]) -> None:
+        self._execute("team_copied", {"team_ids": list(team_ids)})
 
-    def set_verified(
-        self, team_id: int, old_differs: int | None, mark: Mapping[str, Any], digest: str, truth_digest: str
-    ) -> None:
-        """`mark`: where both databases stood when the verification began, as rechecking reads it.
-
-        The digests are of the whole team, as the new table's reader sees it and as Postgres has it.
+    def set_verified(self, teams: Iterable[Mapping[str, Any]]) -> None:
+        """Of each team_id: old_differs; mark, where both databases stood when the verification began, as rechecking
+        reads it; digest and truth_digest of the whole team, as the new table's reader sees it and as Postgres has it.
         """
-        self._execute(
-            "team_verified",
-            {
-                "team_id": team_id,
-                "old_differs": old_differs,
-                "mark": Jsonb(dict(mark)),
-                "digest": digest,
-                "truth_digest": truth_digest,
-            },
-        )
+        self._execute("team_verified", {"teams": Jsonb(list(teams))})
 
-    def set_failed(self, team_id: int, error: str) -> None:
-        self._execute("team_failed", {"team_id": team_id, "error": error})
+    def set_failed(self, team_ids: Iterable[int], error: str) -> None:
+        self._execute("team_failed", {"team_ids": list(team_ids), "error": error})
 
     def verify_all_again(self) -> None:
         self._execute("team_reverify")

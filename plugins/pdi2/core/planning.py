@@ -13,7 +13,7 @@ from pdi2.core.clickhouse import Warehouse
 from pdi2.core.copying import RANGES_A_SLICE, Budget, tell_apart
 from pdi2.core.ledger import Ledger, TeamStatus
 from pdi2.core.settings import Settings
-from pdi2.core.slices import Slice, cut
+from pdi2.core.slices import SMALL_ROWS, TEAMS_AT_ONCE, Slice, cut, named
 
 LISTED = 20
 COPY_TO_TELLING = 8
@@ -29,9 +29,7 @@ class Batch:
 
     @property
     def label(self) -> str:
-        if len(self.team_ids) == 1:
-            return f"team {self.team_ids[0]} · {self.rows:,} rows"
-        return f"{len(self.team_ids):,} teams from {self.team_ids[0]} · {self.rows:,} rows"
+        return f"{named(self.team_ids)} · {self.rows:,} rows"
 
 
 def rows_by_team(connection: Connection[Any], warehouse: Warehouse, statement: str = "teams") -> dict[int, int]:
@@ -68,12 +66,17 @@ def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batche
 
 
 def share_out(rows: dict[int, int], most_batches: int) -> list[Batch]:
-    """A team a batch; where there are too many teams, the smallest share the second half of the batches."""
+    """A team a batch. Where there are too many teams, those that are not small are alone as far as half the batches go.
+
+    A batch costs Airflow about as much as 50 small teams cost the databases, so the others share as few as do.
+    """
     teams = list(rows)
-    alone = len(teams) if len(teams) <= most_batches else most_batches // 2
+    alone = len(teams)
+    if alone > most_batches:
+        alone = min(sum(count > SMALL_ROWS for count in rows.values()), most_batches // 2)
     groups = [[team_id] for team_id in teams[:alone]]
     shared = teams[alone:]
-    sharers = min(most_batches - alone, len(shared))
+    sharers = min(most_batches - alone, math.ceil(len(shared) / TEAMS_AT_ONCE))
     groups += [shared[start::sharers] for start in range(sharers)]
     return [Batch(group, sum(rows[team_id] for team_id in group)) for group in groups]
 

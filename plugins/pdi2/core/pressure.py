@@ -2,10 +2,12 @@
 
 import logging
 import time
+from collections.abc import Sequence
 
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import WaitError
 from pdi2.core.ledger import Ledger
+from pdi2.core.slices import named
 
 log = logging.getLogger(__name__)
 
@@ -34,37 +36,38 @@ def reason_to_wait(warehouse: Warehouse) -> str | None:
     return None
 
 
-def wait_while_paused(ledger: Ledger, team_id: int) -> None:
+def wait_while_paused(ledger: Ledger, team_ids: Sequence[int]) -> None:
     """Returns when nobody has paused the migration. Raises WaitError after WAIT_IN_SLOT_SECONDS."""
     began = time.monotonic()
     while pause := ledger.paused():
         waited = time.monotonic() - began
         if waited > WAIT_IN_SLOT_SECONDS:
             raise WaitError(
-                f"Team {team_id} waits: {pause.actor} paused the migration at {pause.at:%Y-%m-%d %H:%M:%S %Z}. What is "
-                "finished is kept. It goes on by itself once somebody resumes it on the migration page."
+                f"The work on {named(team_ids)} waits: {pause.actor} paused the migration at "
+                f"{pause.at:%Y-%m-%d %H:%M:%S %Z}. What is finished is kept. It goes on by itself once somebody "
+                "resumes it on the migration page."
             )
         time.sleep(LOOK_EVERY_SECONDS)
 
 
-def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
+def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int]) -> None:
     """Returns when the server is free. Raises WaitError after WAIT_IN_SLOT_SECONDS."""
-    wait_while_paused(ledger, team_id)
+    wait_while_paused(ledger, team_ids)
     began = time.monotonic()
     told = None
     while reason := reason_to_wait(warehouse):
         if reason != told:
             told = reason
-            log.warning("The copy of team %s waits: %s", team_id, reason)
-            ledger.record("copy_waits", team_id=team_id, reason=reason)
+            log.warning("The copy of %s waits: %s", named(team_ids), reason)
+            ledger.record("copy_waits", team_id=team_ids[0], reason=reason)
         waited = time.monotonic() - began
         if waited > WAIT_IN_SLOT_SECONDS:
-            ledger.record("copy_put_off", team_id=team_id, reason=reason)
+            ledger.record("copy_put_off", team_id=team_ids[0], reason=reason)
             raise WaitError(
-                f"The copy of team {team_id} has waited for {waited:.0f} s: {reason}. Finished slices are kept. The "
+                f"The copy of {named(team_ids)} has waited for {waited:.0f} s: {reason}. Finished slices are kept. The "
                 "task gives its worker slot back and goes on later. If this stays, look at ClickHouse's merges, "
                 "replication, disk and load."
             )
         time.sleep(LOOK_EVERY_SECONDS)
     if told:
-        ledger.record("copy_goes_on", team_id=team_id, waited_seconds=round(time.monotonic() - began, 1))
+        ledger.record("copy_goes_on", team_id=team_ids[0], waited_seconds=round(time.monotonic() - began, 1))

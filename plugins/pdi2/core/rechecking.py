@@ -13,6 +13,7 @@ from pdi2.core.clickhouse import Warehouse
 from pdi2.core.comparing import suspects
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
+from pdi2.core.slices import Teams
 
 log = logging.getLogger(__name__)
 
@@ -20,11 +21,14 @@ MOST_CHANGED = 100_000
 """Changed ids of a team beyond which it is compared as a whole."""
 
 
-def mark(ledger: Ledger, warehouse: Warehouse, team_id: int) -> dict[str, int | str]:
-    """Where both databases stand; to be taken before the first look at the team."""
+def marks(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> dict[int, dict[str, int | str]]:
+    """Where both databases stand, by team; to be taken before the first look at the teams."""
     (at,) = warehouse.rows("now")[0]
-    row = postgres.execute(ledger.connection, "mark", {"team_id": team_id}).fetchone() or ()
-    return {"at": at, **dict(zip(("xid", "rows", "ids", "last"), row, strict=True))}
+    found = postgres.execute(ledger.connection, "mark", {"team_ids": list(teams.ids)})
+    return {
+        team_id: {"at": at, "xid": xid, "rows": rows, "ids": ids, "last": last}
+        for team_id, xid, rows, ids, last in found
+    }
 
 
 def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Iterator[tuple[int, set[bytes]]]:
@@ -49,8 +53,8 @@ def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Ite
     )
     yield from by_id.items()
     for team_id in as_a_whole:
-        rows = ledger.team(team_id).rows_source
-        yield from ((team_id, ids) for ids in suspects(ledger.connection, warehouse, team_id, rows, "new"))
+        team = Teams((team_id,), ledger.team(team_id).rows_source)
+        yield from suspects(ledger.connection, warehouse, team, "new")
 
 
 def _touched(warehouse: Warehouse, since: dict[int, int]) -> dict[int, set[bytes]]:

@@ -9,21 +9,26 @@ from time import sleep
 from typing import Any
 from uuid import UUID
 
+from clickhouse_connect.driver.exceptions import DatabaseError
 from more_itertools import chunked
 from psycopg.types.json import Jsonb
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import Difference, Digests, Kind, Seen, differences, digests, old_answers, suspects, whole
-from pdi2.core.failures import BusyError, MigrationError
+from pdi2.core.comparing import Difference, Digests, Kind, Seen, by_team, differences, digests, old_answers, suspects
+from pdi2.core.failures import BusyError, MigrationError, Reaction, WaitError, describe, reaction
 from pdi2.core.ledger import Ledger
-from pdi2.core.rechecking import changed_ids, mark
+from pdi2.core.pressure import wait_while_paused
+from pdi2.core.rechecking import changed_ids, marks
 from pdi2.core.repairing import REMOVAL_SECONDS, repair, rivals, row_of
 from pdi2.core.settings import Settings
+from pdi2.core.slices import Teams, together
 from pdi2.core.switches import Switches
 
 log = logging.getLogger(__name__)
 
 EXAMPLES = 5
+EMPTY = "0:0"
+"""The digest of a team without ids."""
 HELD_AT_ONCE = 50_000
 """Differences that share one wait: 26 MB of them."""
 REPAIRED_AT_ONCE = 10_000
@@ -35,48 +40,84 @@ class VerifyError(MigrationError):
 
 @dataclass(frozen=True)
 class Compared:
-    """Findings by kind, the digests of before any repair, and for how many ids the old table's reader differs.
+    """Findings by kind, the digests of before any repair, and by team for how many ids the old table's reader differs.
 
     The latter is None once the old table is no longer written.
     """
 
     found: dict[str, int]
     digests: Digests
-    old_differs: int | None
+    old_differs: dict[int, int] | None
+
+
+def verify_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int], settings: Settings) -> list[int]:
+    """Verifies small teams by shared statements; returns the copied ones that are left to be verified alone.
+
+    Where a team of those that share fails, all of them are: one fails alone.
+    """
+    rows = {team.team_id: team.rows_source for team in ledger.teams_of(ledger.ended(team_ids))}
+    left = dict(rows)
+    for teams in together(rows, warehouse.max_memory_usage):
+        wait_while_paused(ledger, teams.ids)
+        try:
+            verify(ledger, warehouse, teams, settings)
+        except (DatabaseError, MigrationError) as error:
+            if isinstance(error, WaitError) or (isinstance(error, DatabaseError) and reaction(error) is Reaction.RETRY):
+                raise
+            log.warning("Of %s some could not be verified together, so each is now alone: %s", teams, describe(error))
+        else:
+            for team_id in teams.ids:
+                del left[team_id]
+    return list(left)
 
 
 def verify_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Settings) -> dict[str, int]:
+    return verify(ledger, warehouse, Teams((team_id,), ledger.team(team_id).rows_source), settings)
+
+
+def verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> dict[str, int]:
     """Compares, repairs, compares again; returns findings by kind. Raises VerifyError where some remain."""
-    team = ledger.team(team_id)
-    before = mark(ledger, warehouse, team_id)
-    compared = compare_team(ledger, warehouse, team_id, team.rows_source, settings)
-    agreed = compared.digests
-    if compared.found:
-        agreed = digests(ledger.connection, warehouse, team_id, team.rows_source, "new")
-    with ledger.transaction():
-        ledger.set_verified(team_id, compared.old_differs, before, whole(agreed.seen), whole(agreed.truth))
+    before = marks(ledger, warehouse, teams)
+    compared = compare(ledger, warehouse, teams, settings)
+    agreed = digests(ledger.connection, warehouse, teams, "new") if compared.found else compared.digests
+    seen, truth = by_team(agreed.seen), by_team(agreed.truth)
+    ledger.set_verified(
+        {
+            "team_id": team_id,
+            "old_differs": None if compared.old_differs is None else compared.old_differs[team_id],
+            "mark": before[team_id],
+            "digest": seen.get(team_id, EMPTY),
+            "truth_digest": truth.get(team_id, EMPTY),
+        }
+        for team_id in teams.ids
+    )
     Switches(ledger.connection).follow_ledger()
     return compared.found
 
 
-def compare_team(ledger: Ledger, warehouse: Warehouse, team_id: int, rows: int, settings: Settings) -> Compared:
-    """The whole team, of about so many rows, against Postgres."""
-    first = digests(ledger.connection, warehouse, team_id, rows, "new")
-    suspected = suspects(ledger.connection, warehouse, team_id, rows, "new", first)
-    found = settle(ledger, warehouse, ((team_id, ids) for ids in suspected), settings)
+def compare(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> Compared:
+    """Every id of the teams against Postgres."""
+    first = digests(ledger.connection, warehouse, teams, "new")
+    found = settle(ledger, warehouse, suspects(ledger.connection, warehouse, teams, "new", first), settings)
     old_differs = None
     if Switches(ledger.connection).old_is_written():
-        old_differs = sum(
-            len(ids) - len(differences(ledger.connection, warehouse, team_id, ids))
-            for ids in suspects(ledger.connection, warehouse, team_id, rows, "old")
-        )
+        old_differs = _old_differs(ledger, warehouse, teams, {team_id for team_id, _ in first.differing})
     log.info(
-        "Team %s was compared with Postgres; findings: %s; the old table's reader differs for %s ids",
-        team_id,
+        "Compared %s with Postgres; findings: %s; the old table's reader differs for %s ids",
+        teams,
         found or "none",
-        "(no longer written)" if old_differs is None else old_differs,
+        "(no longer written)" if old_differs is None else sum(old_differs.values()),
     )
     return Compared(found, first, old_differs)
+
+
+def _old_differs(ledger: Ledger, warehouse: Warehouse, teams: Teams, moving: set[int]) -> dict[int, int]:
+    """For how many ids the old table's reader differs from both. Of a moving team, the new table differed as well."""
+    differs = dict.fromkeys(teams.ids, 0)
+    for team_id, ids in suspects(ledger.connection, warehouse, teams, "old"):
+        also_new = differences(ledger.connection, warehouse, team_id, ids) if team_id in moving else []
+        differs[team_id] += len(ids) - len(also_new)
+    return differs
 
 
 def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, int]:

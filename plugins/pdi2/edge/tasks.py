@@ -15,11 +15,12 @@ from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipExcept
 
 from pdi2.core import certificate, dual_writes, gate, payoff, planning, reporting
 from pdi2.core import preflight as checks
-from pdi2.core.copying import copy_team
+from pdi2.core.copying import copy_team, copy_together
 from pdi2.core.failures import WaitError, describe
 from pdi2.core.pressure import wait_while_paused
 from pdi2.core.settings import Settings, SettingsError
-from pdi2.core.verifying import verify_team
+from pdi2.core.slices import named
+from pdi2.core.verifying import verify_team, verify_together
 from pdi2.edge import POOL, certificates
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, reach
 from pdi2.edge.retries import RETRIES, RetryWhatHelps, raise_together
@@ -92,21 +93,27 @@ def plan_teams() -> list[dict[str, Any]]:
 @task(map_index_template=TEAM_LABEL, pool=POOL)
 def copy(batch: dict[str, Any]) -> None:
     """Copies the batch's teams from their checkpoints. One team's failure stops no other."""
-    _each_team(batch, "copy", lambda bench, team_id: _with_team(bench, team_id, copy_team))
+    _each_team(
+        batch,
+        "copy",
+        lambda bench, team_ids: copy_together(bench.ledger, bench.warehouse, team_ids),
+        lambda bench, team_id: copy_team(bench.ledger, bench.warehouse, team_id),
+    )
 
 
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
 def verify(batch: dict[str, Any]) -> None:
     """Proves the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
-    verified = []
-
-    def prove(bench: Workbench, team_id: int) -> None:
-        if bench.ledger.checkpoint(team_id)[1]:
-            _with_team(bench, team_id, verify_team, bench.settings)
-            verified.append(team_id)
-
-    _each_team(batch, "verify", prove)
-    if not verified:
+    ledger = open_ledger()
+    with ledger.connection:
+        copied = ledger.ended(batch["team_ids"])
+    _each_team(
+        {**batch, "team_ids": [team_id for team_id in batch["team_ids"] if team_id in copied]},
+        "verify",
+        lambda bench, team_ids: verify_together(bench.ledger, bench.warehouse, team_ids, bench.settings),
+        lambda bench, team_id: verify_team(bench.ledger, bench.warehouse, team_id, bench.settings),
+    )
+    if not copied:
         raise AirflowSkipException("No team of this batch is copied; the copy task says why.")
 
 
@@ -196,33 +203,50 @@ def roll_back() -> None:
         log.info(gate.roll_back(ledger))
 
 
-def _each_team(batch: dict[str, Any], purpose: str, work: Callable[[Workbench, int], None]) -> None:
-    """One team's failure stops no other; what waits is put off only where nothing failed."""
+def _each_team(
+    batch: dict[str, Any],
+    purpose: str,
+    together: Callable[[Workbench, list[int]], list[int]],
+    alone: Callable[[Workbench, int], object],
+) -> None:
+    """Several teams together as far as it goes, then those that are left alone: one team's failure stops no other.
+
+    What waits is put off only where nothing failed.
+    """
     failures: list[Exception] = []
     waits = False
-    for team_id in batch["team_ids"]:
+
+    def work(team_ids: list[int]) -> list[int]:
+        nonlocal waits
         try:
-            with opened(f"{purpose} team {team_id}") as bench:
-                work(bench, team_id)
+            with opened(f"{purpose} {named(team_ids)}") as bench:
+                # Airflow calls on_kill of the task when it is killed: no orphan may go on in ClickHouse.
+                vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
+                if len(team_ids) > 1:
+                    return together(bench, team_ids)
+                _with_team(bench, team_ids[0], alone)
         except WaitError as wait:
             log.warning("%s", wait)
             waits = True
         except Exception as error:
             failures.append(error)
+        return []
+
+    left = batch["team_ids"]
+    for team_id in work(left) if len(left) > 1 else left:
+        work([team_id])
     raise_together(failures)
     if waits:
         raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
 
 
-def _with_team(bench: Workbench, team_id: int, work: Any, *arguments: Any) -> None:
-    # Airflow calls on_kill of the task when it is killed: no orphan may go on in ClickHouse.
-    vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
+def _with_team(bench: Workbench, team_id: int, work: Callable[[Workbench, int], object]) -> None:
     try:
-        wait_while_paused(bench.ledger, team_id)
-        work(bench.ledger, bench.warehouse, team_id, *arguments)
+        wait_while_paused(bench.ledger, [team_id])
+        work(bench, team_id)
     except WaitError:
         raise
     except Exception as error:
         if not bench.ledger.connection.closed:
-            bench.ledger.set_failed(team_id, describe(error))
+            bench.ledger.set_failed([team_id], describe(error))
         raise

@@ -1,7 +1,7 @@
 -- Rows of one id and one version that say different things: a digest sees one of them by chance.
-SELECT DISTINCT distinct_id
+SELECT DISTINCT team_id, distinct_id
 FROM (
-    SELECT distinct_id
+    SELECT team_id, distinct_id
     FROM person_distinct_id2
     WHERE /* include slice_range */
     GROUP BY team_id, distinct_id, version

@@ -3,5 +3,4 @@ INSERT INTO person_distinct_id2
     (team_id, distinct_id, person_id, is_deleted, version, _timestamp, _offset, _partition)
 SELECT team_id, distinct_id, person_id, 0, toInt64(toUnixTimestamp(_timestamp)) - 4294967297, _timestamp, _offset, 0
 FROM person_distinct_id
-PREWHERE /* include slice_range */
-     AND ({complex_count:UInt64} = 0 OR toUInt32(cityHash64(distinct_id)) NOT IN (/* include complex_hashes */))
+PREWHERE /* include simple_ids */

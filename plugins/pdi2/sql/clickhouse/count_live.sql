@@ -1,11 +1,11 @@
--- How many ids winners.sql yields. A hash in place of the id is cheaper; where two ids collide the count is short,
--- and the copy is then checked id by id.
-SELECT uniqExact(id_hash)
+-- How many ids winners.sql yields, by team. A hash in place of the id is cheaper; where two ids collide the count is
+-- short, and the copy is then checked id by id.
+SELECT team_id, uniqExact(id_hash)
 FROM (
-    SELECT cityHash64(distinct_id) AS id_hash, person_id, /* include last_event */ AS last
+    SELECT team_id, cityHash64(distinct_id) AS id_hash, person_id, /* include last_event */ AS last
     FROM person_distinct_id
-    PREWHERE /* include slice_range */
-         AND ({every_id:Bool} OR toUInt32(cityHash64(distinct_id)) IN (/* include complex_hashes */))
-    GROUP BY id_hash, person_id
+    PREWHERE /* include ruled_ids */
+    GROUP BY team_id, id_hash, person_id
     HAVING bitAnd(last, 1) = 0
 )
+GROUP BY team_id

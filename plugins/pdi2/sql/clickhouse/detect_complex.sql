@@ -2,7 +2,7 @@
 -- several rows or of two ids that collide, goes the careful way.
 SELECT countIf(weight = 1), groupArrayIf(id_hash, weight <> 1), sumIf(weight, weight <> 1)
 FROM (
-    SELECT toUInt32(cityHash64(distinct_id)) AS id_hash, sum(if(_sign = 1, 1, 2)) AS weight
+    SELECT /* include id_hash */ AS id_hash, sum(if(_sign = 1, 1, 2)) AS weight
     FROM person_distinct_id
     WHERE /* include slice_range */
     GROUP BY id_hash

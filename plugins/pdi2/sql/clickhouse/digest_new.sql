@@ -1,13 +1,14 @@
 -- What a reader of the new table sees, a row a bucket. The hash is the first 8 bytes of md5 as a signed integer,
 -- as truth_digest.sql of Postgres computes it.
-SELECT bitAnd(reinterpretAsInt64(reverse(substring(MD5(distinct_id), 1, 8))), {mask:Int64}) AS bucket,
+SELECT team_id,
+       bitAnd(reinterpretAsInt64(reverse(substring(MD5(distinct_id), 1, 8))), {mask:Int64}) AS bucket,
        count(),
        toString(sum(toInt128(reinterpretAsInt64(reverse(substring(MD5(concat(toString(person), distinct_id)), 1, 8))))))
 FROM (
-    SELECT distinct_id, argMax(person_id, version) AS person, argMax(is_deleted, version) AS deleted
+    SELECT team_id, distinct_id, argMax(person_id, version) AS person, argMax(is_deleted, version) AS deleted
     FROM person_distinct_id2
     WHERE /* include slice_range */
     GROUP BY team_id, distinct_id
     HAVING deleted = 0
 )
-GROUP BY bucket
+GROUP BY team_id, bucket

@@ -1,7 +1,7 @@
 -- Where the granules of the team begin, from the primary index alone.
 SELECT distinct_id, sum(rows_in_granule), groupUniqArray(part_name)
 FROM mergeTreeIndex(currentDatabase(), 'person_distinct_id')
-WHERE team_id = {team_id:Int64}
+WHERE team_id IN {team_ids:Array(Int64)}
   AND distinct_id > unhex({lower:String})
   AND ({to_the_end:Bool} OR distinct_id < unhex({upper:String}))
 GROUP BY distinct_id

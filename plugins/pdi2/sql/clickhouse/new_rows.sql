@@ -1,3 +1,4 @@
-SELECT count()
+SELECT team_id, count()
 FROM person_distinct_id2
-WHERE team_id = {team_id:Int64}
+WHERE team_id IN {team_ids:Array(Int64)}
+GROUP BY team_id

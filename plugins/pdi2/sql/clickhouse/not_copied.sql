@@ -1,5 +1,5 @@
 -- Hashes of the live ids of the old table that the new one does not have at all, in whatever version.
-SELECT groupArray(toUInt32(cityHash64(distinct_id)))
+SELECT groupArray(/* include id_hash */)
 FROM (
 /* include winners */
 )

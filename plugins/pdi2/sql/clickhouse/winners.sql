@@ -2,7 +2,7 @@
 -- latest wins. `last` packs time, offset and unlink into one number: much cheaper to compare than a tuple.
 -- The version is negative and grows with the time: any row of the application (0 and up) and any correction (-1)
 -- beats it, and of two copies of an id the later event wins.
-SELECT {team_id:Int64} AS team_id,
+SELECT team_id,
        distinct_id,
        winner.2 AS person_id,
        0 AS is_deleted,
@@ -11,14 +11,13 @@ SELECT {team_id:Int64} AS team_id,
        toUInt64(bitAnd(bitShiftRight(winner.1, 1), toUInt128(18446744073709551615))) AS _offset,
        0 AS _partition
 FROM (
-    SELECT distinct_id, max((last, person_id)) AS winner
+    SELECT team_id, distinct_id, max((last, person_id)) AS winner
     FROM (
-        SELECT distinct_id, person_id, /* include last_event */ AS last
+        SELECT team_id, distinct_id, person_id, /* include last_event */ AS last
         FROM person_distinct_id
-        PREWHERE /* include slice_range */
-             AND ({every_id:Bool} OR toUInt32(cityHash64(distinct_id)) IN (/* include complex_hashes */))
-        GROUP BY distinct_id, person_id
+        PREWHERE /* include ruled_ids */
+        GROUP BY team_id, distinct_id, person_id
         HAVING bitAnd(last, 1) = 0
     )
-    GROUP BY distinct_id
+    GROUP BY team_id, distinct_id
 )

@@ -1,6 +1,7 @@
 -- What another run left unfinished keeps its slices; what is verified stays verified.
 INSERT INTO pdi2_migration.team AS known (team_id, status, rows_source)
-VALUES (%(team_id)s, 'planned', %(rows_source)s)
+SELECT team_id, 'planned', rows_source
+FROM jsonb_to_recordset(%(teams)s) AS wanted (team_id bigint, rows_source bigint)
 ON CONFLICT (team_id) DO UPDATE
 SET status = CASE known.status WHEN 'copied' THEN 'copied' ELSE 'planned' END,
     rows_source = excluded.rows_source,

@@ -1,4 +1,5 @@
 -- Where the teams' tasks are found in Airflow.
 UPDATE pdi2_migration.team
-SET airflow_run = %(airflow_run)s, map_index = %(map_index)s
-WHERE team_id = ANY(%(team_ids)s)
+SET airflow_run = %(airflow_run)s, map_index = task.map_index
+FROM jsonb_to_recordset(%(tasks)s) AS task (map_index int, team_ids bigint[])
+WHERE team.team_id = ANY(task.team_ids)

@@ -1,4 +1,6 @@
 UPDATE pdi2_migration.team
-SET status = 'verified', old_differs = %(old_differs)s, mark = %(mark)s, digest = %(digest)s,
-    truth_digest = %(truth_digest)s, verified_at = clock_timestamp(), error = NULL
-WHERE team_id = %(team_id)s
+SET status = 'verified', old_differs = verified.old_differs, mark = verified.mark, digest = verified.digest,
+    truth_digest = verified.truth_digest, verified_at = clock_timestamp(), error = NULL
+FROM jsonb_to_recordset(%(teams)s)
+    AS verified (team_id bigint, old_differs bigint, mark jsonb, digest text, truth_digest text)
+WHERE team.team_id = verified.team_id
