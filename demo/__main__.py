@@ -23,6 +23,8 @@ def main() -> int:
     up.add_argument("--teams", type=int, default=40)
     up.add_argument("--directory", type=Path, default=Path(".demo-up"), help="made anew each time")
     up.add_argument("--port", type=int, default=8080, help="of Airflow, on 127.0.0.1")
+    up.add_argument("--rate", type=float, default=5, help="changes a second that the application makes; 0: none")
+    up.add_argument("--zipf", action="store_true", help="sizes of teams follow Zipf's law; else one team has half")
 
     seed = commands.add_parser(
         "seed", help="create the application's tables and fill them, once",

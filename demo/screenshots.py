@@ -29,6 +29,7 @@ class Up:
 
     address: str
     directory: Path
+    pid: int
 
     @property
     def passwords(self) -> dict[str, str]:
@@ -40,12 +41,12 @@ class Up:
 
 
 @contextmanager
-def running(place: Path, rows: int, teams: int) -> Iterator[Up]:
+def running(place: Path, *more: str, rows: int, teams: int) -> Iterator[Up]:
     """`make up` in a process of its own, below a directory that exists; stopped as Ctrl-C stops it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     directory, log = place / "everything", place / "log"
-    options = ["--rows", str(rows), "--teams", str(teams), "--port", str(port), "--directory", str(directory)]
+    options = ["--rows", str(rows), "--teams", str(teams), "--port", str(port), "--directory", str(directory), *more]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "demo", "up", *options],
@@ -61,7 +62,7 @@ def running(place: Path, rows: int, teams: int) -> Iterator[Up]:
             if process.poll() is not None:
                 raise RuntimeError(f"make up did not get ready:\n{log.read_text()}")
             time.sleep(LOOK_EVERY_SECONDS)
-        yield Up(f"http://127.0.0.1:{port}", directory)
+        yield Up(f"http://127.0.0.1:{port}", directory, process.pid)
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=300)

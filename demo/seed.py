@@ -39,8 +39,11 @@ def seed(
     teams: int = 40,
     seed: int = 1,
     reused_ids: bool = False,
+    zipf: bool = False,
 ) -> Seeded:
     """Fill the empty tables of demo.schema: about `rows` rows in the old one, the same for the same seed.
+
+    The first team has half of all and the last ones a handful each; with `zipf` the size follows from the rank alone.
 
     `reused_ids` adds a few ids that were deleted and created again with a version in the new table above that
     in Postgres, which no migration can mend.
@@ -49,7 +52,7 @@ def seed(
     for table in _SCRATCH:
         clickhouse.command(sql(table))
     try:
-        clickhouse.insert("seed_team", _spans(team_ids, round(rows / ROWS_PER_ID)))
+        clickhouse.insert("seed_team", _spans(team_ids, sizes(round(rows / ROWS_PER_ID), teams, zipf)))
         clickhouse.command(
             sql("seed_draw"),
             parameters={**TIMES, "seed": seed, "rare_ids": RARE_IDS, "reused_ids": reused_ids},
@@ -63,12 +66,19 @@ def seed(
     return Seeded(tuple(team_ids), _count(clickhouse, Table.OLD), _count(clickhouse, Table.NEW), ids)
 
 
-def _spans(team_ids: list[int], ids: int) -> list[tuple[int, int, int]]:
-    """Each team's ids, first and end: the first team has half of all, the last ones a handful each."""
-    few = len(team_ids) // 10
-    weights = [1 / rank**2 for rank in range(1, len(team_ids) - few)]
+def sizes(ids: int, teams: int, zipf: bool) -> list[int]:
+    """How many of the ids each team has."""
+    if zipf:
+        unit = ids / sum(1 / rank for rank in range(1, teams + 1))
+        return [max(1, round(unit / rank)) for rank in range(1, teams + 1)]
+    few = teams // 10
+    weights = [1 / rank**2 for rank in range(1, teams - few)]
     tail = [round(ids / 2 * weight / sum(weights)) for weight in weights]
-    sizes = [ids - sum(tail), *(max(1, size) for size in tail), *range(few, 0, -1)]
+    return [ids - sum(tail), *(max(1, size) for size in tail), *range(few, 0, -1)]
+
+
+def _spans(team_ids: list[int], sizes: list[int]) -> list[tuple[int, int, int]]:
+    """Each team's ids, first and end."""
     ends = list(itertools.accumulate(sizes))
     return [(team_id, end - size, end) for team_id, size, end in zip(team_ids, sizes, ends, strict=True)]
 

@@ -10,7 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ from demo import postgres as embedded
 from demo.schema import create_clickhouse, create_postgres
 from demo.seed import seed
 
-WRITES_A_SECOND = 5
 READY_WITHIN_SECONDS = 600
 STOPPED_WITHIN_SECONDS = 20
 console = Console(highlight=False)
 
 
-def run(rows: int, teams: int, directory: Path, port: int) -> int:
+def run(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bool) -> int:
     """Serves until Ctrl-C; returns 1 if Airflow does not start or ends by itself."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -47,7 +46,7 @@ def run(rows: int, teams: int, directory: Path, port: int) -> int:
         ):
             create_postgres(application)
             create_clickhouse(client)
-            seed(application, client, rows=rows, teams=teams)
+            seed(application, client, rows=rows, teams=teams, zipf=zipf)
         environment = airflow.environment(
             directory / "airflow",
             postgres.airflow_connection("posthog"),
@@ -59,9 +58,9 @@ def run(rows: int, teams: int, directory: Path, port: int) -> int:
             standalone = subprocess.Popen(
                 ["airflow", "standalone"], env=environment, stdout=output, stderr=output, start_new_session=True
             )
-            live = traffic.running(postgres.uri("posthog"), clickhouse.port, clickhouse_password, rate=WRITES_A_SECOND)
+            live = traffic.running(postgres.uri("posthog"), clickhouse.port, clickhouse_password, rate=rate)
             try:
-                return _serve(standalone, live, port, password, log)
+                return _serve(standalone, live if rate else nullcontext(), rate, port, password, log)
             finally:
                 stop(standalone)
 
@@ -90,7 +89,12 @@ def standalone_environment(directory: Path, postgres: embedded.Postgres, passwor
 
 
 def _serve(
-    standalone: subprocess.Popen[bytes], live: AbstractContextManager[Any], port: int, password: str, log: Path
+    standalone: subprocess.Popen[bytes],
+    live: AbstractContextManager[Any],
+    rate: float,
+    port: int,
+    password: str,
+    log: Path,
 ) -> int:
     address = f"http://127.0.0.1:{port}"
     try:
@@ -104,9 +108,7 @@ def _serve(
         with live:
             console.print(f"Airflow: {address}   user: admin   password: {password}")
             console.print("Next: open the DAG fill_person_distinct_id2 and trigger it, first with dry_run.")
-            console.print(
-                f"Meanwhile the application makes {WRITES_A_SECOND} changes a second, and reads what it wrote."
-            )
+            console.print(f"Meanwhile the application makes {rate:g} changes a second, and reads what it wrote.")
             console.print(
                 'It hears of a switch within 2 s: {"settle_seconds": 12, "read_cache_seconds": 10} is enough.'
             )

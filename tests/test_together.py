@@ -12,7 +12,7 @@ from pdi2.core.copying import CopyError, copy_team, copy_together
 from pdi2.core.failures import BusyError, WaitError
 from pdi2.core.ledger import Ledger, Team
 from pdi2.core.settings import Settings
-from pdi2.core.slices import SMALL_ROWS, TEAMS_AT_ONCE, together
+from pdi2.core.slices import SMALL_ROWS, TEAMS_AT_ONCE, aggregated_at_once, together
 from pdi2.core.verifying import verify_team, verify_together
 from stories import (
     ALICE,
@@ -29,6 +29,7 @@ from stories import (
     insert_old,
     insert_truth,
     many_ids,
+    merge,
     plan,
     seen,
     stop_merges,
@@ -173,13 +174,11 @@ def test_what_is_copied_is_not_copied_again(system: System, ledger: Ledger) -> N
     assert {team.status for team in system.teams().values()} == {"copied"}
 
 
-def test_a_team_that_grows_meanwhile_is_left_to_go_alone(system: System, ledger: Ledger) -> None:
+def test_a_team_that_grows_meanwhile_is_taken_with_what_is_new(system: System, ledger: Ledger) -> None:
     teams = plan(system, ledger)
     growing = Meanwhile(system, "count_simple", lambda: many_ids(system, 10, TEAM + 2))
 
-    assert copy_together(ledger, growing, teams) == [TEAM + 2]
-
-    copy_team(ledger, system.warehouse(), TEAM + 2)
+    assert copy_together(ledger, growing, teams) == []
     assert seen(system, team_id=TEAM + 2).keys() >= {str(number) for number in range(10)}
 
 
@@ -209,6 +208,22 @@ def test_a_busy_server_ends_the_try_and_the_next_one_goes_on(live: LiveSystem, s
     assert live.disagreements() == {}
 
 
+def test_live_updates_that_replace_copies_are_no_loss(system: System, ledger: Ledger) -> None:
+    teams = plan(system, ledger)
+
+    class MergedMeanwhile(Listening):
+        def execute(self, name: str, *arguments: Any) -> None:
+            super().execute(name, *arguments)
+            if name == "copy_simple":
+                insert_new(system, ALICE, 3, "simple")
+                merge(system, Table.NEW)
+
+    warehouse = MergedMeanwhile(system)
+
+    assert copy_together(ledger, warehouse, teams) == []
+    assert [parameters["team_ids"] for name, parameters in warehouse.heard if name == "not_copied"] == [[TEAM]]
+
+
 def test_a_pause_puts_all_of_them_off(system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pdi2.core.pressure.WAIT_IN_SLOT_SECONDS", 0)
     monkeypatch.setattr("pdi2.core.pressure.LOOK_EVERY_SECONDS", 0)
@@ -225,7 +240,7 @@ def test_only_small_teams_share_and_no_group_is_too_large() -> None:
     groups = together(rows, memory=50 << 20)
     assert [team_id for group in groups for team_id in group.ids] == [*range(2, 1_002), 2_000, 2_001]
     assert max(len(group.ids) for group in groups) <= TEAMS_AT_ONCE
-    assert max(group.rows for group in groups) * 600 <= 50 << 20
+    assert max(group.rows for group in groups) <= aggregated_at_once(50 << 20)
     assert together({1: 5, 2: SMALL_ROWS + 1}, memory=50 << 20) == [], "one alone shares with nobody"
 
 

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 from conftest import ENGINE, System
-from pdi2.core.comparing import contradictions, digests
+from pdi2.core.comparing import contradictions, digests, old_differs
 from pdi2.core.copying import copy_team
 from pdi2.core.failures import BusyError
 from pdi2.core.ledger import Ledger
@@ -442,9 +442,10 @@ def test_a_comparison_needs_little_memory_whatever_the_parts(system: System, led
             f"SELECT {TEAM}, {ids}, toUUID('{ALICE}'), {part}, 0 FROM numbers({rows})"
         )
     insert_new(system, BOB, 0, hashlib.md5(b"0").hexdigest().upper())
-    small = system.warehouse(max_memory_usage=50 << 20)
+    # An older engine holds a block of every part as well.
+    small = system.warehouse(max_memory_usage=(100 if ENGINE else 50) << 20)
 
     assert len(contradictions(small, Teams((TEAM,), parts * rows))) == 1
-    for table in ("new", "old"):
-        found = digests(system.postgres, small, Teams((TEAM,), parts * rows), table)
-        assert sum(ids for ids, _ in found.seen.values()) == parts * rows
+    found = digests(system.postgres, small, Teams((TEAM,), parts * rows))
+    assert sum(ids for ids, _ in found.seen.values()) == parts * rows
+    assert old_differs(small, Teams((TEAM,), parts * rows)) == {TEAM: parts * rows}

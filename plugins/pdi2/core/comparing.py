@@ -1,5 +1,6 @@
 """What a reader of ClickHouse sees against Postgres, the truth: by digests first, row by row where they differ."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -12,7 +13,7 @@ from psycopg import Connection
 
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.slices import BYTES_A_ROW, Slice, Teams, cut
+from pdi2.core.slices import Slice, Teams, aggregated_at_once, cut
 
 ROWS_A_BUCKET = 1_000
 MOST_BUCKETS = 1 << 16
@@ -74,6 +75,11 @@ class Difference:
             return Kind.MISSING
         return Kind.STALE if 0 <= self.seen.version < self.truth.version else Kind.WRONG_PERSON
 
+    @property
+    def person(self) -> UUID | None:
+        """What a reader of the new table sees."""
+        return None if self.seen is None or self.seen.is_deleted else self.seen.person_id
+
     def in_flight_since(self, before: "Difference") -> bool:
         """Whether Postgres moved on since that look, and the new table has caught up with what it said then."""
         if self.truth == before.truth or self.kind is Kind.AHEAD:
@@ -85,7 +91,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Digests:
-    """Teams as a reader of a table sees them, and as Postgres has them."""
+    """Teams as a reader of the new table sees them, and as Postgres has them."""
 
     seen: Buckets
     truth: Buckets
@@ -100,12 +106,11 @@ class Digests:
         return max(self.seen.get(key, NONE)[0], self.truth.get(key, NONE)[0])
 
 
-def digests(connection: Connection[Any], warehouse: Warehouse, teams: Teams, table: str) -> Digests:
-    """Of the teams, as a reader of the table ("old" or "new") sees them."""
+def digests(connection: Connection[Any], warehouse: Warehouse, teams: Teams) -> Digests:
     mask = _mask(teams)
     truth = postgres.execute(connection, "truth_digest", {"team_ids": list(teams.ids), "mask": mask})
     seen: Buckets = {}
-    for team_id, bucket, ids, total in _by_range(warehouse, f"digest_{table}", teams, mask=mask):
+    for team_id, bucket, ids, total in _by_range(warehouse, "digest_new", teams, mask=mask):
         ids_before, total_before = seen.get((team_id, bucket), NONE)
         seen[team_id, bucket] = (ids_before + ids, total_before + int(total))
     return Digests(truth={(team_id, bucket): (ids, int(total)) for team_id, bucket, ids, total in truth}, seen=seen)
@@ -121,15 +126,14 @@ def by_team(buckets: Buckets) -> dict[int, str]:
 
 
 def suspects(
-    connection: Connection[Any], warehouse: Warehouse, teams: Teams, table: str, found: Digests | None = None
+    connection: Connection[Any], warehouse: Warehouse, teams: Teams, found: Digests | None = None
 ) -> Iterator[tuple[int, set[bytes]]]:
-    """Ids, by team, that a reader of the table ("old" or "new") sees otherwise than Postgres.
+    """Ids, by team and in portions, that a reader of the new table sees otherwise than Postgres.
 
-    In portions; of the new table, first those whose rows contradict each other.
+    First those whose rows contradict each other.
     """
-    if table == "new":
-        yield from _sets(contradictions(warehouse, teams))
-    found = found or digests(connection, warehouse, teams, table)
+    yield from _sets(contradictions(warehouse, teams))
+    found = found or digests(connection, warehouse, teams)
     for keys in constrained_batches(found.differing, ROWS_AT_ONCE, get_len=found.ids, strict=False):
         chosen = {
             "team_ids": sorted({team_id for team_id, _ in keys}),
@@ -140,13 +144,21 @@ def suspects(
             (team_id, distinct_id.encode(), person_id)
             for team_id, distinct_id, person_id in postgres.execute(connection, "truth_of_buckets", chosen)
         }
-        in_clickhouse = {row[:3] for row in warehouse.rows(f"{table}_of_buckets", chosen)}
+        in_clickhouse = {row[:3] for row in warehouse.rows("new_of_buckets", chosen)}
         yield from _sets({row[:2] for row in in_postgres ^ in_clickhouse})
 
 
 def contradictions(warehouse: Warehouse, teams: Teams) -> set[tuple[int, bytes]]:
     """Ids of which the new table holds rows of one version that say different things: a digest may miss them."""
     return {(team_id, distinct_id) for team_id, distinct_id in _by_range(warehouse, "contradictions", teams)}
+
+
+def old_differs(warehouse: Warehouse, teams: Teams) -> Counter[int]:
+    """For how many ids of each team the readers of the two tables see different persons."""
+    differs: Counter[int] = Counter()
+    for team_id, ids in _by_range(warehouse, "old_differs", teams):
+        differs[team_id] += ids
+    return differs
 
 
 def _sets(ids: set[tuple[int, bytes]]) -> list[tuple[int, set[bytes]]]:
@@ -201,7 +213,7 @@ def _by_range(warehouse: Warehouse, name: str, teams: Teams, **parameters: Any) 
     spill = {"max_bytes_before_external_group_by": warehouse.max_memory_usage * 2 // 3}
     ranges: list[Teams] | list[Slice] = [teams]
     if len(teams.ids) == 1:
-        most = warehouse.max_memory_usage // BYTES_A_ROW
+        most = aggregated_at_once(warehouse.max_memory_usage)
         ranges = cut(warehouse, Slice(teams.ids[0], b"", None), teams.rows, most)
     for one in ranges:
         yield from warehouse.rows(name, {**one.parameters, **parameters}, spill)

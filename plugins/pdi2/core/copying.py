@@ -127,16 +127,19 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
 
 
 def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]:
-    """Returns the teams of which as many ids were copied as are live."""
+    """Returns the teams of which all ids that are live are in the new table."""
+    settings = Budget(warehouse.max_memory_usage).insert_settings
     with warehouse.measured() as cost:
         [told] = tell_apart(warehouse, [teams])
         ids = _ruled(teams, told)
         expected = _by_rule(warehouse, ids) if told.complex_ids else Counter()
         if not told.mostly_complex:
             expected.update(dict(warehouse.rows("count_simple", ids)))
-            warehouse.execute("copy_simple", ids, Budget(warehouse.max_memory_usage).insert_settings)
+            warehouse.execute("copy_simple", ids, settings)
         copied = Counter(dict(warehouse.rows("copied", teams.parameters)))
-    right = {team_id: copied[team_id] for team_id in teams.ids if copied[team_id] == expected[team_id]}
+        differ = tuple(team_id for team_id in teams.ids if copied[team_id] != expected[team_id])
+        short = differ and _copy_late(warehouse, Teams(differ, teams.rows), settings)
+    right = {team_id: expected[team_id] for team_id in teams.ids if not short or team_id not in differ}
     ledger.finish_together(right, cost)
     log.info("Copied %s of %s: %s rows in %.2f s", len(right), teams, f"{sum(right.values()):,}", cost.seconds)
     return set(right)
@@ -249,7 +252,7 @@ def _count(warehouse: Warehouse, piece: Slice, expected: int) -> None:
         )
 
 
-def _copy_late(warehouse: Warehouse, part: Slice, settings: dict[str, Any]) -> int:
+def _copy_late(warehouse: Warehouse, part: Slice | Teams, settings: dict[str, Any]) -> int:
     """Copies ids that have reached the old table since and not yet the new one; returns how many are missing still."""
     [[late]] = warehouse.rows("not_copied", _all(part), settings)
     if not late:

@@ -54,7 +54,7 @@ def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Ite
     yield from by_id.items()
     for team_id in as_a_whole:
         team = Teams((team_id,), ledger.team(team_id).rows_source)
-        yield from suspects(ledger.connection, warehouse, team, "new")
+        yield from suspects(ledger.connection, warehouse, team)
 
 
 def _touched(warehouse: Warehouse, since: dict[int, int]) -> dict[int, set[bytes]]:

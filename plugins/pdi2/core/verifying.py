@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from time import sleep
 from typing import Any
@@ -14,7 +14,18 @@ from more_itertools import chunked
 from psycopg.types.json import Jsonb
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import Difference, Digests, Kind, Seen, by_team, differences, digests, old_answers, suspects
+from pdi2.core.comparing import (
+    Difference,
+    Digests,
+    Kind,
+    Seen,
+    by_team,
+    differences,
+    digests,
+    old_answers,
+    old_differs,
+    suspects,
+)
 from pdi2.core.failures import BusyError, MigrationError, Reaction, WaitError, describe, reaction
 from pdi2.core.ledger import Ledger
 from pdi2.core.pressure import wait_while_paused
@@ -40,14 +51,22 @@ class VerifyError(MigrationError):
 
 @dataclass(frozen=True)
 class Compared:
-    """Findings by kind, the digests of before any repair, and by team for how many ids the old table's reader differs.
+    """Findings by kind, the digests of before any repair, and by team for how many ids the old table's reader is wrong.
 
     The latter is None once the old table is no longer written.
     """
 
     found: dict[str, int]
     digests: Digests
-    old_differs: dict[int, int] | None
+    old_differs: Counter[int] | None
+
+
+@dataclass(frozen=True)
+class Findings:
+    """How many by kind; and by team how many are left as they are while the readers of both tables differ."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    left: Counter[int] = field(default_factory=Counter)
 
 
 def verify_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int], settings: Settings) -> list[int]:
@@ -79,7 +98,7 @@ def verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Setting
     """Compares, repairs, compares again; returns findings by kind. Raises VerifyError where some remain."""
     before = marks(ledger, warehouse, teams)
     compared = compare(ledger, warehouse, teams, settings)
-    agreed = digests(ledger.connection, warehouse, teams, "new") if compared.found else compared.digests
+    agreed = digests(ledger.connection, warehouse, teams) if compared.found else compared.digests
     seen, truth = by_team(agreed.seen), by_team(agreed.truth)
     ledger.set_verified(
         {
@@ -97,54 +116,46 @@ def verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Setting
 
 def compare(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> Compared:
     """Every id of the teams against Postgres."""
-    first = digests(ledger.connection, warehouse, teams, "new")
-    found = settle(ledger, warehouse, suspects(ledger.connection, warehouse, teams, "new", first), settings)
-    old_differs = None
+    first = digests(ledger.connection, warehouse, teams)
+    found = settle(ledger, warehouse, suspects(ledger.connection, warehouse, teams, first), settings)
+    wrong = None
     if Switches(ledger.connection).old_is_written():
-        old_differs = _old_differs(ledger, warehouse, teams, {team_id for team_id, _ in first.differing})
+        wrong = old_differs(warehouse, teams) - found.left
     log.info(
         "Compared %s with Postgres; findings: %s; the old table's reader differs for %s ids",
         teams,
-        found or "none",
-        "(no longer written)" if old_differs is None else sum(old_differs.values()),
+        dict(found.kinds) or "none",
+        "(no longer written)" if wrong is None else wrong.total(),
     )
-    return Compared(found, first, old_differs)
-
-
-def _old_differs(ledger: Ledger, warehouse: Warehouse, teams: Teams, moving: set[int]) -> dict[int, int]:
-    """For how many ids the old table's reader differs from both. Of a moving team, the new table differed as well."""
-    differs = dict.fromkeys(teams.ids, 0)
-    for team_id, ids in suspects(ledger.connection, warehouse, teams, "old"):
-        also_new = differences(ledger.connection, warehouse, team_id, ids) if team_id in moving else []
-        differs[team_id] += len(ids) - len(also_new)
-    return differs
+    return Compared(dict(found.kinds), first, wrong)
 
 
 def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, int]:
     """Compares and repairs what changed in the verified teams since; findings by kind. Raises VerifyError."""
-    return settle(ledger, warehouse, changed_ids(ledger, warehouse, settings), settings)
+    return dict(settle(ledger, warehouse, changed_ids(ledger, warehouse, settings), settings).kinds)
 
 
 def settle(
     ledger: Ledger, warehouse: Warehouse, suspected: Iterable[tuple[int, set[bytes]]], settings: Settings
-) -> dict[str, int]:
+) -> Findings:
     """Of the ids, by team, those that still differ after the in-flight window count, and are repaired if they may be.
 
-    One wait for all of them, or for every HELD_AT_ONCE. Returns findings by kind; raises VerifyError where a repair
-    did not hold.
+    One wait for all of them, or for every HELD_AT_ONCE. Raises VerifyError where a repair did not hold.
     """
-    found: Counter[str] = Counter()
+    found = Findings()
     looks = (one for team_id, ids in suspected for one in differences(ledger.connection, warehouse, team_id, ids))
     for held in chunked(looks, HELD_AT_ONCE):
         sleep(settings.in_flight)
         for team_id, of_team in groupby(held, key=lambda one: one.team_id):
             for before in chunked(of_team, REPAIRED_AT_ONCE):
-                found.update(_judge(ledger, warehouse, team_id, before, settings.repair))
-    return dict(found)
+                _judge(ledger, warehouse, team_id, before, settings.repair, found)
+    return found
 
 
-def _judge(ledger: Ledger, warehouse: Warehouse, team_id: int, before: list[Difference], repairs: bool) -> list[str]:
-    """Kinds of the findings among the ids; they are told in the ledger, and repaired."""
+def _judge(
+    ledger: Ledger, warehouse: Warehouse, team_id: int, before: list[Difference], repairs: bool, found: Findings
+) -> None:
+    """What is found among the ids is told in the ledger, repaired, and added to `found`."""
     findings = _still_different(ledger, warehouse, team_id, before)
     wrong = [finding for finding in findings if repairs and finding.kind is not Kind.AHEAD]
     old: dict[bytes, UUID] = {}
@@ -161,7 +172,10 @@ def _judge(ledger: Ledger, warehouse: Warehouse, team_id: int, before: list[Diff
     )
     if left:
         raise _unrepaired(ledger, team_id, left, waiting)
-    return [finding.kind for finding in findings]
+    found.kinds.update(finding.kind for finding in findings)
+    found.left[team_id] += sum(
+        one.person != old.get(one.distinct_id) for one in findings if one.distinct_id not in touched
+    )
 
 
 def _unrepaired(ledger: Ledger, team_id: int, left: set[bytes], waiting: set[bytes]) -> MigrationError:

@@ -4,9 +4,7 @@ import logging
 from typing import Any
 
 from airflow.listeners import hookimpl
-from airflow.models.pool import Pool
-from airflow.utils.session import create_session
-from sqlalchemy.exc import IntegrityError
+from airflow.sdk.execution_time.task_runner import TaskRunnerMarker
 
 from pdi2.edge import POOL
 
@@ -19,8 +17,14 @@ SLOTS = 2
 def on_starting(component: Any) -> None:
     """Creates the pool as Airflow starts, where there is none yet: nothing is scheduled into a pool that is not there.
 
-    Called for every component, before it tells which one it is.
+    Called for every component, before it tells which one it is; and for every task, which may not touch the metadata.
     """
+    if isinstance(component, TaskRunnerMarker):
+        return
+    from airflow.models.pool import Pool
+    from airflow.utils.session import create_session
+    from sqlalchemy.exc import IntegrityError
+
     description = "Copies of the person_distinct_id2 migration that run at once"
     try:
         with create_session() as session:

@@ -3,8 +3,8 @@ SELECT groupArray(/* include id_hash */)
 FROM (
 /* include winners */
 )
-WHERE distinct_id NOT IN (
-    SELECT distinct_id
+WHERE (team_id, distinct_id) NOT IN (
+    SELECT team_id, distinct_id
     FROM person_distinct_id2
     WHERE /* include slice_range */
 )

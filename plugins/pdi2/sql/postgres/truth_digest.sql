@@ -1,4 +1,4 @@
--- The hash is the one that digest_*.sql of ClickHouse computes: the first 8 bytes of md5 as a signed integer.
+-- The hash is the one that digest_new.sql of ClickHouse computes: the first 8 bytes of md5 as a signed integer.
 SELECT team_id, bucket, count(*), sum(content)::text
 FROM (
     SELECT mapping.team_id,
