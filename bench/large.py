@@ -1,0 +1,140 @@
+"""`make bench-large`: one large team, copied and then verified against a Postgres that holds the same ids.
+
+Time a row and memory must not depend on the team's size. The engines are processes of their own; memory of Python is
+the greatest resident size of a process that does nothing else. Postgres is filled from the copy.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from pdi2.core import copying, verifying
+from pdi2.core.clickhouse import Cost, Warehouse
+from pdi2.core.ledger import Ledger
+from pdi2.core.settings import Settings
+from tabulate import tabulate
+
+from bench.statements import SEED
+from demo import clickhouse_server
+from demo import postgres as embedded
+from demo.schema import create_clickhouse, create_postgres
+
+TEAM = 7
+PARTS = 10
+COMPLEX_PER_MILLE = 20
+MILLION = 1_000_000
+SETTINGS = Settings(settle_seconds=0, read_cache_seconds=0)
+COPIES = {
+    "posthog_person (id, uuid, team_id)": "person_id, team_id",
+    "posthog_persondistinctid (person_id, distinct_id, team_id, version)": "distinct_id, team_id, 0",
+}
+IN_ORDER = """
+SELECT rowNumberInAllBlocks() + 1, {} FROM (SELECT * FROM person_distinct_id2 ORDER BY team_id, distinct_id)
+"""
+PROCESSES = multiprocessing.get_context("spawn")
+
+
+def connect(port: int) -> Client:
+    return clickhouse_connect.get_client(host="127.0.0.1", port=port)
+
+
+def seed(client: Client, rows: int) -> int:
+    client.command("ALTER TABLE person_distinct_id MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
+    ids = round(rows / (1 + COMPLEX_PER_MILLE / 1000 * 1.2))
+    for part in range(PARTS):
+        chunk = {"first": ids * part // PARTS, "ids": ids // PARTS}
+        client.command(SEED, parameters={"team_id": TEAM, "complex_per_mille": COMPLEX_PER_MILLE, **chunk})
+    return client.query("SELECT count() FROM person_distinct_id").result_rows[0][0]
+
+
+def fill_postgres(client: Client, uri: embedded.Postgres) -> None:
+    """In the order of the key, so that every index grows at its end."""
+    with uri.connect("posthog") as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(f"INSERT INTO posthog_team (id, name) VALUES ({TEAM}, 'large')".encode())
+        connection.execute("DROP INDEX posthog_person_uuid")
+        for table, columns in COPIES.items():
+            with (
+                client.raw_stream(IN_ORDER.format(columns), fmt="TabSeparated") as source,
+                connection.cursor().copy(f"COPY {table} FROM STDIN".encode()) as copy,
+            ):
+                while block := source.read(1 << 20):
+                    copy.write(block)
+        connection.execute("ANALYZE posthog_person, posthog_persondistinctid")
+
+
+def step(name: str, port: int, uri: str, rows: int, answer: Any) -> None:
+    """In a process of its own."""
+    import psycopg
+
+    with (
+        psycopg.connect(uri, autocommit=True) as connection,
+        Warehouse(lambda: connect(port), name, SETTINGS.max_memory_usage) as warehouse,
+    ):
+        ledger = Ledger(connection, "bench", "bench")
+        with warehouse.measured() as cost:
+            if name == "copy":
+                ledger.create()
+                ledger.plan({TEAM: rows})
+                copying.copy_team(ledger, warehouse, TEAM)
+            else:
+                found = verifying.verify_team(ledger, warehouse, TEAM, SETTINGS)
+                if found:
+                    raise SystemExit(f"verify found {found} in what Postgres was filled from")
+        answer.put((cost, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+def measured(name: str, port: int, uri: str, rows: int) -> tuple[Cost, int]:
+    answer = PROCESSES.SimpleQueue()
+    process = PROCESSES.Process(target=step, args=(name, port, uri, rows, answer))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{name} failed; nothing was measured.")
+    return answer.get()
+
+
+def migrate(rows: int, place: Path) -> list[dict[str, str]]:
+    with embedded.running(place / "postgres") as postgres, clickhouse_server.running(place / "clickhouse") as server:
+        postgres.create_database("posthog")
+        with postgres.connect("posthog") as connection, connect(server.port) as client:
+            create_postgres(connection)
+            create_clickhouse(client)
+            seeded = seed(client, rows)
+            lines = [_line("copy", seeded, *measured("copy", server.port, postgres.uri("posthog"), seeded))]
+            began = time.monotonic()
+            fill_postgres(client, postgres)
+            print(f"{seeded:,} rows: Postgres was filled in {time.monotonic() - began:.0f} s", flush=True)
+            lines.append(_line("verify", seeded, *measured("verify", server.port, postgres.uri("posthog"), seeded)))
+    return lines
+
+
+def _line(name: str, rows: int, cost: Cost, python: int) -> dict[str, str]:
+    return {
+        "step": name,
+        "rows": f"{rows:,}",
+        "seconds": f"{cost.seconds:.1f}",
+        "us/row": f"{cost.seconds / rows * 1e6:.2f}",
+        "statements' peak, MB": f"{(cost.peak_memory or 0) / 1e6:.0f}",
+        "Python, MB": f"{python / 1e6:.0f}",
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.large", description=__doc__)
+    parser.add_argument("--millions", type=float, nargs="+", default=[5, 60], help="of rows in the team")
+    lines = []
+    for millions in parser.parse_args().millions:
+        with tempfile.TemporaryDirectory(prefix="pdi2-large-", ignore_cleanup_errors=True) as place:
+            lines += migrate(round(millions * MILLION), Path(place))
+        print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True), flush=True)
+
+
+if __name__ == "__main__":
+    main()
