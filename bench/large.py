@@ -21,7 +21,6 @@ from pdi2.core.settings import Settings
 from tabulate import tabulate
 
 from bench.statements import SEED
-from demo import clickhouse_server
 from demo import postgres as embedded
 from demo.schema import create_clickhouse, create_postgres
 
@@ -101,6 +100,8 @@ def measured(name: str, port: int, uri: str, rows: int) -> tuple[Cost, int]:
 
 
 def migrate(rows: int, place: Path) -> list[dict[str, str]]:
+    from demo import clickhouse_server  # the engine's 250 MB stay out of the steps' processes
+
     with embedded.running(place / "postgres") as postgres, clickhouse_server.running(place / "clickhouse") as server:
         postgres.create_database("posthog")
         with postgres.connect("posthog") as connection, connect(server.port) as client:
