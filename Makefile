@@ -12,10 +12,10 @@ SOURCES := bench dags plugins demo tests
 
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 
-.PHONY: help venv demo up compose-env soak bench test test-chaos test-fast test-matrix test-ui screenshots lint lock clean
+.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-matrix test-ui screenshots lint lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: .venv/installed ## Create .venv with everything that requirements.lock pins
 
@@ -40,6 +40,12 @@ bench: venv ## Measure the copy against PostHog's statement and a plain one (SIZ
 
 soak: venv ## Migrate under traffic and faults for ten minutes (SEED=1 SECONDS=600)
 	$(BIN)/python -m demo soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
+
+bench-scale: venv ## Migrate 5M rows of 100 and of 10,000 teams through Airflow's scheduler, and say what it cost
+	PYTHONPATH=plugins $(BIN)/python -m bench.scale
+
+bench-large: venv ## Copy and verify one team of 5M and one of 60M rows, and say what it cost
+	PYTHONPATH=plugins $(BIN)/python -m bench.large
 
 test: venv ## Run every test but those marked chaos
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -10,6 +10,7 @@ from pdi2.core.auditing import AuditError, DriftError
 from pdi2.core.gate import roll_back, stop_old_writes, switch_reads
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import AUDIT_SCHEMA, Settings, SettingsError
+from pdi2.core.slices import Teams
 from stories import (
     ALICE,
     BOB,
@@ -30,6 +31,7 @@ from stories import (
 from demo.schema import Table
 
 OTHER = TEAM + 1
+MOST_BATCHES = 2
 LOOK = Settings(in_flight_seconds=0, repair=False)
 REPAIR = Settings(in_flight_seconds=0, repair=True)
 
@@ -51,15 +53,17 @@ def switched(system: System, ledger: Ledger) -> Ledger:
     return ledger
 
 
+@pytest.fixture(params=[2, 1], ids=["a task a team", "teams share a task"], autouse=True)
+def most_batches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "MOST_BATCHES", request.param)
+
+
 def audit(system: System, settings: Settings = LOOK, failing: Iterable[int] = ()) -> tuple[auditing.Audit, str]:
-    ledger = system.ledger("the audit")
-    for batch in auditing.plan(ledger, system.warehouse(), settings, most_batches=2):
-        differs = {
-            team_id: auditing.audit_team(ledger, system.warehouse(), team_id, settings)
-            for team_id in batch.team_ids
-            if team_id not in failing
-        }
-        auditing.record(ledger, differs)
+    ledger, warehouse = system.ledger("the audit"), system.warehouse()
+    for batch in auditing.plan(ledger, warehouse, settings, MOST_BATCHES):
+        compared = [team_id for team_id in batch.team_ids if team_id not in failing]
+        for teams in auditing.groups(warehouse, compared):
+            auditing.record(ledger, auditing.audit(ledger, warehouse, teams, settings))
     return auditing.judge(ledger)
 
 
@@ -232,7 +236,7 @@ def test_a_rollback_during_an_audit_ends_its_repairs(system: System, switched: L
     auditing.plan(ledger, system.warehouse(), REPAIR, most_batches=2)
     roll_back(system.ledger("the rollback"))
     with pytest.raises(AuditError, match="Reads are on the old table"):
-        auditing.audit_team(ledger, system.warehouse(), TEAM, REPAIR)
+        auditing.audit(ledger, system.warehouse(), Teams((TEAM,), 2), REPAIR)
 
 
 def test_an_audit_does_not_hold_up_a_migration(system: System, ledger: Ledger) -> None:

@@ -15,7 +15,7 @@ from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import Ledger, TeamStatus
 from pdi2.core.planning import Batch, chosen, rows_by_team, share_out
 from pdi2.core.settings import Settings
-from pdi2.core.slices import Teams
+from pdi2.core.slices import Teams, together
 from pdi2.core.switches import Switches
 from pdi2.core.verifying import compare
 
@@ -59,12 +59,19 @@ def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches:
     return share_out(rows, most_batches)
 
 
-def audit_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Settings) -> int | None:
-    """Findings go to the ledger. Returns for how many ids the old table's reader differs; None: it is not written."""
+def groups(warehouse: Warehouse, team_ids: list[int]) -> list[Teams]:
+    """The teams as they are compared: small ones together, each other one by itself."""
+    rows = dict.fromkeys(team_ids, 0) | dict(warehouse.rows("new_rows", {"team_ids": team_ids}))
+    shared = together(rows, warehouse.max_memory_usage)
+    sharing = {team_id for teams in shared for team_id in teams.ids}
+    return shared + [Teams((team_id,), count) for team_id, count in rows.items() if team_id not in sharing]
+
+
+def audit(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> dict[int, int | None]:
+    """Findings go to the ledger. Returns by team for how many ids the old table's reader differs; None: not written."""
     _check_repair(ledger, settings)
-    rows = sum(count for _, count in warehouse.rows("new_rows", {"team_ids": [team_id]}))
-    old_differs = compare(ledger, warehouse, Teams((team_id,), rows), settings).old_differs
-    return None if old_differs is None else old_differs[team_id]
+    old_differs = compare(ledger, warehouse, teams, settings).old_differs
+    return {team_id: None if old_differs is None else old_differs[team_id] for team_id in teams.ids}
 
 
 def record(ledger: Ledger, old_differs: Mapping[int, int | None]) -> None:

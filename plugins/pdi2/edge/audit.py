@@ -9,6 +9,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Param, get_current_context, task
 
 from pdi2.core import auditing
+from pdi2.core.failures import describe
 from pdi2.core.settings import AUDIT_SCHEMA
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse
 from pdi2.edge.retries import raise_together
@@ -43,13 +44,20 @@ def compare(batch: dict[str, Any]) -> None:
     """Compares the batch's teams with Postgres, id by id. One team's failure stops no other."""
     failures: list[Exception] = []
     old_differs: dict[int, int | None] = {}
-    for team_id in batch["team_ids"]:
+    with looking("audit") as bench:
+        pending = auditing.groups(bench.warehouse, batch["team_ids"])
+    while pending:
+        teams = pending.pop(0)
         try:
-            with looking(f"audit team {team_id}") as bench:
+            with looking(f"audit {teams}") as bench:
                 vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
-                old_differs[team_id] = auditing.audit_team(bench.ledger, bench.warehouse, team_id, bench.settings)
+                old_differs |= auditing.audit(bench.ledger, bench.warehouse, teams, bench.settings)
         except Exception as error:
-            failures.append(error)
+            if len(teams.ids) > 1:
+                log.warning("%s could not be compared together, so each is now alone: %s", teams, describe(error))
+                pending += teams.alone
+            else:
+                failures.append(error)
     ledger = open_ledger()
     with ledger.connection:
         auditing.record(ledger, old_differs)
