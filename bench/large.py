@@ -6,7 +6,7 @@ the greatest resident size of a process that does nothing else. Postgres is fill
 
 import argparse
 import multiprocessing
-import resource
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -86,7 +86,8 @@ def step(name: str, port: int, uri: str, rows: int, answer: Any) -> None:
                 found = verifying.verify_team(ledger, warehouse, TEAM, SETTINGS)
                 if found:
                     raise SystemExit(f"verify found {found} in what Postgres was filled from")
-        answer.put((cost, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        [peak] = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        answer.put((cost, int(peak) * 1024))
 
 
 def measured(name: str, port: int, uri: str, rows: int) -> tuple[Cost, int]:
