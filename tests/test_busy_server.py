@@ -88,13 +88,13 @@ def test_too_many_parts_are_waited_for_and_the_ledger_says_so(
     system.clickhouse.command("INSERT INTO person_distinct_id2 (team_id, distinct_id) VALUES (1, 'a')")
 
     with pytest.raises(BusyError, match="team 1 has waited for .* 1 parts in a partition, and at 1 inserts"):
-        pressure.wait_while_busy(ledger, system.warehouse(), 1)
+        pressure.wait_while_busy(ledger, system.warehouse(), [1])
     waits = ledger.latest("copy_waits")
     assert waits is not None
     assert waits["team_id"] == 1
 
     system.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY SETTING parts_to_delay_insert = 1000")
-    pressure.wait_while_busy(ledger, system.warehouse(), 1)
+    pressure.wait_while_busy(ledger, system.warehouse(), [1])
     assert ledger.latest("copy_goes_on") is None
 
 

@@ -224,6 +224,24 @@ def test_live_updates_that_replace_copies_are_no_loss(system: System, ledger: Le
     assert [parameters["team_ids"] for name, parameters in warehouse.heard if name == "not_copied"] == [[TEAM]]
 
 
+def test_after_a_memory_limit_of_the_server_the_next_try_takes_half(live: LiveSystem) -> None:
+    for team_id in range(1, 6):
+        insert_old(live, [event("+A1", "one", team_id)])
+    ledger = live.ledger()
+    enable(live, ledger)
+    teams = plan(live, ledger)
+    limit = "(total) memory limit exceeded: would use 9.01 GiB, maximum: 9.00 GiB"
+    live.server.inject({"match": "id_hash", "action": "error", "code": 241, "text": limit})
+
+    with pytest.raises(BusyError, match=f"The copy of the 5 teams from {teams[0]} was given up.*100 MB instead of 200"):
+        copy_together(ledger, live.warehouse(), teams)
+
+    assert {team.status for team in live.teams().values()} == {"failed"}
+    warehouse = live.warehouse()
+    assert copy_together(ledger, warehouse, teams) == []
+    assert warehouse.max_memory_usage == 100_000_000
+
+
 def test_a_pause_puts_all_of_them_off(system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pdi2.core.pressure.WAIT_IN_SLOT_SECONDS", 0)
     monkeypatch.setattr("pdi2.core.pressure.LOOK_EVERY_SECONDS", 0)

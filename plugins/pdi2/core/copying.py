@@ -30,8 +30,6 @@ LEAST_MEMORY = 32_000_000
 RANGES_A_SLICE = 5
 MOST_COMPLEX = 0.5
 """Above this share of ids with several rows every id of a range goes by the rule."""
-
-
 KEPT = "What is finished is kept; reads stay on the old table."
 
 
@@ -112,8 +110,10 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
     """
     ended = ledger.ended(team_ids)
     ledger.set_copied(ended)
-    fresh = {team.team_id: team.rows_source for team in ledger.teams_of(team_ids) if not team.slices_done}
-    for teams in together(fresh, warehouse.max_memory_usage):
+    fresh = [team for team in ledger.teams_of(team_ids) if not team.slices_done]
+    budgets = [team.memory_budget for team in fresh if team.memory_budget]
+    warehouse.max_memory_usage = min([warehouse.max_memory_usage, *budgets])
+    for teams in together({team.team_id: team.rows_source for team in fresh}, warehouse.max_memory_usage):
         wait_while_busy(ledger, warehouse, teams.ids)
         ledger.start_copy(teams.ids)
         try:
@@ -121,7 +121,7 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
         except DatabaseError as error:
             if reaction(error) is Reaction.RETRY:
                 ledger.set_failed(teams.ids, describe(error))
-                raise BusyError(f"The copy of {teams} was given up: {describe(error)} {KEPT}") from error
+                raise _given_up(ledger, warehouse, teams, error) from error
             log.warning("%s could not be copied together, so each is now alone: %s", teams, describe(error))
     return [team_id for team_id in team_ids if team_id not in ended]
 
@@ -177,7 +177,7 @@ def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whol
     return None
 
 
-def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice, error: DatabaseError) -> MigrationError:
+def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error: DatabaseError) -> MigrationError:
     """What to raise: BusyError where a later try can help. After a memory limit that try gets half the memory."""
     if reaction(error) is Reaction.FAIL:
         return CopyError(
@@ -191,9 +191,9 @@ def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice, error: Databas
     change = "The next try goes on from the last finished slice"
     if error.code == MEMORY_LIMIT_EXCEEDED:
         smaller = max(warehouse.max_memory_usage // 2, LEAST_MEMORY)
-        ledger.remember_memory_budget(piece.team_id, smaller)
+        ledger.remember_memory_budget(piece.ids, smaller)
         change += f", with {smaller / 1e6:,.0f} MB instead of {warehouse.max_memory_usage / 1e6:,.0f} MB"
-    return BusyError(f"The {piece} was given up: {describe(error)} {KEPT} {change}.")
+    return BusyError(f"The copy of the {piece} was given up: {describe(error)} {KEPT} {change}.")
 
 
 def tell_apart(warehouse: Warehouse, ranges: Sequence[Slice | Teams]) -> list[Told]:

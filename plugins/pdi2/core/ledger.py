@@ -233,8 +233,8 @@ class Ledger:
         """What fitted into memory for the team that took the most of it."""
         return self._value("slice_rows_smallest")
 
-    def remember_memory_budget(self, team_id: int, memory: int) -> None:
-        self._execute("team_memory_budget", {"team_id": team_id, "memory_budget": memory})
+    def remember_memory_budget(self, team_ids: Iterable[int], memory: int) -> None:
+        self._execute("team_memory_budget", {"team_ids": list(team_ids), "memory_budget": memory})
 
     def set_copied(self, team_ids: Iterable[int]) -> None:
         self._execute("team_copied", {"team_ids": list(team_ids)})

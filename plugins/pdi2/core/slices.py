@@ -69,6 +69,10 @@ class Slice:
     upper: bytes | None
 
     @property
+    def ids(self) -> tuple[int, ...]:
+        return (self.team_id,)
+
+    @property
     def parameters(self) -> dict[str, Any]:
         return {
             "team_ids": [self.team_id],

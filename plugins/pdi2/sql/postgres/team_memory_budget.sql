@@ -1,3 +1,3 @@
 UPDATE pdi2_migration.team
 SET memory_budget = %(memory_budget)s
-WHERE team_id = %(team_id)s
+WHERE team_id = ANY(%(team_ids)s)
