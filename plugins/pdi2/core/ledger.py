@@ -193,8 +193,8 @@ class Ledger:
     def teams_of(self, team_ids: Iterable[int]) -> list[Team]:
         return self._execute("teams_of", {"team_ids": list(team_ids)}, class_row(Team)).fetchall()
 
-    def start_copy(self, team_ids: Iterable[int]) -> None:
-        self._execute("team_copying", {"team_ids": list(team_ids)})
+    def start_copy(self, team_ids: Iterable[int], attempts: int = 1) -> None:
+        self._execute("team_copying", {"team_ids": list(team_ids), "attempts": attempts})
 
     def checkpoint(self, team_id: int) -> tuple[bytes | None, bool]:
         """Where the next slice begins (b"" at first), and whether the last slice is done."""

@@ -1,3 +1,3 @@
 UPDATE pdi2_migration.team
-SET status = 'copying', attempts = attempts + 1, error = NULL
+SET status = 'copying', attempts = attempts + %(attempts)s, error = NULL
 WHERE team_id = ANY(%(team_ids)s)
