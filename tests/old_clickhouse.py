@@ -5,7 +5,8 @@ a time, forked from one that has the engine loaded and never ran it. What follow
 
 - No statement sees or kills another, and what a process holds in the background ends with it: no merges but OPTIMIZE.
 - Before chDB 2 most system tables are missing. LOCAL stands in for those that the migration reads.
-- DROP returns at once: SYNC would wait for a thread that is not there.
+- DROP returns at once: SYNC would wait for a thread that is not there. So would DROP and TRUNCATE of a table with parts
+  that a merge has replaced, which stay for minutes: they are taken away first.
 - ClickHouse 23.6 as clickhouse-local has no threads for mutations, and a DELETE would wait for ever: it is refused.
 """
 
@@ -15,6 +16,7 @@ import fcntl
 import importlib.util
 import os
 import re
+import shutil
 import sys
 import tempfile
 from functools import partial
@@ -35,6 +37,8 @@ INSERT = re.compile(rb"\s*(INSERT\s+INTO\s[^\n]*?)\s+FORMAT\s+(\w+)[ \t]*\n", re
 MUTATION = re.compile(rb"(?is)(?:\s|--[^\n]*\n)*(?:DELETE\s+FROM|ALTER\s+TABLE\s+\S+\s+(?:DELETE|UPDATE))\b")
 CONNECTING = re.compile(rb"SELECT (version\(\), timezone\(\)|name, value, readonly FROM system.settings|1 AS check\b)")
 SYNC = re.compile(rb"(?is)(\s*DROP\s.*?)\s+SYNC\s*\Z")
+DROPPING = re.compile(rb"(?is)(?:\A|; )\s*(?:DROP|TRUNCATE)\s")
+PART = re.compile(r"(\w+?)_(\d+)_(\d+)_(\d+)(?:_(\d+))?")
 ERROR = re.compile(r"Code: (\d+)\. DB::Exception: .*", re.DOTALL)
 
 LOCAL = [
@@ -156,6 +160,8 @@ class Engine:
     def run(self, statement: bytes, answer_format: str) -> tuple[bytes, str]:
         """At most once in a process: a second time crashes it now and then. Errors may be on standard error alone."""
         fcntl.flock(os.open(self.path / "turn", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)  # until this process ends
+        if DROPPING.search(statement):
+            _remove_replaced_parts(self.path)
         for memory in ("set_statements", "default_database"):  # chDB 1 and 2 remember every SET and USE
             (self.path / memory).unlink(missing_ok=True)
         with tempfile.TemporaryFile() as said:
@@ -172,6 +178,27 @@ class Engine:
             said.seek(0)
             found = ERROR.search(error or said.read().decode(errors="replace"))
         return answer, found[0].strip() if found else ""
+
+
+def _remove_replaced_parts(path: Path) -> None:
+    """Parts whose blocks, in no newer state, another part of the same partition holds."""
+    for table in path.rglob("format_version.txt"):
+        parts = [
+            (folder, found[1], *(int(number or 0) for number in found.groups()[1:]))
+            for folder in table.parent.iterdir()
+            if (found := PART.fullmatch(folder.name))
+        ]
+        for folder, partition, first, last, level, mutation in parts:
+            if any(
+                other[0] != folder
+                and other[1] == partition
+                and other[2] <= first
+                and last <= other[3]
+                and level <= other[4]
+                and mutation <= other[5]
+                for other in parts
+            ):
+                shutil.rmtree(folder)
 
 
 def _library() -> Any:

