@@ -233,9 +233,9 @@ class TestRuns:
 
     @pytest.fixture
     def scheduler(self, monkeypatch: pytest.MonkeyPatch) -> Iterator["Scheduler"]:
-        """Airflow's own, as far as it makes runs; the migration is due every minute."""
+        """Airflow's own, as far as it makes runs; the migration is due every hour."""
         options = {"notifier": NAMED, "notifier_kwargs": '{"to": "the night shift"}', "deadline_minutes": "90"}
-        assert configure(monkeypatch, schedule="* * * * *", **options).import_errors == {}
+        assert configure(monkeypatch, schedule="@hourly", **options).import_errors == {}
         monkeypatch.setenv("AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL", "0")
         scheduler = Scheduler()
         yield scheduler
@@ -257,7 +257,7 @@ class TestRuns:
         [waiting] = scheduler.make_due_runs()
         for _ in range(3):
             scheduler.let_hours_pass(1)
-            assert scheduler.make_due_runs() == [], "180 minutes are due, and none is made"
+            assert scheduler.make_due_runs() == [], "some are due, and none is made"
 
         made = []
         for _ in range(4):
@@ -296,7 +296,7 @@ class Scheduler:
         """The next run was due that long ago."""
         with create_session() as session:
             model = session.get(DagModel, FILL)
-            due = utcnow().replace(second=0, microsecond=0) - timedelta(hours=hours)
+            due = utcnow().replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours)
             model.next_dagrun = model.next_dagrun_create_after = due
             model.next_dagrun_data_interval = (due, due)
 
