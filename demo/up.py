@@ -108,7 +108,8 @@ def _serve(
         with live:
             console.print(f"Airflow: {address}   user: admin   password: {password}")
             console.print("Next: open the DAG fill_person_distinct_id2 and trigger it, first with dry_run.")
-            console.print(f"Meanwhile the application makes {rate:g} changes a second, and reads what it wrote.")
+            if rate:
+                console.print(f"Meanwhile the application makes {rate:g} changes a second, and reads what it wrote.")
             console.print(
                 'It hears of a switch within 2 s: {"settle_seconds": 12, "read_cache_seconds": 10} is enough.'
             )

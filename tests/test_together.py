@@ -272,5 +272,7 @@ def test_every_team_is_in_one_batch(teams: int, most_batches: int) -> None:
     assert len(batches) <= most_batches
     assert sorted(team_id for batch in batches for team_id in batch.team_ids) == list(rows)
     assert sum(batch.rows for batch in batches) == sum(rows.values())
+    large = sum(count > SMALL_ROWS for count in rows.values())
+    assert len(batches) >= min(most_batches, large), "what is not small shares a task only where it must"
     if teams <= most_batches:
         assert [batch.team_ids for batch in batches] == [[team_id] for team_id in rows]

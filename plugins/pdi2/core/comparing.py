@@ -18,7 +18,7 @@ from pdi2.core.slices import Slice, Teams, aggregated_at_once, cut
 ROWS_A_BUCKET = 1_000
 MOST_BUCKETS = 1 << 16
 ROWS_AT_ONCE = 100_000
-"""Listed from both databases to find what differs: about 50 MB."""
+"""Listed from both databases to find what differs."""
 IDS_AT_ONCE = 500
 ID_BYTES_AT_ONCE = 100_000
 """Ids go within the address of a request, and a distinct_id may have any length."""

@@ -139,7 +139,7 @@ def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]
             warehouse.execute("copy_simple", ids, settings)
         copied = Counter(dict(warehouse.rows("copied", teams.parameters)))
         differ = tuple(team_id for team_id in teams.ids if copied[team_id] != expected[team_id])
-        short = differ and _copy_late(warehouse, Teams(differ, teams.rows), settings)
+        short = _copy_late(warehouse, Teams(differ, teams.rows), settings) if differ else 0
     right = {team_id: expected[team_id] for team_id in teams.ids if not short or team_id not in differ}
     ledger.finish_together(right, cost)
     log.info("Copied %s of %s: %s rows in %.2f s", len(right), teams, f"{sum(right.values()):,}", cost.seconds)

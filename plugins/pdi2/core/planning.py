@@ -68,7 +68,7 @@ def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batche
 def share_out(rows: dict[int, int], most_batches: int) -> list[Batch]:
     """A team a batch. Where there are too many teams, those that are not small are alone as far as half the batches go.
 
-    A batch costs Airflow about as much as 50 small teams cost the databases, so the others share as few as do.
+    The others share as few as do for the statements that small ones share; each that is not small wants one too.
     """
     teams = list(rows)
     alone = len(teams)
@@ -76,7 +76,8 @@ def share_out(rows: dict[int, int], most_batches: int) -> list[Batch]:
         alone = min(sum(count > SMALL_ROWS for count in rows.values()), most_batches // 2)
     groups = [[team_id] for team_id in teams[:alone]]
     shared = teams[alone:]
-    sharers = min(most_batches - alone, math.ceil(len(shared) / TEAMS_AT_ONCE))
+    large = sum(rows[team_id] > SMALL_ROWS for team_id in shared)
+    sharers = min(most_batches - alone, max(large, math.ceil(len(shared) / TEAMS_AT_ONCE)))
     groups += [shared[start::sharers] for start in range(sharers)]
     return [Batch(group, sum(rows[team_id] for team_id in group)) for group in groups]
 

@@ -16,7 +16,7 @@ UNKNOWN_FUNCTION = 46
 SAMPLES_A_SLICE = 32
 GRANULE_ROWS = 8_192
 SMALL_ROWS = 10_000
-"""Teams of no more share statements: what a statement costs by itself is about what so many rows cost."""
+"""Teams of no more share statements: theirs cost more by themselves than their rows do."""
 TEAMS_AT_ONCE = 500
 BYTES_A_STATEMENT = 25_000_000
 BYTES_A_ROW = 1_000
