@@ -21,11 +21,10 @@ from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import MEMORY_LIMIT_EXCEEDED, BusyError, MigrationError, Reaction, describe, reaction
 from pdi2.core.ledger import Ledger
 from pdi2.core.pressure import wait_while_busy
-from pdi2.core.slices import Slice, Teams, cut, join, together
+from pdi2.core.slices import FEWEST_ROWS, Slice, Teams, cut, join, together
 
 log = logging.getLogger(__name__)
 
-FEWEST_ROWS = 1_000
 LEAST_MEMORY = 32_000_000
 RANGES_A_SLICE = 5
 MOST_COMPLEX = 0.5

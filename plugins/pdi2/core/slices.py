@@ -15,6 +15,8 @@ from pdi2.core.clickhouse import Warehouse
 UNKNOWN_FUNCTION = 46
 SAMPLES_A_SLICE = 32
 GRANULE_ROWS = 8_192
+FEWEST_ROWS = 1_000
+"""A slice that meets the memory limit is halved, but not further than this."""
 SMALL_ROWS = 10_000
 """Teams of no more share statements: theirs cost more by themselves than their rows do."""
 TEAMS_AT_ONCE = 500
