@@ -12,6 +12,7 @@ SOURCES := bench dags plugins demo tests
 
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 
+.PRECIOUS: .venv-matrix/%/installed
 .PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-matrix test-ui screenshots lint lock clean
 
 help: ## List the targets
