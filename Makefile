@@ -5,8 +5,8 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
 ENGINES := $(shell cut -d ' ' -f 1 tests/engines)
-MATRIX := tests/test_cluster.py tests/test_copy.py tests/test_verify.py tests/test_dual_writes.py \
-	tests/test_history_property.py $(addprefix tests/test_preflight.py::test_, \
+MATRIX := tests/test_cluster.py tests/test_copy.py tests/test_staging.py tests/test_verify.py \
+	tests/test_dual_writes.py tests/test_history_property.py $(addprefix tests/test_preflight.py::test_, \
 	a_sound_system_may_begin_and_nothing_changes a_fault_of_clickhouse_is_told the_skip_comment_leaves_nothing_to_do)
 SOURCES := bench dags plugins demo tests
 

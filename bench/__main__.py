@@ -22,6 +22,7 @@ from pdi2.core import copying
 from pdi2.core.clickhouse import Cost, Warehouse
 from pdi2.core.failures import describe
 from pdi2.core.ledger import Ledger
+from pdi2.core.pieces import Budget
 from pdi2.core.settings import Settings
 from tabulate import tabulate
 
@@ -38,10 +39,10 @@ MILLION = 1_000_000
 
 @dataclass
 class Side:
-    """One way to copy, and what its runs took."""
+    """One way to copy, which says what it took, and what its runs took."""
 
     name: str
-    run: Callable[[Warehouse], object]
+    run: Callable[[Warehouse], Cost]
     memory: int = NO_LIMIT
     costs: list[Cost] = field(default_factory=list)
 
@@ -54,9 +55,17 @@ class Side:
         return max(cost.peak_memory or 0 for cost in self.costs)
 
 
-def plain_within(memory: int, warehouse: Warehouse) -> None:
-    """The floor for whoever keeps to this memory: blocks as small as the copy's, and nothing told apart."""
-    warehouse.command(PLAIN, {"team_id": TEAM}, copying.Budget(memory).insert_settings)
+def statement(text: str, warehouse: Warehouse) -> Cost:
+    with warehouse.measured() as cost:
+        warehouse.command(text, {"team_id": TEAM})
+    return cost
+
+
+def plain_within(memory: int, warehouse: Warehouse) -> Cost:
+    """The floor for whoever keeps to this memory: blocks as small as a copy's, and nothing told apart."""
+    with warehouse.measured() as cost:
+        warehouse.command(PLAIN, {"team_id": TEAM}, Budget(memory).insert_settings(staged=False))
+    return cost
 
 
 class Bench:
@@ -93,8 +102,8 @@ class Bench:
         for _ in range(self.runs):
             for side in sides:
                 self.quiet()
-                with Warehouse(self.connect, side.name, side.memory) as warehouse, warehouse.measured() as cost:
-                    side.run(warehouse)
+                with Warehouse(self.connect, side.name, side.memory) as warehouse:
+                    cost = side.run(warehouse)
                 side.costs.append(cost)
                 print(f"  {self.rows:>12,} rows  {side.name:<28} {cost.seconds:7.2f} s", flush=True)
 
@@ -105,8 +114,8 @@ class Bench:
             while client.query("SELECT count() FROM system.merges").result_rows[0][0]:
                 time.sleep(0.1)
 
-    def ours(self, warehouse: Warehouse, range_rows: int | None = None) -> None:
-        """The copy as the DAG's task runs it, its ledger included."""
+    def ours(self, warehouse: Warehouse, range_rows: int | None = None) -> Cost:
+        """The copy as the DAG's task runs it, its ledger and its own measuring included."""
         with closing(self.server.connect(self.database)) as connection:
             connection.execute("DROP SCHEMA IF EXISTS pdi2_migration CASCADE")
             ledger = Ledger(connection, "bench", "bench")
@@ -114,12 +123,14 @@ class Bench:
             ledger.plan({TEAM: self.rows})
             if range_rows:
                 ledger.remember_slice_rows(TEAM, range_rows)
+            started = time.monotonic()
             copying.copy_team(ledger, warehouse, TEAM)
+            return Cost(time.monotonic() - started, ledger.team(TEAM).peak_memory)
 
     def sides(self, memory: int = MEMORY) -> list[Side]:
         return [
-            Side("PostHog's statement", lambda warehouse: warehouse.command(POSTHOG, {"team_id": TEAM})),
-            Side("plain INSERT SELECT", lambda warehouse: warehouse.command(PLAIN, {"team_id": TEAM})),
+            Side("PostHog's statement", partial(statement, POSTHOG)),
+            Side("plain INSERT SELECT", partial(statement, PLAIN)),
             Side("plain, in the copy's memory", partial(plain_within, memory), memory),
             Side("this copy", self.ours, memory),
         ]

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
+import pytest
 from conftest import System
-from pdi2.core import dual_writes, planning
+from pdi2.core import copying, dual_writes, planning
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.copying import copy_team
 from pdi2.core.ledger import Ledger
@@ -143,6 +144,12 @@ def truth_and_old(system: System) -> dict[str, Any]:
         for name, rows in dump(system).items()
         if name in (Table.OLD, "public.posthog_person", "public.posthog_persondistinctid")
     }
+
+
+def a_range_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice ends with its first range, however soon it is copied."""
+    monkeypatch.setattr(copying, "SLICE_SECONDS", 0)
+    monkeypatch.setattr(copying, "RANGES_AT_ONCE", 1)
 
 
 def enable(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -125,6 +126,14 @@ def test_each_grant_of_postgres_is_needed(
         everything(system, f"{system.uri} user={role}")
 
 
+STAGING = "person_distinct_id2_staging_*"
+OF_TABLES = {
+    "CREATE TABLE": "CREATE TABLE",
+    "DROP TABLE": "DROP TABLE IF EXISTS",
+    "ALTER SETTINGS": r"ALTER TABLE(?=\s+\w+\s+MODIFY SETTING)",
+}
+
+
 def privileges_of(statement: str) -> set[Grant]:
     """What ClickHouse asks for before it runs the statement."""
     text = re.sub(r"--.*", "", statement)
@@ -136,6 +145,11 @@ def privileges_of(statement: str) -> set[Grant]:
     for table in re.findall(r"DELETE FROM (\w+)", text):
         needed |= {("ALTER DELETE", table), ("ALTER UPDATE(_row_exists)", table)}
     needed |= {("SYSTEM SYNC REPLICA", table) for table in re.findall(r"SYSTEM SYNC REPLICA (\w+)", text)}
+    needed |= {("SELECT", table) for table in re.findall(r"CREATE TABLE \w+ AS (\w+)", text)}
+    for privilege, words in OF_TABLES.items():
+        needed |= {(privilege, table) for table in re.findall(rf"{words} (\w+)", text)}
+    for table in re.findall(r"ALTER TABLE (\w+) ATTACH PARTITION", text):
+        needed |= {("INSERT", table), ("ALTER DELETE", table)}
     if text.startswith("KILL QUERY"):
         needed |= {("SELECT", "system.processes")}
     return {(privilege, table if "." in table else f"posthog.{table}") for privilege, table in needed}
@@ -180,7 +194,10 @@ def test_what_a_statement_needs_is_read_from_it(statement: str, needed: set[Gran
 
 def test_the_grants_of_clickhouse_are_what_the_statements_need() -> None:
     names = [path.stem for path in (PACKAGE / "sql" / "clickhouse").glob("*.sql")]
-    needed = {grant for name in names for grant in privileges_of(statements.clickhouse(name))} | inserts_of_the_core()
+    tables = defaultdict(lambda: "staging")
+    needed = {grant for name in names for grant in privileges_of(statements.clickhouse(name, tables))}
+    needed = {(privilege, table.replace(".staging", f".{STAGING}")) for privilege, table in needed}
+    needed |= inserts_of_the_core()
     documented = granted(CLICKHOUSE)
     assert len(documented) == len(set(documented))
     assert needed - set(documented) == set(), "not documented"

@@ -11,7 +11,7 @@ from demo.writer import Writer, deliver
 
 MOMENTS = {
     "between plan and copy": None,
-    "after the ids are told apart": "detect_complex",
+    "after the ids are told apart": "told_apart",
     "before the rows are counted": "copied",
     "before the proof": "contradictions",
     "during the proof": "digest_new",

@@ -10,7 +10,7 @@ from pdi2.core.failures import WaitError
 from pdi2.core.ledger import Ledger
 from pdi2.edge import tasks
 from pdi2.edge.retries import RETRIES
-from stories import TEAM, enable, many_ids, plan
+from stories import TEAM, a_range_a_slice, enable, many_ids, plan
 
 from demo.seed import seed
 
@@ -39,6 +39,7 @@ def pause_after_the_first_slice(system: System) -> None:
 def test_a_copy_stops_after_its_slice_and_goes_on_from_there(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pressure, "WAIT_IN_SLOT_SECONDS", 0)
     monkeypatch.setattr(pressure, "LOOK_EVERY_SECONDS", 0.01)
+    a_range_a_slice(monkeypatch)
     ledger = system.ledger()
     many_ids(system, 20_000)
     enable(system, ledger)

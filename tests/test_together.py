@@ -221,7 +221,7 @@ def test_live_updates_that_replace_copies_are_no_loss(system: System, ledger: Le
     warehouse = MergedMeanwhile(system)
 
     assert copy_together(ledger, warehouse, teams) == []
-    assert [parameters["team_ids"] for name, parameters in warehouse.heard if name == "not_copied"] == [[TEAM]]
+    assert [parameters["team_ids"] for name, parameters in warehouse.heard if name == "absent"] == [[TEAM]]
 
 
 def test_after_a_memory_limit_of_the_server_the_next_try_takes_half(live: LiveSystem) -> None:

@@ -1,34 +1,30 @@
 """Copies a team, a slice of its distinct_ids at a time. A finished slice is a checkpoint in the ledger.
 
-Almost every id has a single row and goes straight through; the few others are told apart first, a range of the key
-at a time, and go by the rule of winners.sql. Every statement may be run again: a copied row has a negative version
-that grows with the time of its event, so it never hides what the application wrote, and of two copies of an id the
-later event wins.
+A slice is as many ranges of the key as are copied in SLICE_SECONDS. Each is as large as the memory of a statement
+allows, and a statement that meets the query's limit halves it.
 """
 
-from __future__ import annotations
-
 import logging
-from array import array
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+from dataclasses import dataclass, field
 
 from clickhouse_connect.driver.exceptions import DatabaseError
 
+from pdi2.core import pieces
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import MEMORY_LIMIT_EXCEEDED, BusyError, MigrationError, Reaction, describe, reaction
 from pdi2.core.ledger import Ledger
+from pdi2.core.pieces import Budget
 from pdi2.core.pressure import wait_while_busy
 from pdi2.core.slices import FEWEST_ROWS, Slice, Teams, cut, join, together
+from pdi2.core.staging import Tables, hand_over, tables_for, waiting
 
 log = logging.getLogger(__name__)
 
 LEAST_MEMORY = 32_000_000
-RANGES_A_SLICE = 5
-MOST_COMPLEX = 0.5
-"""Above this share of ids with several rows every id of a range goes by the rule."""
+SLICE_SECONDS = 30.0
+"""A slice ends with the range at work then: so much is lost at most where a copy is killed."""
+RANGES_AT_ONCE = 5
 KEPT = "What is finished is kept; reads stay on the old table."
 
 
@@ -36,54 +32,35 @@ class CopyError(MigrationError):
     """A slice cannot be copied, or what was copied does not count up."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What a statement may use, in bytes, and what follows from it. Bytes a row were measured on ClickHouse 26.9."""
+@dataclass
+class Rest:
+    """What is left of a team: its ranges in the order of the key, of at most about `rows` rows each."""
 
-    memory: int
+    ranges: list[Slice]
+    rows_in_all: int
+    rows: int
 
-    @property
-    def range_rows(self) -> int:
-        """Telling complex ids apart takes up to 45 bytes a row."""
-        return self.memory // 60
+    def cut(self, warehouse: Warehouse, rows: int) -> None:
+        self.ranges = cut(warehouse, join(self.ranges), self.rows_in_all, rows)
+        self.rows = rows
 
-    @property
-    def rule_rows(self) -> int:
-        """The rule and the insert of what it yields take about 185 bytes a row."""
-        return self.memory // 320
+    def take(self, count: int) -> list[Slice]:
+        taken, self.ranges = self.ranges[:count], self.ranges[count:]
+        self.rows_in_all = max(self.rows_in_all - count * self.rows, 0)
+        return taken
 
-    @property
-    def insert_settings(self) -> dict[str, Any]:
-        """A block read is a block written: rows of one part come in key order, and need no sorting again.
-
-        Each thread writes blocks, in about ten times their size. Blocks under 10 MB make compact parts, which
-        take half the memory of wide ones to write.
-        """
-        block = min(9_000_000, self.memory // 20)
-        return {
-            "optimize_on_insert": 0,
-            "max_block_size": 262_144,
-            "preferred_block_size_bytes": block,
-            "min_insert_block_size_bytes": block // 2,
-            "min_insert_block_size_rows": 0,
-            "max_bytes_before_external_group_by": self.memory * 2 // 3,
-            "min_compress_block_size": 65_536,
-            "max_compress_block_size": 65_536,
-            "max_query_size": 64 * 1024 * 1024,
-        }
+    def take_back(self, ranges: list[Slice]) -> None:
+        self.ranges = ranges + self.ranges
+        self.rows_in_all += len(ranges) * self.rows
 
 
-@dataclass(frozen=True)
-class Told:
-    """What a range holds: how many simple ids, the hashes of the complex ones, and at most how many rows they have."""
+@dataclass
+class Filled:
+    """What is in a slice's target: the ranges, the ids that should be there, and the ranges that did not count up."""
 
-    simple: int
-    complex_ids: array[int]
-    complex_rows: int
-
-    @property
-    def mostly_complex(self) -> bool:
-        return len(self.complex_ids) > MOST_COMPLEX * (self.simple + len(self.complex_ids))
+    ranges: list[Slice] = field(default_factory=list)
+    ids: int = 0
+    doubtful: list[Slice] = field(default_factory=list)
 
 
 def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
@@ -98,7 +75,13 @@ def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
         warehouse.max_memory_usage = min(warehouse.max_memory_usage, team.memory_budget or warehouse.max_memory_usage)
         most = Budget(warehouse.max_memory_usage).range_rows
         rows = max(team.slice_rows or max(ledger.smallest_slice_rows() or most, most // 8), FEWEST_ROWS)
-        _copy_range(ledger, warehouse, Slice(team_id, lower or b"", None), team.rows_source, min(rows, most))
+        rest = Rest([Slice(team_id, lower or b"", None)], team.rows_source, min(rows, most))
+        try:
+            rest.cut(warehouse, rest.rows)
+            while rest.ranges:
+                _copy_slice(ledger, warehouse, rest)
+        except DatabaseError as error:
+            raise _given_up(ledger, warehouse, rest.ranges[0], error) from error
     ledger.set_copied([team_id])
 
 
@@ -128,53 +111,88 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
 
 def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]:
     """Returns the teams of which all ids that are live are in the new table."""
-    settings = Budget(warehouse.max_memory_usage).insert_settings
-    with warehouse.measured() as cost:
-        [told] = tell_apart(warehouse, [teams])
-        ids = _ruled(teams, told)
-        expected = _by_rule(warehouse, ids) if told.complex_ids else Counter()
-        if not told.mostly_complex:
-            expected.update(dict(warehouse.rows("count_simple", ids)))
-            warehouse.execute("copy_simple", ids, settings)
-        copied = Counter(dict(warehouse.rows("copied", teams.parameters)))
-        differ = tuple(team_id for team_id in teams.ids if copied[team_id] != expected[team_id])
-        short = _copy_late(warehouse, Teams(differ, teams.rows), settings) if differ else 0
-    right = {team_id: expected[team_id] for team_id in teams.ids if not short or team_id not in differ}
+    with warehouse.measured() as cost, tables_for(warehouse, teams, rows=0) as tables:
+        pieces.tell_apart(warehouse, tables, [teams])
+        expected = pieces.copy(warehouse, tables, teams)
+        there = pieces.copied(warehouse, teams)
+        differ = tuple(team_id for team_id in teams.ids if there[team_id] != expected[team_id])
+        missing = pieces.mend(warehouse, tables, Teams(differ, teams.rows)) if differ else 0
+    right = {team_id: expected[team_id] for team_id in teams.ids if not missing or team_id not in differ}
     ledger.finish_together(right, cost)
     log.info("Copied %s of %s: %s rows in %.2f s", len(right), teams, f"{sum(right.values()):,}", cost.seconds)
     return set(right)
 
 
-def _copy_range(ledger: Ledger, warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int) -> None:
-    try:
-        ranges = cut(warehouse, whole, rows_in_whole, rows)
-    except DatabaseError as error:
-        raise _given_up(ledger, warehouse, whole, error) from error
-    budget = Budget(warehouse.max_memory_usage)
-    while ranges:
-        wait_while_busy(ledger, warehouse, [whole.team_id])
+def _copy_slice(ledger: Ledger, warehouse: Warehouse, rest: Rest) -> None:
+    """Takes from the rest what one slice holds; where it meets the query's memory limit, cuts the rest smaller."""
+    [team_id] = rest.ranges[0].ids
+    room = wait_while_busy(ledger, warehouse, [team_id])
+    filled, failure = Filled(), None
+    with warehouse.measured() as cost, tables_for(warehouse, rest.ranges[0], rest.rows_in_all) as tables:
         try:
-            with warehouse.measured() as cost:
-                told = tell_apart(warehouse, ranges[:RANGES_A_SLICE])
-                crowded = told[0].complex_rows > budget.rule_rows and rows > budget.rule_rows // 2
-                taken, copied = (0, 0) if crowded else (len(told), copy_slice(warehouse, ranges[: len(told)], told))
+            _fill(warehouse, tables, rest, room, filled)
         except DatabaseError as error:
-            if reaction(error) is not Reaction.SPLIT or rows <= FEWEST_ROWS:
-                raise _given_up(ledger, warehouse, ranges[0], error) from error
-            half = max(rows // 2, FEWEST_ROWS)
-            log.warning(
-                "The %s met the query's memory limit; now %s rows at once. %s", ranges[0], half, describe(error)
+            failure = error
+        try:
+            _settle(warehouse, tables, filled)
+        except DatabaseError as error:
+            failure = failure or error
+            rest.take_back(filled.ranges)
+            filled = Filled()
+    if filled.ranges:
+        finished = join(filled.ranges)
+        ledger.finish_slice(finished, filled.ids, cost)
+        log.info("Copied the %s: %s rows in %.2f s", finished, f"{filled.ids:,}", cost.seconds)
+    if failure:
+        if reaction(failure) is not Reaction.SPLIT or rest.rows <= FEWEST_ROWS:
+            raise failure
+        half = max(rest.rows // 2, FEWEST_ROWS)
+        log.warning(
+            "The %s met the query's memory limit; now %s rows at once. %s", rest.ranges[0], half, describe(failure)
+        )
+        ledger.remember_slice_rows(team_id, half)
+        rest.cut(warehouse, half)
+
+
+def _fill(warehouse: Warehouse, tables: Tables, rest: Rest, room: int, filled: Filled) -> None:
+    """Copies range after range until the slice is long enough or has as many parts as there is room for."""
+    until = time.monotonic() + SLICE_SECONDS
+    rows = 0
+    while rest.ranges:
+        taken = pieces.tell_apart(warehouse, tables, rest.ranges[:RANGES_AT_ONCE])
+        piece = join(rest.ranges[:taken])
+        expected = pieces.copy(warehouse, tables, piece).total()
+        if tables.staged:
+            before, (rows, parts) = rows, waiting(warehouse, tables)
+            there = rows - before
+        else:
+            there, parts = pieces.copied(warehouse, piece).total(), room
+        filled.ids += expected
+        filled.ranges += (ranges := rest.take(taken))
+        filled.doubtful += ranges if there != expected else []
+        if parts >= room or time.monotonic() > until:
+            break
+
+
+def _settle(warehouse: Warehouse, tables: Tables, filled: Filled) -> None:
+    """Hands the slice over to the new table, with what a failed statement left behind: copies like any other.
+
+    Counts differ where a slice is copied again, a live update replaced a copy, or ids came meanwhile: then id by id.
+    Raises CopyError if an id that is live is not in the new table.
+    """
+    doubtful = filled.doubtful
+    if tables.staged:
+        before = pieces.rows_there(warehouse, filled.ranges)
+        hand_over(warehouse, tables)
+        if pieces.rows_there(warehouse, filled.ranges) - before < filled.ids:
+            doubtful = filled.ranges
+    for piece in doubtful:
+        if missing := pieces.mend(warehouse, tables, piece):
+            raise CopyError(
+                f"After the copy of the {piece}, {missing:,} ids that are live in person_distinct_id are not in "
+                "person_distinct_id2. Reads stay on the old table and nothing is lost. Look for errors in ClickHouse's "
+                "log, then trigger the run again: this slice is copied anew."
             )
-            ledger.remember_slice_rows(whole.team_id, half)
-            return _copy_range(ledger, warehouse, join(ranges), rows * len(ranges), half)
-        if crowded:
-            fewer = max(rows * budget.rule_rows // told[0].complex_rows, budget.rule_rows // 2)
-            return _copy_range(ledger, warehouse, join(ranges), rows * len(ranges), fewer)
-        finished = join(ranges[:taken])
-        ledger.finish_slice(finished, copied, cost)
-        log.info("Copied the %s: %s rows in %.2f s", finished, f"{copied:,}", cost.seconds)
-        ranges = ranges[taken:]
-    return None
 
 
 def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error: DatabaseError) -> MigrationError:
@@ -194,88 +212,3 @@ def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error:
         ledger.remember_memory_budget(piece.ids, smaller)
         change += f", with {smaller / 1e6:,.0f} MB instead of {warehouse.max_memory_usage / 1e6:,.0f} MB"
     return BusyError(f"The copy of the {piece} was given up: {describe(error)} {KEPT} {change}.")
-
-
-def tell_apart(warehouse: Warehouse, ranges: Sequence[Slice | Teams]) -> list[Told]:
-    """What the first ranges hold, as many as can be treated like the first; it only reads."""
-    most = Budget(warehouse.max_memory_usage).rule_rows
-    told: list[Told] = []
-    for piece in ranges:
-        simple, complex_ids, complex_rows = warehouse.rows("detect_complex", piece.parameters)[0]
-        found = Told(simple, array("I", complex_ids), complex_rows)
-        if told and (found.complex_rows > most or found.mostly_complex != told[0].mostly_complex):
-            break
-        told.append(found)
-        if found.complex_rows > most:
-            break
-    return told
-
-
-def copy_slice(warehouse: Warehouse, ranges: list[Slice], told: list[Told]) -> int:
-    """Copies the ranges; returns the ids copied. Raises CopyError if an id that is live is not in the new table.
-
-    Everything that reads a range again comes before the great insert, whose parts are then merged.
-    """
-    expected = 0
-    for piece, found in zip(ranges, told, strict=True):
-        expected += _by_rule(warehouse, _ruled(piece, found)).total() if found.complex_ids else 0
-    for piece, found in zip(ranges, told, strict=True):
-        if not found.mostly_complex:
-            settings = Budget(warehouse.max_memory_usage).insert_settings
-            warehouse.execute("copy_simple", _only(piece, found.complex_ids), settings)
-            expected += found.simple
-    _count(warehouse, join(ranges), expected)
-    return expected
-
-
-def _by_rule(warehouse: Warehouse, ids: dict[str, Any]) -> Counter[int]:
-    """Returns how many ids of each team are live, which the insert does not tell."""
-    settings = Budget(warehouse.max_memory_usage).insert_settings
-    warehouse.execute("copy_by_rule", ids, settings)
-    return Counter(dict(warehouse.rows("count_live", ids, settings)))
-
-
-def _count(warehouse: Warehouse, piece: Slice, expected: int) -> None:
-    """The counts differ where a slice is copied again or live updates replaced copies: then id by id."""
-    if sum(ids for _, ids in warehouse.rows("copied", piece.parameters)) == expected:
-        return
-    budget = Budget(warehouse.max_memory_usage)
-    missing = sum(
-        _copy_late(warehouse, part, budget.insert_settings)
-        for part in cut(warehouse, piece, expected, budget.rule_rows)
-    )
-    if missing:
-        raise CopyError(
-            f"After the copy of the {piece}, {missing:,} ids that are live in person_distinct_id are not in "
-            "person_distinct_id2. Reads stay on the old table and nothing is lost. Look for errors in ClickHouse's "
-            "log, then trigger the run again: this slice is copied anew."
-        )
-
-
-def _copy_late(warehouse: Warehouse, part: Slice | Teams, settings: dict[str, Any]) -> int:
-    """Copies ids that have reached the old table since and not yet the new one; returns how many are missing still."""
-    [[late]] = warehouse.rows("not_copied", _all(part), settings)
-    if not late:
-        return 0
-    only = _only(part, array("I", late))
-    warehouse.execute("copy_by_rule", only, settings)
-    [[missing]] = warehouse.rows("not_copied", only, settings)
-    return len(missing)
-
-
-def _ruled(piece: Slice | Teams, found: Told) -> dict[str, Any]:
-    return _all(piece) if found.mostly_complex else _only(piece, found.complex_ids)
-
-
-def _only(piece: Slice | Teams, complex_ids: array[int]) -> dict[str, Any]:
-    """The hashes go as text within the statement: no parameter of a URL holds a hundred thousand numbers."""
-    return {
-        **piece.parameters,
-        "every_id": False,
-        "complex_count": len(complex_ids),
-        "$complex$": complex_ids.tobytes().hex().encode(),
-    }
-
-
-def _all(piece: Slice | Teams) -> dict[str, Any]:
-    return {**piece.parameters, "every_id": True, "complex_count": 0, "$complex$": b""}

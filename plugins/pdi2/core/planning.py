@@ -10,8 +10,9 @@ from psycopg import Connection
 
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.copying import RANGES_A_SLICE, Budget, tell_apart
+from pdi2.core.copying import SLICE_SECONDS
 from pdi2.core.ledger import Ledger, TeamStatus
+from pdi2.core.pieces import Budget
 from pdi2.core.settings import Settings
 from pdi2.core.slices import SMALL_ROWS, TEAMS_AT_ONCE, Slice, cut, named
 
@@ -98,15 +99,17 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
     largest = next(iter(left))
     sample = cut(warehouse, Slice(largest, b"", None), left[largest], budget.range_rows)[0]
     started = time.monotonic()
-    tell_apart(warehouse, [sample])
-    seconds = (time.monotonic() - started) / min(max(left[largest], 1), budget.range_rows) * sum(left.values())
-    slices = sum(math.ceil(max(count, 1) / budget.range_rows / RANGES_A_SLICE) for count in left.values())
+    warehouse.rows("simple_ids_seen", sample.parameters)
+    told = time.monotonic() - started
+    seconds_a_row = told / min(max(left[largest], 1), budget.range_rows) * COPY_TO_TELLING
+    slices = sum(math.ceil(max(count, 1) * seconds_a_row / SLICE_SECONDS) for count in left.values())
     old_rows, old_bytes = warehouse.rows("size")[0]
     size = sum(left.values()) * (old_bytes / max(old_rows, 1))
     labels = "\n".join(f"  team {team_id}: {count:,} rows" for team_id, count in itertools.islice(left.items(), LISTED))
     return (
         f"Dry run: {len(rows):,} teams, {len(rows) - len(left):,} of them verified already; "
-        f"{sum(left.values()):,} rows to copy in {slices:,} slices.\n"
-        f"Copying takes about {seconds * COPY_TO_TELLING:,.0f} s of one task, at most {budget.memory / 1e6:,.0f} MB of "
-        f"memory a statement and about {size / 1e6:,.0f} MB of disk. Nothing was written. The largest teams:\n{labels}"
+        f"{sum(left.values()):,} rows to copy in about {slices:,} slices.\n"
+        f"Copying takes about {sum(left.values()) * seconds_a_row:,.0f} s of one task, at most "
+        f"{budget.memory / 1e6:,.0f} MB of memory a statement and about {size / 1e6:,.0f} MB of disk. Nothing was "
+        f"written. The largest teams:\n{labels}"
     )

@@ -17,23 +17,26 @@ WAIT_IN_SLOT_SECONDS = 60.0
 
 PARTS_SHARE = 0.5
 """Of the number of parts at which ClickHouse delays inserts."""
+USUAL_DELAYED_AT = 1_000
 MOST_LAG_SECONDS = 60
 LEAST_FREE_DISK = 0.05
 MOST_MEMORY = 0.9
 
 
-def reason_to_wait(warehouse: Warehouse) -> str | None:
-    """Why no slice should begin now; None: nothing is in the way."""
+def look(warehouse: Warehouse) -> tuple[str | None, int]:
+    """Why no slice should begin now (None: nothing is in the way), and how many parts the new table has room for."""
     parts, delayed_at, lag, free_disk, memory, memory_limit = warehouse.rows("pressure")[0]
-    if parts and delayed_at and parts > PARTS_SHARE * delayed_at:
-        return f"person_distinct_id2 has {parts:,} parts in a partition, and at {delayed_at:,} inserts are delayed"
-    if lag and lag > MOST_LAG_SECONDS:
-        return f"a replica lags by {lag:,} s"
-    if free_disk is not None and free_disk < LEAST_FREE_DISK:
-        return f"{free_disk:.0%} of the disk are free"
-    if memory_limit and memory > MOST_MEMORY * memory_limit:
-        return f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may"
-    return None
+    room = int(PARTS_SHARE * (delayed_at or USUAL_DELAYED_AT)) - (parts or 0)
+    reason = None
+    if room < 0:
+        reason = f"person_distinct_id2 has {parts:,} parts in a partition, and at {delayed_at:,} inserts are delayed"
+    elif lag and lag > MOST_LAG_SECONDS:
+        reason = f"a replica lags by {lag:,} s"
+    elif free_disk is not None and free_disk < LEAST_FREE_DISK:
+        reason = f"{free_disk:.0%} of the disk are free"
+    elif memory_limit and memory > MOST_MEMORY * memory_limit:
+        reason = f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may"
+    return reason, room
 
 
 def wait_while_paused(ledger: Ledger, team_ids: Sequence[int]) -> None:
@@ -50,12 +53,18 @@ def wait_while_paused(ledger: Ledger, team_ids: Sequence[int]) -> None:
         time.sleep(LOOK_EVERY_SECONDS)
 
 
-def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int]) -> None:
-    """Returns when the server is free. Raises WaitError after WAIT_IN_SLOT_SECONDS."""
+def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int]) -> int:
+    """Returns when the server is free, with how many parts the new table has room for.
+
+    Raises WaitError after WAIT_IN_SLOT_SECONDS.
+    """
     wait_while_paused(ledger, team_ids)
     began = time.monotonic()
     told = None
-    while reason := reason_to_wait(warehouse):
+    while True:
+        reason, room = look(warehouse)
+        if not reason:
+            break
         if reason != told:
             told = reason
             log.warning("The copy of %s waits: %s", named(team_ids), reason)
@@ -71,3 +80,4 @@ def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int
         time.sleep(LOOK_EVERY_SECONDS)
     if told:
         ledger.record("copy_goes_on", team_id=team_ids[0], waited_seconds=round(time.monotonic() - began, 1))
+    return room

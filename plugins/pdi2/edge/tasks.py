@@ -20,6 +20,7 @@ from pdi2.core.failures import WaitError, describe
 from pdi2.core.pressure import wait_while_paused
 from pdi2.core.settings import Settings, SettingsError
 from pdi2.core.slices import named
+from pdi2.core.staging import forget_all
 from pdi2.core.verifying import verify_team, verify_together
 from pdi2.edge import POOL, certificates
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, reach
@@ -123,6 +124,7 @@ def certify() -> dict[str, Any] | None:
     if current_settings().dry_run:
         return None
     with opened("certify") as bench:
+        forget_all(bench.warehouse)
         certified = gate.certify(bench.ledger, bench.warehouse, bench.settings)
         payoff.measure(bench.ledger, bench.warehouse)
     log.info("Certified: %s", certified)

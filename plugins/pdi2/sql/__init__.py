@@ -1,21 +1,37 @@
 """Every statement the migration issues, one file each, named by what it does.
 
-Values are bound by the drivers: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. No identifier is
-ever put together from input: each is written out in its file. Where several statements share a rule it has a file
-of its own, and `/* include name */` stands for it.
+Values are bound by the drivers: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Identifiers are written out in
+their files, but for `{name:Identifier}`: ClickHouse binds those in few places, so they are put in here, and nowhere
+else. Where several statements share a rule it has a file of its own, and `/* include name */` stands for it.
 """
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 INCLUDE = re.compile(r"/\* include (\w+) \*/")
+IDENTIFIER = re.compile(r"\{(\w+):Identifier\}")
+SIMPLE = re.compile(r"[a-z_]\w*", re.ASCII)
+
+
+def clickhouse(name: str, parameters: Mapping[str, Any] | None = None) -> str:
+    """The statement, with the parameters that are identifiers. Raises ValueError where one would need quotes."""
+    given = {} if parameters is None else parameters
+
+    def identifier(found: re.Match[str]) -> str:
+        if not SIMPLE.fullmatch(value := given[found[1]]):
+            raise ValueError(f"{value!r} is no plain identifier.")
+        return str(value)
+
+    return IDENTIFIER.sub(identifier, _text(name))
 
 
 @cache
-def clickhouse(name: str) -> str:
+def _text(name: str) -> str:
     text = (files(__name__) / "clickhouse" / f"{name}.sql").read_text(encoding="utf-8")
-    return INCLUDE.sub(lambda found: clickhouse(found[1]).strip(), text)
+    return INCLUDE.sub(lambda found: _text(found[1]).strip(), text)
 
 
 @cache

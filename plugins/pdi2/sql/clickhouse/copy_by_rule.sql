@@ -1,3 +1,3 @@
-INSERT INTO person_distinct_id2
+INSERT INTO {target:Identifier}
     (team_id, distinct_id, person_id, is_deleted, version, _timestamp, _offset, _partition)
 /* include winners */

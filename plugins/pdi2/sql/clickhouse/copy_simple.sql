@@ -1,6 +1,7 @@
 -- Ids with a single link need no rule. The version is that of winners.sql.
-INSERT INTO person_distinct_id2
+INSERT INTO {target:Identifier}
     (team_id, distinct_id, person_id, is_deleted, version, _timestamp, _offset, _partition)
 SELECT team_id, distinct_id, person_id, 0, toInt64(toUnixTimestamp(_timestamp)) - 4294967297, _timestamp, _offset, 0
 FROM person_distinct_id
-PREWHERE /* include simple_ids */
+PREWHERE /* include slice_range */
+     AND /* include id_hash */ NOT IN (SELECT id_hash FROM {complex_ids:Identifier})

@@ -3,8 +3,8 @@
 SELECT team_id, uniqExact(id_hash)
 FROM (
     SELECT team_id, cityHash64(distinct_id) AS id_hash, person_id, /* include last_event */ AS last
-    FROM person_distinct_id
-    PREWHERE /* include ruled_ids */
+    FROM {complex_rows:Identifier}
+    WHERE step = {step:UInt32}
     GROUP BY team_id, id_hash, person_id
     HAVING bitAnd(last, 1) = 0
 )

@@ -1,5 +1,6 @@
 -- How many rows copy_simple.sql writes, by team.
 SELECT team_id, count()
 FROM person_distinct_id
-PREWHERE /* include simple_ids */
+PREWHERE /* include slice_range */
+     AND /* include id_hash */ NOT IN (SELECT id_hash FROM {complex_ids:Identifier})
 GROUP BY team_id

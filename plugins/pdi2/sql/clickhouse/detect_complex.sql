@@ -1,9 +1,6 @@
--- An id with exactly one link and no unlink needs no rule: its weight is 1. Every other hash, that of an id with
--- several rows or of two ids that collide, goes the careful way.
-SELECT countIf(weight = 1), groupArrayIf(id_hash, weight <> 1), sumIf(weight, weight <> 1)
+INSERT INTO {complex_ids:Identifier} (id_hash, rows)
+SELECT id_hash, bitAnd(weight, 4294967295)
 FROM (
-    SELECT /* include id_hash */ AS id_hash, sum(if(_sign = 1, 1, 2)) AS weight
-    FROM person_distinct_id
-    WHERE /* include slice_range */
-    GROUP BY id_hash
+/* include weights */
 )
+WHERE weight <> 1

@@ -1,5 +1,5 @@
--- Hashes of the live ids of the old table that the new one does not have at all, in whatever version.
-SELECT groupArray(/* include id_hash */)
+-- How many live ids of these rows the new table does not have at all, in whatever version.
+SELECT count()
 FROM (
 /* include winners */
 )
@@ -7,4 +7,5 @@ WHERE (team_id, distinct_id) NOT IN (
     SELECT team_id, distinct_id
     FROM person_distinct_id2
     WHERE /* include slice_range */
+      AND /* include id_hash */ IN (SELECT id_hash FROM {complex_ids:Identifier})
 )

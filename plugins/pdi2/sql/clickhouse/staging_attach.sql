@@ -1,0 +1,1 @@
+ALTER TABLE person_distinct_id2 ATTACH PARTITION tuple() FROM {target:Identifier}

@@ -1,0 +1,1 @@
+CREATE TABLE {target:Identifier} AS person_distinct_id2

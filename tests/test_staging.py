@@ -1,0 +1,217 @@
+"""The tables that a copy makes for itself: what waits in them, what becomes of it, and that none of them stays."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from conftest import ENGINE, LiveSystem, System
+from pdi2 import sql
+from pdi2.core import copying, staging
+from pdi2.core.clickhouse import Warehouse
+from pdi2.core.copying import CopyError, copy_team
+from pdi2.core.failures import BusyError
+from pdi2.core.ledger import Ledger
+from pdi2.core.settings import Settings
+from pdi2.core.slices import Slice
+from stories import TEAM, Meanwhile, a_range_a_slice, event, insert_old, many_ids, merge, plan, seen, stop_merges
+
+from demo.schema import Table
+
+IDS = 12_000
+"""Too many to be written to the new table at once."""
+TABLES = "SELECT name FROM system.tables WHERE database = currentDatabase() ORDER BY name"
+COPIED = "SELECT count(), uniqExact(distinct_id) FROM person_distinct_id2"
+
+
+@pytest.fixture
+def ledger(system: System) -> Ledger:
+    """Ranges of 1,000 rows, all of them in one slice."""
+    stop_merges(system)
+    many_ids(system, IDS)
+    ledger = system.ledger()
+    plan(system, ledger)
+    ledger.remember_slice_rows(TEAM, 1_000)
+    return ledger
+
+
+def answer(system: System, query: str) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in system.clickhouse.query(query).result_rows]
+
+
+def slices(system: System) -> int:
+    return system.value("SELECT count(*) FROM pdi2_migration.slice")
+
+
+def test_a_slice_of_many_ranges_comes_at_once_and_leaves_no_table(system: System, ledger: Ledger) -> None:
+    seen_on_the_way: list[int] = []
+
+    class Watching(Warehouse):
+        def rows(self, name: str, *arguments: Any) -> list[tuple[Any, ...]]:
+            if name == "staging_parts":
+                seen_on_the_way.append(answer(system, COPIED)[0][0])
+            return super().rows(name, *arguments)
+
+    with Watching(system.client, "watching", Settings().max_memory_usage) as warehouse:
+        copy_team(ledger, warehouse, TEAM)
+
+    assert len(seen_on_the_way) > 2
+    assert set(seen_on_the_way) == {0}, "nothing before it is whole"
+    assert slices(system) == 1
+    assert answer(system, COPIED) == [(IDS, IDS)]
+    assert [row[0] for row in answer(system, TABLES)] == [Table.OLD, Table.NEW]
+
+
+def test_what_a_killed_copy_left_is_nobody_s(system: System, ledger: Ledger) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        copy_team(ledger, Meanwhile(system, "staging_parts", killed), TEAM)
+    system.clickhouse.command("CREATE TABLE person_distinct_id2_staging_7 AS person_distinct_id2")
+    system.clickhouse.command("INSERT INTO person_distinct_id2_staging_7 (team_id, distinct_id) VALUES (7, 'stale')")
+
+    copy_team(ledger, system.warehouse(), TEAM)
+
+    assert answer(system, COPIED) == [(IDS, IDS)]
+    assert [row[0] for row in answer(system, TABLES)] == [Table.OLD, Table.NEW]
+
+
+def killed() -> None:
+    raise KeyboardInterrupt
+
+
+def test_tables_of_killed_copies_are_found_and_dropped(system: System) -> None:
+    for name in ("staging_7", "staging_minus_1_rows", "staged_by_somebody_else"):
+        system.clickhouse.command(f"CREATE TABLE person_distinct_id2_{name} AS person_distinct_id2")
+
+    staging.forget_all(system.warehouse())
+
+    kept = [Table.OLD, Table.NEW, f"{Table.NEW}_staged_by_somebody_else"]
+    assert [row[0] for row in answer(system, TABLES)] == kept
+
+
+@pytest.mark.parametrize("statement", ["copy_simple", "staging_attach"])
+def test_rows_that_get_lost_are_noticed_and_copied(system: System, ledger: Ledger, statement: str) -> None:
+    """In the staging table, or on the way from there to the new table."""
+
+    class Losing(Warehouse):
+        lost = False
+
+        def execute(self, name: str, parameters: Mapping[str, Any] | None = None, *more: Any) -> None:
+            super().execute(name, parameters, *more)
+            self.lose(name, parameters)
+
+        def define(self, name: str, parameters: Mapping[str, Any]) -> None:
+            super().define(name, parameters)
+            self.lose(name, parameters)
+
+        def lose(self, name: str, parameters: Mapping[str, Any] | None) -> None:
+            if name == statement and not self.lost:
+                self.lost = True
+                table = (parameters or {})["target"] if name == "copy_simple" else Table.NEW
+                [part] = answer(system, f"SELECT name FROM system.parts WHERE table = '{table}' AND active LIMIT 1")[0]
+                system.clickhouse.command(f"ALTER TABLE {table} DROP PART '{part}'")
+
+    with Losing(system.client, "losing", Settings().max_memory_usage) as warehouse:
+        copy_team(ledger, warehouse, TEAM)
+
+    assert warehouse.lost
+    assert len(seen(system)) == IDS
+
+
+def test_many_complex_ids_go_by_the_rule_in_steps(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copying.Budget, "rule_rows", 700)
+    insert_old(system, [event("-A20000", str(number)) for number in range(0, 4_000, 2)])
+    insert_old(system, [event("+B20001", str(number)) for number in range(0, 4_000, 4)])
+    steps: set[int] = set()
+
+    class Counting(Warehouse):
+        def execute(self, name: str, parameters: Mapping[str, Any] | None = None, *more: Any) -> None:
+            steps.update({(parameters or {})["step"]} if name == "copy_by_rule" else ())
+            super().execute(name, parameters, *more)
+
+    with Counting(system.client, "counting", Settings().max_memory_usage) as warehouse:
+        copy_team(ledger, warehouse, TEAM)
+
+    assert len(steps) > 2
+    merge(system, Table.NEW)
+    assert len(seen(system)) == IDS
+
+
+@pytest.mark.skipif(bool(ENGINE), reason="the servers that faults are injected into are of this engine alone")
+def test_what_a_failing_slice_had_finished_is_a_checkpoint(live: LiveSystem) -> None:
+    many_ids(live, IDS)
+    ledger = live.ledger()
+    plan(live, ledger)
+    ledger.remember_slice_rows(TEAM, 1_000)
+    text = "(total) memory limit exceeded: would use 9.01 GiB, maximum: 9.00 GiB"
+    live.server.inject(
+        {
+            "match": "INSERT INTO person_distinct_id2_staging_7\n",
+            "skip": 1,
+            "action": "error",
+            "code": 241,
+            "text": text,
+        }
+    )
+
+    with pytest.raises(BusyError, match="100 MB instead of 200 MB"):
+        copy_team(ledger, live.warehouse(), TEAM)
+
+    assert slices(live) == 1
+    [(done, ids)] = answer(live, COPIED)
+    assert 0 < done == ids < IDS
+    copy_team(ledger, live.warehouse(), TEAM)
+    assert answer(live, COPIED) == [(IDS, IDS)], "no row twice"
+    assert [row[0] for row in answer(live, TABLES)] == [Table.OLD, Table.NEW]
+
+
+def test_the_slice_ends_where_the_new_table_has_no_room_for_more_parts(system: System, ledger: Ledger) -> None:
+    system.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY SETTING parts_to_delay_insert = 2")
+    with pytest.raises(BusyError, match="parts in a partition, and at 2 inserts are delayed"):
+        copy_without_patience(ledger, system)
+    assert slices(system) == 2
+    system.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY SETTING parts_to_delay_insert = 1000")
+    copy_team(ledger, system.warehouse(), TEAM)
+    assert len(seen(system)) == IDS
+
+
+def copy_without_patience(ledger: Ledger, system: System) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("pdi2.core.pressure.WAIT_IN_SLOT_SECONDS", 0)
+        monkeypatch.setattr("pdi2.core.pressure.LOOK_EVERY_SECONDS", 0)
+        copy_team(ledger, system.warehouse(), TEAM)
+
+
+def test_a_partitioned_table_is_written_directly(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a_range_a_slice(monkeypatch)
+    [created] = answer(system, "SHOW CREATE TABLE person_distinct_id2")[0]
+    system.clickhouse.command("DROP TABLE person_distinct_id2 SYNC")
+    system.clickhouse.command(created.replace("ORDER BY", "PARTITION BY team_id % 8 ORDER BY"))
+    copy_team(ledger, system.warehouse(), TEAM)
+
+    assert slices(system) > 2
+    assert answer(system, COPIED) == [(IDS, IDS)]
+
+
+@pytest.mark.parametrize("team_id", [7, -7, 2**62])
+def test_every_team_has_a_name_that_is_an_identifier(system: System, team_id: int) -> None:
+    with staging.tables_for(system.warehouse(), Slice(team_id, b"", None), rows=10**6) as tables:
+        assert tables.staged
+        assert (tables.target,) in answer(system, TABLES)
+    assert len(answer(system, TABLES)) == 2
+
+
+@pytest.mark.parametrize("name", ["a b", "a`b", "a;DROP TABLE x", "", "1a", "größe", "A.b"])
+def test_an_identifier_that_would_need_quotes_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is no plain identifier"):
+        sql.clickhouse("drop", {"table": name})
+
+
+def test_a_copy_that_fails_says_so_and_leaves_no_table(system: System, ledger: Ledger) -> None:
+    system.clickhouse.command("ALTER TABLE person_distinct_id2 ADD CONSTRAINT refused CHECK team_id <> 7")
+    with pytest.raises(CopyError, match="VIOLATED_CONSTRAINT"):
+        copy_team(ledger, system.warehouse(), TEAM)
+    assert [row[0] for row in answer(system, TABLES)] == [Table.OLD, Table.NEW]
+    assert answer(system, COPIED) == [(0, 0)]
