@@ -106,7 +106,7 @@ def test_rows_that_get_lost_are_noticed_and_copied(system: System, ledger: Ledge
             if name == statement and not self.lost:
                 self.lost = True
                 table = (parameters or {})["target"] if name == "copy_simple" else Table.NEW
-                [part] = answer(system, f"SELECT name FROM system.parts WHERE table = '{table}' AND active LIMIT 1")[0]
+                [part] = answer(system, f"SELECT _part FROM {table} LIMIT 1")[0]
                 system.clickhouse.command(f"ALTER TABLE {table} DROP PART '{part}'")
 
     with Losing(system.client, "losing", Settings().max_memory_usage) as warehouse:
@@ -165,6 +165,7 @@ def test_what_a_failing_slice_had_finished_is_a_checkpoint(live: LiveSystem) -> 
     assert [row[0] for row in answer(live, TABLES)] == [Table.OLD, Table.NEW]
 
 
+@pytest.mark.skipif(ENGINE == "23.6", reason="clickhouse-local 23.6 does not tell its parts")
 def test_the_slice_ends_where_the_new_table_has_no_room_for_more_parts(system: System, ledger: Ledger) -> None:
     system.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY SETTING parts_to_delay_insert = 2")
     with pytest.raises(BusyError, match="parts in a partition, and at 2 inserts are delayed"):
