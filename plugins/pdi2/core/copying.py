@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 LEAST_MEMORY = 32_000_000
 SLICE_SECONDS = 30.0
-"""A slice ends with the range at work then: so much is lost at most where a copy is killed."""
+"""A slice ends with the ranges at work then: so much is lost at most where a copy is killed."""
 RANGES_AT_ONCE = 5
 KEPT = "What is finished is kept; reads stay on the old table."
 
