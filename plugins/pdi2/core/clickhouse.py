@@ -105,7 +105,9 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         self._client.command(sql.clickhouse(name, parameters), settings=known)
 
     def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
-        self._client.insert(table, rows, column_names=columns, settings=self._settings())
+        settings = self._settings()
+        token = {"insert_deduplication_token": settings["query_id"]}  # 23.10 heeds it alone, if not replicated
+        self._client.insert(table, rows, column_names=columns, settings=settings | token)
 
     def knows(self, settings: Iterable[str]) -> bool:
         """Whether this server has all of these settings: it refuses a statement with one that it has not."""
