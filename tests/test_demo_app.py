@@ -275,7 +275,7 @@ def test_the_seed_is_consistent_and_hard(postgres: psycopg.Connection, clickhous
     seeded = seed(postgres, clickhouse, rows=20_000, teams=12, reused_ids=reused_ids)
 
     assert len(seeded.team_ids) == 12
-    assert seeded.old_rows == pytest.approx(20_000, rel=0.03)
+    assert seeded.old_rows == pytest.approx(20_000, rel=0.02)
     rows = clickhouse.query("SELECT team_id, count() FROM person_distinct_id GROUP BY team_id").result_rows
     sizes = [count for team_id in seeded.team_ids for found, count in rows if found == team_id]
     assert sizes[0] == pytest.approx(seeded.old_rows / 2, rel=0.03)
