@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import AUDIT, FILL, ROLLBACK, ROOT, System
+from pdi2.core.failures import BusyError, MigrationError, told_of
 from pdi2.core.settings import AUDIT_SCHEMA, SCHEMA
 from stories import MEGABYTE
 
@@ -327,3 +328,23 @@ def test_a_statement_that_cannot_be_cut_and_does_not_fit_is_not_retried(system: 
 
     assert decision.action is RetryAction.FAIL
     assert "greater max_memory_usage" in str(decision.reason)
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind", "next_step"),
+    [
+        ("SELECT no_such_column", MigrationError, "UNKNOWN_IDENTIFIER.*Remove the cause and trigger the run again"),
+        ("SELECT sleep(1) SETTINGS max_execution_time = 0.1", BusyError, "TIMEOUT_EXCEEDED.*Airflow tries again"),
+        ("SELECT groupArray(toString(number)) FROM numbers(10000000) SETTINGS max_memory_usage = 1000000",
+         MigrationError, "MEMORY_LIMIT_EXCEEDED.*with a greater max_memory_usage"),
+    ],
+)  # fmt: skip
+def test_an_engines_failure_says_what_stopped_what_is_safe_and_what_to_do(
+    system: System, statement: str, kind: type[MigrationError], next_step: str
+) -> None:
+    with pytest.raises(MigrationError, match="^verify team 7 was stopped: ") as failure, told_of("verify team 7"):
+        system.clickhouse.query(statement)
+
+    assert type(failure.value) is kind
+    assert "reads stay as they are" in str(failure.value)
+    assert re.search(next_step, str(failure.value), re.DOTALL)

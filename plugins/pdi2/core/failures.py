@@ -4,6 +4,8 @@ ClickHouse's codes are those of its ErrorCodes.cpp. Code 241 has one code and se
 text decides which limit was met (PostHog #31015).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 import psycopg
@@ -68,6 +70,26 @@ def reaction(error: BaseException) -> Reaction:
         passing = error.sqlstate is None or error.sqlstate.startswith(POSTGRES_TRANSIENT)
         return Reaction.RETRY if passing else Reaction.FAIL
     return Reaction.RETRY if isinstance(error, ConnectionError | TimeoutError) else Reaction.FAIL
+
+
+SAFE = "What is finished is kept and reads stay as they are."
+NEXT_STEP = {
+    Reaction.SPLIT: "A statement that cannot be cut smaller does not fit: trigger the run again with a greater "
+    "max_memory_usage.",
+    Reaction.RETRY: "This passes, and Airflow tries again; where it has given up, trigger the run again.",
+    Reaction.FAIL: "Remove the cause and trigger the run again: it does only what is missing.",
+}
+
+
+@contextmanager
+def told_of(what: str) -> Iterator[None]:
+    """Raises an engine's failure as ours: what it stopped, what is safe, what to do next."""
+    try:
+        yield
+    except (ClickHouseFailure, psycopg.Error) as error:
+        react = reaction(error)
+        kind = BusyError if react is Reaction.RETRY else MigrationError
+        raise kind(f"{what} was stopped: {describe(error)} {SAFE} {NEXT_STEP[react]}") from error
 
 
 def _is_query_limit(text: str) -> bool:

@@ -9,7 +9,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Param, get_current_context, task
 
 from pdi2.core import auditing
-from pdi2.core.failures import describe
+from pdi2.core.failures import describe, told_of
 from pdi2.core.settings import AUDIT_SCHEMA
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse
 from pdi2.edge.retries import raise_together
@@ -26,7 +26,7 @@ def params() -> dict[str, Param]:
 def looking(purpose: str) -> Iterator[Workbench]:
     settings = current_settings(AUDIT_SCHEMA)
     ledger = open_ledger()
-    with ledger.connection, open_warehouse(purpose, settings.max_memory_usage) as warehouse:
+    with told_of(purpose), ledger.connection, open_warehouse(purpose, settings.max_memory_usage) as warehouse:
         yield Workbench(ledger, warehouse, settings)
 
 

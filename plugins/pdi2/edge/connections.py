@@ -14,7 +14,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.cluster import catch_up
-from pdi2.core.failures import WaitError, describe
+from pdi2.core.failures import WaitError, describe, told_of
 from pdi2.core.gate import NoPlanError
 from pdi2.core.ledger import Ledger, NotOwnerError
 from pdi2.core.settings import SCHEMA, Settings
@@ -63,8 +63,9 @@ def opened(purpose: str) -> Iterator[Workbench]:
         ledger.hold()
         warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))
         try:
-            catch_up(warehouse)
-            yield Workbench(ledger, warehouse, settings)
+            with told_of(purpose):
+                catch_up(warehouse)
+                yield Workbench(ledger, warehouse, settings)
         except (AirflowException, NotOwnerError, NoPlanError, WaitError):
             raise
         except Exception as error:

@@ -7,19 +7,15 @@ from airflow.sdk import RetryPolicy
 from airflow.sdk.definitions.context import Context
 from airflow.sdk.definitions.retry_policy import RetryDecision
 
-from pdi2.core.failures import BusyError, MigrationError, Reaction, describe, reaction
+from pdi2.core.failures import NEXT_STEP, SAFE, BusyError, MigrationError, Reaction, describe, reaction
 
 FIRST_DELAY = timedelta(seconds=15)
 LONGEST_DELAY = timedelta(minutes=10)
 RETRIES = 6
 EXHAUSTED = (
-    "Retries are exhausted. Finished slices are kept and reads stay on the old table. Where memory was short, lower "
-    "the slots of the pool pdi2_copies or max_memory_usage, or raise the server's or the user's limit; where the "
-    "server was busy or away, wait until it is not. Then trigger the run again: it goes on from the last checkpoint."
-)
-TOO_LITTLE_MEMORY = (
-    "A retry cannot help: a statement that cannot be cut smaller does not fit into max_memory_usage. What is finished "
-    "is kept and reads stay as they are. Trigger the run again with a greater max_memory_usage."
+    f"Retries are exhausted. {SAFE} Where memory was short, lower the slots of the pool pdi2_copies or "
+    "max_memory_usage, or raise the server's or the user's limit; where the server was busy or away, wait until it is "
+    "not. Then trigger the run again: it goes on from the last checkpoint."
 )
 
 
@@ -29,10 +25,11 @@ class RetryWhatHelps(RetryPolicy):
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
-        if reaction(exception) is Reaction.FAIL:
-            return RetryDecision.fail("A retry cannot help: the error above says what to do.")
-        if reaction(exception) is Reaction.SPLIT:
-            return RetryDecision.fail(TOO_LITTLE_MEMORY)
+        react = reaction(exception)
+        if react is not Reaction.RETRY:
+            told = isinstance(exception, MigrationError)
+            next_step = "The error above says what to do." if told else f"{SAFE} {NEXT_STEP[react]}"
+            return RetryDecision.fail(f"A retry cannot help. {next_step}")
         if try_number > max_tries:
             return RetryDecision.fail(EXHAUSTED)
         delay = min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY) * random.uniform(0.75, 1.25)  # noqa: S311
