@@ -221,7 +221,7 @@ def main() -> None:
 
 {datetime.now(UTC):%Y-%m-%d %H:%M} UTC on {machine}; chDB {version("chdb-core")}. Medians of {options.runs} runs, the
 sides in turn, merges on, the source in {PARTS} parts that overlap, {MEMORY / 1e6:.0f} MB for a statement of the copy.
-Peaks are ClickHouse's figures of the statements at work, looked at every 50 ms.
+Peaks are ClickHouse's figures of the statements at work, looked at every 50 ms, and of the set of hashes beside them.
 """
     for title, table in sections.items():
         text += f"\n## {title}\n\n{table}\n"

@@ -26,7 +26,7 @@ from demo.clickhouse_server import running
 from demo.schema import Table
 
 STATEMENTS = sorted(path.stem for path in Path(sql.__file__).parent.glob("clickhouse/*.sql"))
-FRAGMENTS = {"slice_range", "last_event", "id_hash", "never_merge"}
+FRAGMENTS = {"slice_range", "moment", "winning_row", "id_hash", "never_merge"}
 VALUES = {"Array": [], "String": "", "UUID": str(ALICE)}
 REPLICATED = "'/clickhouse/tables/noshard/posthog.{table}', '{{replica}}-{{shard}}', "
 

@@ -1,6 +1,7 @@
 """Copying a team on the real engines: the live-pair rule, slices, checkpoints, and what the engines refuse."""
 
 from collections.abc import Callable
+from itertools import combinations_with_replacement
 from typing import Any
 from uuid import UUID
 
@@ -163,6 +164,30 @@ def test_the_latest_event_of_a_pair_decides_whenever_merges_run(
     expected = {f"{place} {history}": PERSONS[person] for place in places for history, person in LIVE.items() if person}
     assert {id_: person for id_, person in read.items() if "simple" not in id_} == expected
     assert len(read) == len(expected) + company * len(places)
+
+
+def live_by_the_rule(history: str) -> set[UUID]:
+    """Who may win: the live persons of the latest event, or nobody."""
+    latest: dict[str, tuple[int, bool]] = {}
+    for sign, person, second in history.split():
+        latest[person] = max(latest.get(person, (0, False)), (int(second), sign == "-"))
+    live = {person: second for person, (second, unlinked) in latest.items() if not unlinked}
+    return {PERSONS[person] for person, second in live.items() if second == max(live.values())}
+
+
+def test_the_rule_holds_for_every_history_of_four_events(system: System, ledger: Ledger) -> None:
+    events = [f"{sign}{person}{second}" for sign in "+-" for person in "ABC" for second in "12"]
+    histories = [" ".join(some) for count in (1, 2, 3, 4) for some in combinations_with_replacement(events, count)]
+    deliver_by_rounds(system, {history: history for history in histories})
+    plan(system, ledger)
+    copy_team(ledger, system.warehouse(), TEAM)
+
+    read = seen(system)
+    may_win = {history: live_by_the_rule(history) for history in histories}
+    assert read.keys() == {history for history, persons in may_win.items() if persons}
+    assert {history: person for history, person in read.items() if person not in may_win[history]} == {}
+    copies = rows_of(system, Table.NEW)
+    assert len(copies) == len(read)
 
 
 def test_nothing_is_copied_for_a_pair_that_is_not_live(system: System, ledger: Ledger) -> None:

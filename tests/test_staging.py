@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import ENGINE, LiveSystem, System
 from pdi2 import sql
 from pdi2.core import copying, staging
@@ -13,7 +14,19 @@ from pdi2.core.failures import BusyError
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
 from pdi2.core.slices import Slice
-from stories import TEAM, Meanwhile, a_range_a_slice, event, insert_old, many_ids, merge, plan, seen, stop_merges
+from stories import (
+    MEGABYTE,
+    TEAM,
+    Meanwhile,
+    a_range_a_slice,
+    event,
+    insert_old,
+    many_ids,
+    merge,
+    plan,
+    seen,
+    stop_merges,
+)
 
 from demo.schema import Table
 
@@ -87,9 +100,13 @@ def test_tables_of_killed_copies_are_found_and_dropped(system: System) -> None:
     assert [row[0] for row in answer(system, TABLES)] == kept
 
 
-@pytest.mark.parametrize("statement", ["copy_simple", "staging_attach"])
-def test_rows_that_get_lost_are_noticed_and_copied(system: System, ledger: Ledger, statement: str) -> None:
-    """In the staging table, or on the way from there to the new table."""
+@pytest.mark.parametrize(
+    ("statement", "table"),
+    [("decide_by_latest", "latest"), ("copy_decided", "target"), ("copy_simple", "target"), ("staging_attach", "")],
+)
+def test_rows_that_get_lost_are_noticed_and_copied(system: System, ledger: Ledger, statement: str, table: str) -> None:
+    """In a helper, in the staging table, or on the way from there to the new table."""
+    insert_old(system, [event("+A20000", str(number)) for number in range(0, 4_000, 2)])
 
     class Losing(Warehouse):
         lost = False
@@ -105,9 +122,9 @@ def test_rows_that_get_lost_are_noticed_and_copied(system: System, ledger: Ledge
         def lose(self, name: str, parameters: Mapping[str, Any] | None) -> None:
             if name == statement and not self.lost:
                 self.lost = True
-                table = (parameters or {})["target"] if name == "copy_simple" else Table.NEW
-                [part] = answer(system, f"SELECT _part FROM {table} LIMIT 1")[0]
-                system.clickhouse.command(f"ALTER TABLE {table} DROP PART '{part}'")
+                there = (parameters or {}).get(table, Table.NEW)
+                [part] = answer(system, f"SELECT _part FROM {there} LIMIT 1")[0]
+                system.clickhouse.command(f"ALTER TABLE {there} DROP PART '{part}'")
 
     with Losing(system.client, "losing", Settings().max_memory_usage) as warehouse:
         copy_team(ledger, warehouse, TEAM)
@@ -116,22 +133,26 @@ def test_rows_that_get_lost_are_noticed_and_copied(system: System, ledger: Ledge
     assert len(seen(system)) == IDS
 
 
-def test_many_complex_ids_go_by_the_rule_in_steps(
+def test_many_complex_ids_are_decided_in_parts_and_go_by_the_rule_in_steps(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(copying.Budget, "deciding_rows", 700)
     monkeypatch.setattr(copying.Budget, "rule_rows", 700)
-    insert_old(system, [event("-A20000", str(number)) for number in range(0, 4_000, 2)])
-    insert_old(system, [event("+B20001", str(number)) for number in range(0, 4_000, 4)])
-    steps: set[int] = set()
+    insert_old(system, [event("+B20000", str(number)) for number in range(0, 4_000, 2)])
+    insert_old(system, [event("-B20001", str(number)) for number in range(0, 4_000, 2)])
+    parts, steps = [], set()
 
     class Counting(Warehouse):
         def execute(self, name: str, parameters: Mapping[str, Any] | None = None, *more: Any) -> None:
-            steps.update({(parameters or {})["step"]} if name == "copy_by_rule" else ())
+            given = parameters or {}
+            parts.extend([given["lower"]] if name == "decide_by_latest" else [])
+            steps.update([given["step"]] if name == "copy_by_rule" else [])
             super().execute(name, parameters, *more)
 
     with Counting(system.client, "counting", Settings().max_memory_usage) as warehouse:
         copy_team(ledger, warehouse, TEAM)
 
+    assert len(parts) > 2
     assert len(steps) > 2
     merge(system, Table.NEW)
     assert len(seen(system)) == IDS
@@ -163,6 +184,38 @@ def test_what_a_failing_slice_had_finished_is_a_checkpoint(live: LiveSystem) -> 
     copy_team(ledger, live.warehouse(), TEAM)
     assert answer(live, COPIED) == [(IDS, IDS)], "no row twice"
     assert [row[0] for row in answer(live, TABLES)] == [Table.OLD, Table.NEW]
+
+
+@pytest.mark.skipif(bool(ENGINE), reason="the servers that can be restarted are of this engine alone")
+def test_a_server_that_restarts_within_a_slice_forgets_no_complex_id(live: LiveSystem) -> None:
+    stop_merges(live)
+    many_ids(live, IDS)
+    insert_old(live, [event("+A1", "gone")])
+    insert_old(live, [event("-A2", "gone")])
+    ledger = live.ledger()
+    plan(live, ledger)
+
+    copy_team(ledger, Meanwhile(live, "complex_set_bytes", live.server.restart), TEAM)
+
+    assert answer(live, COPIED) == [(IDS, IDS)]
+
+
+def test_what_the_set_of_complex_ids_takes_the_statements_may_not(system: System, ledger: Ledger) -> None:
+    insert_old(system, [event("-A20000", str(number)) for number in range(1_000)])
+    set_aside: dict[str, int] = {}
+
+    class Looking(Warehouse):
+        def execute(self, name: str, *more: Any) -> None:
+            set_aside[name] = self.set_aside
+            super().execute(name, *more)
+
+    with Looking(system.client, "looking", Settings().max_memory_usage) as warehouse:
+        copy_team(ledger, warehouse, TEAM)
+        assert set_aside["detect_complex"] == 0
+        assert set_aside["decide_by_latest"] == set_aside["copy_simple"] > 0
+        warehouse.set_aside = warehouse.max_memory_usage - MEGABYTE
+        with pytest.raises(DatabaseError, match="MEMORY_LIMIT_EXCEEDED"):
+            warehouse.command("SELECT groupArray(toString(number)) FROM numbers(10000000)")
 
 
 @pytest.mark.skipif(ENGINE in ("23.6", "23.10"), reason="clickhouse-local of before 24 does not tell its parts")

@@ -60,6 +60,13 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         self._comment = f"pdi2 {purpose} {uuid.uuid4()}"
         self._purpose = re.sub(r"\W+", "-", purpose)
         self.max_memory_usage = max_memory_usage
+        self.set_aside = 0
+        """Bytes of it that a table in memory takes."""
+
+    @property
+    def memory_left(self) -> int:
+        """What a statement may use. At least a byte, for 0 is no limit to ClickHouse."""
+        return max(self.max_memory_usage - self.set_aside, 1)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -144,7 +151,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
                     seen = client.query(sql.clickhouse("peak_memory"), parameters={"log_comment": self._comment})
                     peak = seen.result_rows[0][0]
                     if peak > SMALLEST_PEAK:
-                        cost.peak_memory = max(cost.peak_memory or 0, peak)
+                        cost.peak_memory = max(cost.peak_memory or 0, peak + self.set_aside)
         except ClickHouseError as error:  # the statement itself says what becomes of the work
             log.info("The memory of the statements is not measured further: %s", describe(error))
 
@@ -157,7 +164,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         return {
             "query_id": f"pdi2-{self._purpose}-{uuid.uuid4()}",
             "log_comment": self._comment,
-            "max_memory_usage": self.max_memory_usage,
+            "max_memory_usage": self.memory_left,
             "priority": PRIORITY,
             "max_threads": THREADS,
             **{name: value for name, value in CONSISTENT.items() if name in self._client.server_settings},

@@ -1,19 +1,21 @@
 """Copies a piece, which is a range of a team's key or small teams as wholes, by a few statements, and counts it.
 
-Almost every id has a single row and goes straight through; the few others are told apart first, and go by the rule of
-winners.sql. Every statement may be run again: a copied row has a negative version that grows with the time of its
-event, so it never hides what the application wrote, and of two copies of an id the later event wins.
+Almost every id has a single row and goes straight through. Of the others, which are told apart first, the latest link
+and unlink decide nearly all, and the few that are left go by the rule of winners.sql. Every statement may be run again:
+a copied row has a negative version that grows with the time of its event, so it never hides what the application wrote,
+and of two copies of an id the later event wins.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.slices import Slice, Teams, join
-from pdi2.core.staging import NEW_TABLE, Tables, create_anew
+from pdi2.core.slices import Slice, Teams, cut, join
+from pdi2.core.staging import NEW_TABLE, Tables, create_anew, forget
 
 Piece = Slice | Teams
 
@@ -28,6 +30,11 @@ class Budget:
     def range_rows(self) -> int:
         """Telling complex ids apart takes up to 45 bytes a row."""
         return self.memory // 60
+
+    @property
+    def deciding_rows(self) -> int:
+        """Deciding by the latest events takes up to 210 bytes a row, and would spill above two thirds of the memory."""
+        return self.memory // 350
 
     @property
     def rule_rows(self) -> int:
@@ -61,38 +68,78 @@ class Budget:
 def tell_apart(warehouse: Warehouse, tables: Tables, ranges: Sequence[Piece]) -> int:
     """Collects the hashes of complex ids; returns how many of the ranges were looked through before they were many."""
     settings = _settings(warehouse, staged=False)
-    create_anew(warehouse, tables)
+    create_anew(warehouse, tables, "complex_ids")
     taken = 0
     for piece in ranges:
         warehouse.execute("detect_complex", piece.parameters | tables.parameters, settings)
         taken += 1
-        if warehouse.rows("told_apart", tables.parameters)[0][0] > Budget(warehouse.max_memory_usage).complex_ids:
+        if warehouse.rows("told_apart", tables.parameters)[0][0] > Budget(warehouse.memory_left).complex_ids:
             break
     return taken
 
 
 def copy(warehouse: Warehouse, tables: Tables, piece: Piece) -> Counter[int]:
     """Copies what was told apart; returns the ids that should be there now, by team, counted on the old table."""
-    settings = _settings(warehouse, staged=tables.staged)
     of = piece.parameters | tables.parameters
-    expected: Counter[int] = Counter()
-    for step in _extracted(warehouse, tables, piece):
-        warehouse.execute("copy_by_rule", of | step, settings)
-        expected.update(dict(warehouse.rows("count_live", of | step, settings)))
-    if len(piece.ids) > 1:
-        expected.update(dict(warehouse.rows("count_simple", of)))
-    else:
-        expected[piece.ids[0]] += warehouse.rows("rows_left", of)[0][0]
-    warehouse.execute("copy_simple", of, settings)
+    with _as_a_set(warehouse, tables):
+        settings = _settings(warehouse, staged=tables.staged)
+        decided = _decided(warehouse, tables, piece)
+        expected = Counter({team_id: live for team_id, _, live, _ in decided})
+        if expected.total():
+            warehouse.execute("copy_decided", of, settings)
+        if len(piece.ids) > 1:
+            expected.update(dict(warehouse.rows("count_simple", of)))
+        else:
+            expected[piece.ids[0]] += _rows(warehouse, piece) - sum(rows for _, rows, _, _ in decided)
+        warehouse.execute("copy_simple", of, settings)
+    if any(undecided for _, _, _, undecided in decided):
+        create_anew(warehouse, tables, "complex_ids")
+        warehouse.execute("undecided", of, settings)
+        for step in _extracted(warehouse, tables, piece):
+            warehouse.execute("copy_by_rule", of | step, settings)
+            expected.update(dict(warehouse.rows("count_live", of | step, settings)))
     return expected
+
+
+@contextmanager
+def _as_a_set(warehouse: Warehouse, tables: Tables) -> Iterator[None]:
+    """The hashes of complex ids as a set that is built once, not by every statement. What it takes, those may not."""
+    create_anew(warehouse, tables, "complex_set")
+    warehouse.execute("complex_set_fill", tables.parameters)
+    warehouse.set_aside = warehouse.rows("complex_set_bytes", tables.parameters)[0][0]
+    try:
+        yield
+    finally:
+        warehouse.set_aside = 0
+        forget(warehouse, tables.complex_set)
+
+
+def _decided(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[tuple[Any, ...]]:
+    """Decides complex ids by their latest events, in as many parts of the key as that needs to keep to its memory."""
+    complex_rows = warehouse.rows("told_apart", tables.parameters)[0][1]
+    if not complex_rows:
+        return []
+    create_anew(warehouse, tables, "latest")
+    parts: Sequence[Piece] = [piece]
+    if complex_rows > (most := Budget(warehouse.memory_left).deciding_rows) and isinstance(piece, Slice):
+        rows = _rows(warehouse, piece)
+        parts = cut(warehouse, piece, rows, math.ceil(rows * most / complex_rows))
+    for part in parts:
+        warehouse.execute("decide_by_latest", part.parameters | tables.parameters, _settings(warehouse, staged=True))
+    return warehouse.rows("count_decided", tables.parameters)
+
+
+def _rows(warehouse: Warehouse, piece: Piece) -> int:
+    return int(warehouse.rows("source_rows", piece.parameters)[0][0])
 
 
 def _extracted(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[dict[str, int]]:
     """Extracts the rows of complex ids in as many steps as the rule needs to keep to its memory."""
     rows = warehouse.rows("told_apart", tables.parameters)[0][1]
-    steps = math.ceil(rows / Budget(warehouse.max_memory_usage).rule_rows)
+    steps = math.ceil(rows / Budget(warehouse.memory_left).rule_rows)
     if rows:
         of = piece.parameters | tables.parameters | {"steps": steps}
+        create_anew(warehouse, tables, "complex_rows")
         warehouse.execute("extract_complex", of, _settings(warehouse, staged=True))
     return [{"step": step} for step in range(steps)]
 
@@ -114,7 +161,7 @@ def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:
     """
     settings = _settings(warehouse, staged=False)
     of = piece.parameters | tables.parameters | {"target": NEW_TABLE}
-    create_anew(warehouse, tables)
+    create_anew(warehouse, tables, "complex_ids")
     warehouse.execute("absent", of, settings)
     missing = 0
     for step in _extracted(warehouse, tables, piece):
@@ -125,4 +172,4 @@ def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:
 
 
 def _settings(warehouse: Warehouse, *, staged: bool) -> dict[str, Any]:
-    return Budget(warehouse.max_memory_usage).insert_settings(staged=staged)
+    return Budget(warehouse.memory_left).insert_settings(staged=staged)

@@ -23,10 +23,14 @@ NEW_TABLE = "person_distinct_id2"
 
 @dataclass(frozen=True)
 class Tables:
-    """Names: of the table that copies are written to, of the hashes of a piece's complex ids, and of their rows."""
+    """Names: of the table that copies are written to, and of helpers: the hashes of a piece's complex ids, the same as
+    a set in memory, what the latest events of those ids decide, and the rows of those that are left.
+    """
 
     target: str
     complex_ids: str
+    complex_set: str
+    latest: str
     complex_rows: str
 
     @property
@@ -45,7 +49,8 @@ def tables_for(warehouse: Warehouse, piece: Slice | Teams, rows: int) -> Iterato
     """
     name = f"{NEW_TABLE}_staging_{piece.ids[0]}".replace("-", "minus_")
     staged = rows > SMALL_ROWS and bool(warehouse.rows("staging_possible")[0][0])
-    tables = Tables(name if staged else NEW_TABLE, f"{name}_ids", f"{name}_rows")
+    helpers = [f"{name}_{helper}" for helper in ("ids", "set", "latest", "rows")]
+    tables = Tables(name if staged else NEW_TABLE, *helpers)
     if staged:
         _drop(warehouse, name)  # what a killed copy has left there is nobody's
         warehouse.define("staging_create", tables.parameters)
@@ -53,15 +58,14 @@ def tables_for(warehouse: Warehouse, piece: Slice | Teams, rows: int) -> Iterato
     try:
         yield tables
     finally:
-        for table in (name, tables.complex_ids, tables.complex_rows):
+        for table in (name, *helpers):
             forget(warehouse, table)
 
 
-def create_anew(warehouse: Warehouse, tables: Tables) -> None:
-    """Empty helpers for a piece: sooner made than those of the last one are emptied."""
-    for table in ("complex_ids", "complex_rows"):
-        _drop(warehouse, tables.parameters[table])
-        warehouse.define(f"{table}_create", tables.parameters)
+def create_anew(warehouse: Warehouse, tables: Tables, helper: str) -> None:
+    """An empty helper for a piece: sooner made than that of the last one is emptied."""
+    _drop(warehouse, tables.parameters[helper])
+    warehouse.define(f"{helper}_create", tables.parameters)
 
 
 def waiting(warehouse: Warehouse, tables: Tables) -> tuple[int, int]:

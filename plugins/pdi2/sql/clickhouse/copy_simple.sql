@@ -4,4 +4,4 @@ INSERT INTO {target:Identifier}
 SELECT team_id, distinct_id, person_id, 0, toInt64(toUnixTimestamp(_timestamp)) - 4294967297, _timestamp, _offset, 0
 FROM person_distinct_id
 PREWHERE /* include slice_range */
-     AND /* include id_hash */ NOT IN (SELECT id_hash FROM {complex_ids:Identifier})
+     AND /* include id_hash */ NOT IN {complex_set:Identifier}

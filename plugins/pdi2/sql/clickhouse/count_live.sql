@@ -2,7 +2,7 @@
 -- short, and the copy is then checked id by id.
 SELECT team_id, uniqExact(id_hash)
 FROM (
-    SELECT team_id, cityHash64(distinct_id) AS id_hash, person_id, /* include last_event */ AS last
+    SELECT team_id, cityHash64(distinct_id) AS id_hash, person_id, max(/* include moment */) AS last
     FROM {complex_rows:Identifier}
     WHERE step = {step:UInt32}
     GROUP BY team_id, id_hash, person_id

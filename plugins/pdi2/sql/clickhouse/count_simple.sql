@@ -2,5 +2,5 @@
 SELECT team_id, count()
 FROM person_distinct_id
 PREWHERE /* include slice_range */
-     AND /* include id_hash */ NOT IN (SELECT id_hash FROM {complex_ids:Identifier})
+     AND /* include id_hash */ NOT IN {complex_set:Identifier}
 GROUP BY team_id

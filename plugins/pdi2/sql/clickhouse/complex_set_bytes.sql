@@ -1,0 +1,3 @@
+SELECT total_bytes
+FROM system.tables
+WHERE database = currentDatabase() AND name = {complex_set:String}

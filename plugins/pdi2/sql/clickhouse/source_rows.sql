@@ -1,0 +1,3 @@
+SELECT count()
+FROM person_distinct_id
+WHERE /* include slice_range */
