@@ -65,8 +65,8 @@ class Warehouse(AbstractContextManager["Warehouse"]):
 
     @property
     def memory_left(self) -> int:
-        """What a statement may use. At least a byte, for 0 is no limit to ClickHouse."""
-        return max(self.max_memory_usage - self.set_aside, 1)
+        """What a statement may use; 0 is no limit, to ClickHouse too."""
+        return max(self.max_memory_usage - self.set_aside, 1) if self.set_aside else self.max_memory_usage
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
