@@ -3,5 +3,5 @@ INSERT INTO {target:Identifier}
     (team_id, distinct_id, person_id, is_deleted, version, _timestamp, _offset, _partition)
 SELECT team_id, distinct_id, person_id, 0, toInt64(toUnixTimestamp(_timestamp)) - 4294967297, _timestamp, _offset, 0
 FROM person_distinct_id
-PREWHERE /* include slice_range */
-     AND /* include id_hash */ NOT IN {complex_set:Identifier}
+WHERE /* include slice_range */
+  AND /* include id_hash */ NOT IN {complex_set:Identifier}

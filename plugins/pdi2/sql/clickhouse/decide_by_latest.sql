@@ -16,8 +16,8 @@ FROM (
         SELECT team_id, distinct_id, _sign,
                bitShiftLeft(toUInt256(/* include moment */), 128) + reinterpretAsUInt128(person_id) AS event
         FROM person_distinct_id
-        PREWHERE /* include slice_range */
-             AND /* include id_hash */ IN {complex_set:Identifier}
+        WHERE /* include slice_range */
+          AND /* include id_hash */ IN {complex_set:Identifier}
     )
     GROUP BY team_id, distinct_id
 )
