@@ -124,8 +124,9 @@ def _decided(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[tuple[A
     if complex_rows > (most := Budget(warehouse.memory_left).deciding_rows) and isinstance(piece, Slice):
         rows = _rows(warehouse, piece)
         parts = cut(warehouse, piece, rows, math.ceil(rows * most / complex_rows))
+    settings = _settings(warehouse, staged=True) | {"max_block_size": 65_536}  # 23.6 reserves whole blocks: 50 MB
     for part in parts:
-        warehouse.execute("decide_by_latest", part.parameters | tables.parameters, _settings(warehouse, staged=True))
+        warehouse.execute("decide_by_latest", part.parameters | tables.parameters, settings)
     return warehouse.rows("count_decided", tables.parameters)
 
 
