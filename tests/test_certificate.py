@@ -18,7 +18,7 @@ from conftest import FILL, NOTHING_TO_WAIT_FOR, System
 from fastapi.testclient import TestClient
 from pdi2.core import certificate, reporting
 from pdi2.core.failures import MigrationError
-from pdi2.core.ledger import Ledger
+from pdi2.core.ledger import Approval, Ledger
 from pdi2.core.settings import Settings
 from psycopg import OperationalError
 from structlog.processors import format_exc_info
@@ -221,15 +221,13 @@ class TestRuns:
 
 
 def test_an_approval_is_of_one_certificate_and_one_switch(ledger: Ledger) -> None:
-    assert ledger.approved_by() is None
-    for what, by in [("certified", None), ("switch_approved", "alice")]:
-        ledger.record(what, by=by)
-    assert ledger.approved_by() == "alice"
-    for what in ("certified", "switch_rejected", "reads_switched", "rolled_back"):
+    assert ledger.approval() == Approval("", None)
+    for what in ("certified", "approval_asked", "switch_rejected", "reads_switched", "rolled_back"):
         ledger.record(what)
-        assert ledger.approved_by() is None, what
+        assert ledger.approval() == Approval(what, None)
         ledger.record("switch_approved", by="bob")
-        assert ledger.approved_by() == "bob"
+        ledger.record("dual_writes_watched")
+        assert ledger.approval() == Approval("switch_approved", "bob")
 
 
 class answered:

@@ -78,6 +78,14 @@ class Pause:
     actor: str
 
 
+@dataclass(frozen=True)
+class Approval:
+    """What last bore on the approval of the switch, an event's name, and who approved or rejected."""
+
+    what: str
+    by: str | None
+
+
 class Ledger:
     """One connection (autocommit), acting for one Airflow run."""
 
@@ -163,9 +171,9 @@ class Ledger:
         """The detail of the newest event of that name since the current run began."""
         return self._value("event_of_run", {"what": what})
 
-    def approved_by(self) -> str | None:
-        """Who approved the switch on the last certificate, as long as neither a switch nor a rejection followed."""
-        return self._value("approved")
+    def approval(self) -> Approval:
+        """Of the last certificate: a switch, a rejection and a rollback end what was said of it."""
+        return self._execute("approval", row_factory=class_row(Approval)).fetchone() or Approval("", None)
 
     def paused(self) -> Pause | None:
         return self._execute("paused", row_factory=class_row(Pause)).fetchone()

@@ -4,14 +4,15 @@ import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import pendulum
 from airflow.providers.common.compat.sdk import conf
 from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.providers.standard.triggers.hitl import HITLTrigger
 from airflow.sdk import Asset, PokeReturnValue, get_current_context, task
 from airflow.sdk.definitions.context import Context
-from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException, TaskAwaitingInput
 
 from pdi2.core import certificate, dual_writes, gate, payoff, planning, reporting
 from pdi2.core import preflight as checks
@@ -140,11 +141,29 @@ class Approve(ApprovalOperator):
             return None
         ledger = open_ledger()
         with ledger.connection:
-            if name := ledger.approved_by():  # Airflow tries again where it took a quick answer for a lost task
-                self.log.info("%s has approved this certificate already.", name)
+            approval = ledger.approval()
+            if approval.what == "switch_approved":
+                self.log.info("%s has approved this certificate already.", approval.by)
                 return None
+            if approval.what == "approval_asked":
+                self._wait_for_the_answer(context)
             self.body = certificate.for_approval(ledger)
-        return super().execute(context)
+            try:
+                return super().execute(context)
+            except TaskAwaitingInput:
+                ledger.record("approval_asked")
+                raise
+
+    def _wait_for_the_answer(self, context: Context) -> NoReturn:
+        """Airflow tries again where it took a quick answer for a lost task. It still has the answer, and to ask once
+        more would delete it."""
+        self.log.info("This certificate was put to a person before: their answer to that counts.")
+        self.defer(
+            trigger=HITLTrigger(
+                ti_id=context["ti"].id, options=self.options, params=self.serialized_params, timeout_datetime=None
+            ),
+            method_name="execute_complete",
+        )
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         if user := event.get("responded_by_user"):
