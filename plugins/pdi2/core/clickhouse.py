@@ -36,6 +36,8 @@ CONSISTENT = {
 }
 """An insert is acknowledged once most replicas have it, each is written even if it repeats an earlier one, and one
 replica answers a SELECT. No difference where a table is not replicated. docs/clusters.md says why, one by one."""
+SAFE = {"enable_adaptive_aggregator": 0}
+"""The GROUP BY that ClickHouse has since 26.8 may crash the server where it meets a memory limit while it spills."""
 INSERT = re.compile(r"^INSERT INTO", re.MULTILINE)
 LOOKS = 8
 """Of new connections, at the servers they lead to."""
@@ -167,6 +169,6 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             "max_memory_usage": self.memory_left,
             "priority": PRIORITY,
             "max_threads": THREADS,
-            **{name: value for name, value in CONSISTENT.items() if name in self._client.server_settings},
+            **{name: value for name, value in (CONSISTENT | SAFE).items() if name in self._client.server_settings},
             **(more or {}),
         }
