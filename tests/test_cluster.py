@@ -16,7 +16,7 @@ from clickhouse_connect.driver.client import Client
 from conftest import System
 from pdi2 import sql
 from pdi2.core import cluster
-from pdi2.core.clickhouse import CONSISTENT, LOOKS, SAFE, Warehouse
+from pdi2.core.clickhouse import CONSISTENT, IN_MEMORY, LOOKS, Warehouse, spilling
 from pdi2.core.preflight import TABLES
 from pdi2.core.settings import Settings
 from stories import ALICE, TEAM, insert_new, rows_of
@@ -39,16 +39,20 @@ def test_the_engine_understands_every_statement(system: System, name: str) -> No
     assert system.clickhouse.command(f"EXPLAIN AST {text}", parameters)
 
 
-def test_a_statement_carries_the_settings_that_its_server_knows(system: System) -> None:
-    sent = CONSISTENT | SAFE
+@pytest.mark.parametrize("more", [{}, spilling(99)])
+def test_a_statement_carries_the_settings_that_its_server_knows(system: System, more: dict[str, int]) -> None:
+    sent = CONSISTENT | IN_MEMORY | more
     names = ", ".join(f"'{name}'" for name in sent)
     warehouse = system.warehouse()
     warehouse.command("CREATE TABLE told (name String, value String) ENGINE = MergeTree ORDER BY name")
-    warehouse.command(f"INSERT INTO told SELECT name, value FROM system.settings WHERE name IN ({names})")
+    warehouse.command(
+        f"INSERT INTO told SELECT name, value FROM system.settings WHERE name IN ({names})", settings=more
+    )
 
     told = dict(system.clickhouse.query("SELECT name, value FROM told").result_rows)
     assert told == {name: str(value) for name, value in sent.items() if name in told}
-    assert sent.keys() - told.keys() <= {"deduplicate_insert", "enable_adaptive_aggregator"}
+    late = {"deduplicate_insert", "max_bytes_ratio_before_external_group_by", "enable_adaptive_aggregator"}
+    assert sent.keys() - told.keys() <= late
 
 
 def test_a_row_that_was_taken_away_can_be_written_again(system: System) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import ENGINE, System
 from pdi2.core import slices
 from pdi2.core.comparing import contradictions, digests, old_differs
@@ -454,3 +455,12 @@ def test_a_comparison_needs_little_memory_whatever_the_parts(
     found = digests(system.postgres, small, Teams((TEAM,), parts * rows))
     assert sum(ids for ids, _ in found.seen.values()) == parts * rows
     assert old_differs(small, Teams((TEAM,), parts * rows)) == {TEAM: parts * rows}
+
+
+def test_an_id_of_more_persons_than_memory_holds_is_compared_by_way_of_the_disk(system: System) -> None:
+    links = 2_000_000
+    many_ids(system, links, id_="'crowded'", person="reinterpretAsUUID(number + 1)")
+    small = system.warehouse(max_memory_usage=125 << 20)
+    with pytest.raises(DatabaseError, match="MEMORY_LIMIT_EXCEEDED"):
+        small.rows("old_differs", Teams((TEAM,), links).parameters)
+    assert old_differs(small, Teams((TEAM,), links)) == {TEAM: 1}

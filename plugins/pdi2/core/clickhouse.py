@@ -36,8 +36,8 @@ CONSISTENT = {
 }
 """An insert is acknowledged once most replicas have it, each is written even if it repeats an earlier one, and one
 replica answers a SELECT. No difference where a table is not replicated. docs/clusters.md says why, one by one."""
-SAFE = {"enable_adaptive_aggregator": 0}
-"""The GROUP BY that ClickHouse has since 26.8 may crash the server where it meets a memory limit while it spills."""
+IN_MEMORY = {"max_bytes_before_external_group_by": 0, "max_bytes_ratio_before_external_group_by": 0}
+"""The GROUP BY that ClickHouse has since 26.8 may crash the server where it spills and meets a memory limit."""
 INSERT = re.compile(r"^INSERT INTO", re.MULTILINE)
 LOOKS = 8
 """Of new connections, at the servers they lead to."""
@@ -51,6 +51,11 @@ class Cost:
 
     seconds: float = 0.0
     peak_memory: int | None = None
+
+
+def spilling(memory: int) -> dict[str, int]:
+    """Settings of a statement whose GROUP BY goes to disk above two thirds of `memory` bytes: that of before 26.8."""
+    return {"max_bytes_before_external_group_by": memory * 2 // 3, "enable_adaptive_aggregator": 0}
 
 
 class Warehouse(AbstractContextManager["Warehouse"]):
@@ -163,12 +168,12 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             client.command(sql.clickhouse("kill"), parameters={"log_comment": self._comment})
 
     def _settings(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        chosen = {**CONSISTENT, **IN_MEMORY, **(more or {})}
         return {
             "query_id": f"pdi2-{self._purpose}-{uuid.uuid4()}",
             "log_comment": self._comment,
             "max_memory_usage": self.memory_left,
             "priority": PRIORITY,
             "max_threads": THREADS,
-            **{name: value for name, value in (CONSISTENT | SAFE).items() if name in self._client.server_settings},
-            **(more or {}),
+            **{name: value for name, value in chosen.items() if name in self._client.server_settings},
         }

@@ -1,7 +1,7 @@
 """What a reader of ClickHouse sees against Postgres, the truth: by digests first, row by row where they differ."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from operator import itemgetter
@@ -13,7 +13,7 @@ from more_itertools import constrained_batches, map_reduce
 from psycopg import Connection
 
 from pdi2.core import postgres
-from pdi2.core.clickhouse import Warehouse
+from pdi2.core.clickhouse import Warehouse, spilling
 from pdi2.core.failures import Reaction, reaction
 from pdi2.core.slices import FEWEST_ROWS, Slice, Teams, aggregated_at_once, cut, join
 
@@ -209,12 +209,11 @@ def _by_range(warehouse: Warehouse, name: str, teams: Teams, **parameters: Any) 
     Small teams that share the statement are one.
 
     Aggregating a whole team in the order of its key would need no ranges, but memory for every part of the table at
-    once: 177 MB for 12 parts of 20,000 rows, 885 MB for 60. What a range holds beyond the plan goes to disk,
-    which takes about 100 MB itself. One that meets the limit is halved: ClickHouse 23.6 takes up to five times what
-    26.9 does.
+    once: 177 MB for 12 parts of 20,000 rows, 885 MB for 60. One that meets the limit even by way of the disk is halved:
+    ClickHouse 23.6 takes up to five times what 26.9 does.
     """
     if len(teams.ids) > 1:
-        yield from warehouse.rows(name, {**teams.parameters, **parameters}, _spill(warehouse))
+        yield from _of_one(warehouse, name, {**teams.parameters, **parameters})
         return
     rows = aggregated_at_once(warehouse.max_memory_usage)
     yield from _of_range(warehouse, name, parameters, Slice(teams.ids[0], b"", None), teams.rows, rows)
@@ -226,7 +225,7 @@ def _of_range(
     ranges = cut(warehouse, whole, rows_in_whole, rows)
     for number, one in enumerate(ranges):
         try:
-            found = warehouse.rows(name, {**one.parameters, **parameters}, _spill(warehouse))
+            found = _of_one(warehouse, name, {**one.parameters, **parameters})
         except DatabaseError as error:
             if reaction(error) is not Reaction.SPLIT or rows <= FEWEST_ROWS:
                 raise
@@ -236,8 +235,14 @@ def _of_range(
         yield from found
 
 
-def _spill(warehouse: Warehouse) -> dict[str, int]:
-    return {"max_bytes_before_external_group_by": warehouse.max_memory_usage * 2 // 3}
+def _of_one(warehouse: Warehouse, name: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """In memory, else by way of the disk: slower, and takes about 100 MB itself, but groups may be many and large."""
+    try:
+        return warehouse.rows(name, parameters)
+    except DatabaseError as error:
+        if reaction(error) is not Reaction.SPLIT:
+            raise
+    return warehouse.rows(name, parameters, spilling(warehouse.max_memory_usage))
 
 
 def _portions(distinct_ids: Iterable[bytes]) -> Iterator[tuple[bytes, ...]]:

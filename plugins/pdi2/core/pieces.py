@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pdi2.core.clickhouse import Warehouse
+from pdi2.core.clickhouse import Warehouse, spilling
 from pdi2.core.slices import Slice, Teams, cut, join
 from pdi2.core.staging import NEW_TABLE, Tables, create_anew, forget
 
@@ -33,7 +33,7 @@ class Budget:
 
     @property
     def deciding_rows(self) -> int:
-        """Deciding by the latest events takes up to 210 bytes a row, and would spill above two thirds of the memory."""
+        """Deciding by the latest events takes up to 210 bytes a row."""
         return self.memory // 350
 
     @property
@@ -59,7 +59,6 @@ class Budget:
             "preferred_block_size_bytes": block,
             "min_insert_block_size_bytes": block // 2,
             "min_insert_block_size_rows": 0,
-            "max_bytes_before_external_group_by": self.memory * 2 // 3,
             "min_compress_block_size": 65_536,
             "max_compress_block_size": 65_536,
         }
@@ -95,6 +94,7 @@ def copy(warehouse: Warehouse, tables: Tables, piece: Piece) -> Counter[int]:
     if any(undecided for _, _, _, undecided in decided):
         create_anew(warehouse, tables, "complex_ids")
         warehouse.execute("undecided", of, settings)
+        settings |= spilling(warehouse.memory_left)
         for step in _extracted(warehouse, tables, piece):
             warehouse.execute("copy_by_rule", of | step, settings)
             expected.update(dict(warehouse.rows("count_live", of | step, settings)))
@@ -164,6 +164,7 @@ def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:
     of = piece.parameters | tables.parameters | {"target": NEW_TABLE}
     create_anew(warehouse, tables, "complex_ids")
     warehouse.execute("absent", of, settings)
+    settings |= spilling(warehouse.memory_left)
     missing = 0
     for step in _extracted(warehouse, tables, piece):
         if warehouse.rows("not_copied", of | step, settings)[0][0]:
