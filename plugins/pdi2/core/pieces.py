@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pdi2.core.clickhouse import Warehouse, spilling
+from pdi2.core.clickhouse import Warehouse
 from pdi2.core.slices import Slice, Teams, cut, join
 from pdi2.core.staging import NEW_TABLE, Tables, create_anew, forget
 
@@ -94,7 +94,6 @@ def copy(warehouse: Warehouse, tables: Tables, piece: Piece) -> Counter[int]:
     if any(undecided for _, _, _, undecided in decided):
         create_anew(warehouse, tables, "complex_ids")
         warehouse.execute("undecided", of, settings)
-        settings |= spilling(warehouse.memory_left)
         for step in _extracted(warehouse, tables, piece):
             warehouse.execute("copy_by_rule", of | step, settings)
             expected.update(dict(warehouse.rows("count_live", of | step, settings)))
@@ -164,7 +163,6 @@ def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:
     of = piece.parameters | tables.parameters | {"target": NEW_TABLE}
     create_anew(warehouse, tables, "complex_ids")
     warehouse.execute("absent", of, settings)
-    settings |= spilling(warehouse.memory_left)
     missing = 0
     for step in _extracted(warehouse, tables, piece):
         if warehouse.rows("not_copied", of | step, settings)[0][0]:
