@@ -15,7 +15,7 @@ from pdi2.core.settings import Settings
 from pdi2.core.verifying import verify_team
 from psycopg import sql
 
-from demo import reader, schema
+from demo import reader
 from demo.schema import Table
 
 MEGABYTE = 1_000_000
@@ -44,8 +44,15 @@ def event(text: str, distinct_id: str | bytes = "id", team_id: int = TEAM) -> di
 
 
 def insert_old(system: System, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One insert, so one part."""
+    """One insert, so one part. Postgres knows the teams: what it does not know is not copied."""
+    rows = list(rows)
+    _know(system, {row["team_id"] for row in rows})
     _insert(system, Table.OLD, OLD_ROW, rows)
+
+
+def _know(system: System, team_ids: Iterable[int]) -> None:
+    query = "INSERT INTO posthog_team (id, name) SELECT unnest(%s::int[]), 'by hand' ON CONFLICT DO NOTHING"
+    system.postgres.execute(query, [list(team_ids)])
 
 
 def insert_new(
@@ -84,7 +91,8 @@ def many_ids(
     person: str = "toUUID(reinterpretAsUUID(toUInt128(number)))",
     second: str = "1000 + number",
 ) -> None:
-    """One link an id, made in ClickHouse from expressions over `number`."""
+    """One link per id, made in ClickHouse from expressions over `number`."""
+    _know(system, [team_id])
     system.clickhouse.command(
         "INSERT INTO person_distinct_id (team_id, distinct_id, person_id, _timestamp, _offset) "
         f"SELECT {team_id}, {id_}, {person}, {second}, number FROM numbers({count})"
@@ -177,8 +185,7 @@ def migrate(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> Non
 
 
 def add_teams(system: System, *team_ids: int) -> None:
-    for team_id in team_ids:
-        schema.add_team(system.postgres, team_id)
+    _know(system, team_ids)
 
 
 def end_session(system: System, ledger: Ledger) -> None:
@@ -231,7 +238,11 @@ class Listening(Warehouse):
     def ids(self) -> set[tuple[int, bytes]]:
         """What was looked at, id by id."""
         of_ids = [parameters for name, parameters in self.heard if name == "new_of_ids"]
-        return {(one["team_id"], bytes.fromhex(id_)) for one in of_ids for id_ in one["distinct_ids"]}
+        return {
+            (team_id, bytes.fromhex(id_))
+            for one in of_ids
+            for team_id, id_ in zip(one["team_ids"], one["distinct_ids"], strict=True)
+        }
 
     @property
     def teams(self) -> set[int]:

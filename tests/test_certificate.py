@@ -145,12 +145,13 @@ class TestRuns:
         assert {team["team_id"]: team["rows_copied"] for team in facts["teams"]} == {
             team_id: team.rows_copied for team_id, team in system.teams().items()
         }
-        assert {finding["kind"] for finding in facts["remaining_findings"]} == {"ahead"}
+        assert facts["report"]["findings"]["ahead"]["repaired"] > 0
+        assert facts["remaining_findings"] == []
+        assert facts["report"]["tombstones"] > 0
         ids = "SELECT team_id, count(*) FROM posthog_persondistinctid GROUP BY team_id"
         counted = {team["team_id"]: int(team["truth_digest"].partition(":")[0]) for team in facts["teams"]}
         assert counted == dict(system.postgres.execute(ids).fetchall())
-        differing = {team["team_id"] for team in facts["teams"] if team["digest"] != team["truth_digest"]}
-        assert differing == {finding["team_id"] for finding in facts["remaining_findings"]}
+        assert all(team["digest"] == team["truth_digest"] for team in facts["teams"])
         assert "reads_switched" in [event["what"] for event in facts["milestones"]]
         page = Page(html.read_text())
         assert "3 of 3 teams are verified against Postgres." in " ".join(page.text.split())
@@ -183,8 +184,8 @@ class TestRuns:
         assert "| Teams verified | 3 of 3 |" in body
         rows = sum(team.rows_source for team in system.teams().values())
         assert f"| Rows in the old table | {rows:,} |" in body
-        assert "| Differences found: ahead | 0 repaired" in body
-        assert "and agrees, but for" in body
+        assert "| Differences found: ahead | " in body
+        assert "and agrees." in body
         assert run.state == "success"
         assert system.switches()["reads"] == reads
         assert system.ledger().current_run().outcome == outcome

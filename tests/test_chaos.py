@@ -32,7 +32,7 @@ HELD_SECONDS = 300
 
 COPY = r"INSERT INTO person_distinct_id2\s+\("
 COUNT = r"version < -1"
-PROOF = "MD5"
+PROOF = "SHA256"
 REPAIR = "DELETE FROM person_distinct_id2"
 BASELINE = "touched AS"
 TEAMS = "AS old_rows"

@@ -66,8 +66,8 @@ def test_many_portions_of_differences_share_one_wait(
     system: System, ledger: Ledger, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pdi2.core.comparing.ROWS_A_BUCKET", 1)
-    monkeypatch.setattr("pdi2.core.comparing.ROWS_AT_ONCE", 1)
-    monkeypatch.setattr("pdi2.core.comparing.IDS_AT_ONCE", 3)
+    monkeypatch.setattr("pdi2.core.comparing.LISTED_AT_ONCE", 1)
+    monkeypatch.setattr("pdi2.core.comparing.KEYS_AT_ONCE", 3)
     monkeypatch.setattr("pdi2.core.verifying.REPAIRED_AT_ONCE", 4)
     for number in range(12):
         insert_truth(system, UUID(int=100 + number), 1, f"id {number}")

@@ -13,8 +13,9 @@ MOMENTS = {
     "between plan and copy": None,
     "after the ids are told apart": "told_apart",
     "before the rows are counted": "copied",
-    "before the proof": "contradictions",
+    "before the proof": "now",
     "during the proof": "digest_new",
+    "between its two passes": "new_of_buckets",
     "before the repair": "new_of_ids",
 }
 

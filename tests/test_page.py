@@ -11,7 +11,6 @@ from fastapi.testclient import TestClient
 from pdi2.core import gate, postgres
 from pdi2.core.copying import copy_team
 from pdi2.core.settings import Settings
-from psycopg.types.json import Jsonb
 from stories import NO_WAIT, copy_and_verify, dump, enable, many_ids, migrate, plan
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
@@ -91,18 +90,20 @@ def find(system: System, *distinct_ids: str, team_id: int = 7, repaired: bool = 
     """Findings as verify writes them."""
     seen = {"person_id": "00000000-0000-0000-0000-00000000000a", "is_deleted": False, "version": 1}
     system.ledger().add_findings(
-        {
-            "team_id": team_id,
-            "distinct_id": distinct_id,
-            "kind": "stale",
-            "repaired": repaired,
-            "old": Jsonb({"person_id": seen["person_id"]}),
-            "clickhouse": Jsonb(seen),
-            "postgres": Jsonb(seen | {"version": 2}),
-            "action": "inserted",
-            "written": Jsonb(seen | {"version": 2}),
-        }
-        for distinct_id in distinct_ids
+        [
+            {
+                "team_id": team_id,
+                "distinct_id": distinct_id,
+                "kind": "stale",
+                "repaired": repaired,
+                "old": {"person_id": seen["person_id"]},
+                "clickhouse": seen,
+                "postgres": seen | {"version": 2},
+                "action": "inserted",
+                "written": seen | {"version": 2},
+            }
+            for distinct_id in distinct_ids
+        ]
     )
 
 

@@ -249,6 +249,7 @@ def restricted_role(system: System, *, lacking: tuple[str, str] | None = None) -
     """A ledger on a connection that may do just what the migration needs, but for one privilege on one table."""
     role = f"migrator_{uuid4().hex}"
     grants = {
+        "posthog_team": ["SELECT"],
         "posthog_person": ["SELECT"],
         "posthog_persondistinctid": ["SELECT"],
         "posthog_asyncmigration": ["SELECT", "INSERT", "UPDATE"],
@@ -285,6 +286,7 @@ def problems_of_role(system: System, ledger: Ledger) -> list[str]:
 
 
 NEEDED = [
+    ("posthog_team", "SELECT"),
     ("posthog_person", "SELECT"),
     ("posthog_persondistinctid", "SELECT"),
     ("posthog_asyncmigration", "SELECT"),

@@ -10,7 +10,6 @@ from typing import Any
 
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import Kind
 from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import Ledger, TeamStatus
 from pdi2.core.planning import Batch, chosen, rows_by_team, share_out
@@ -42,8 +41,8 @@ class Audit:
 
     @property
     def drift(self) -> int:
-        """Ids that are wrong. `ahead` is none of them: PostHog leaves such ids as they are."""
-        return sum(count["remaining"] for kind, count in self.findings.items() if kind != Kind.AHEAD)
+        """Ids that are wrong."""
+        return sum(count["remaining"] for count in self.findings.values())
 
 
 def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches: int) -> list[Batch]:
@@ -136,15 +135,13 @@ def _compared(ledger: Ledger, audit: Audit) -> str:
         return f"Compared person_distinct_id2 of {teams} with Postgres. The old table is no longer written."
     return (
         f"Compared person_distinct_id2 of {teams} with Postgres. The old table's reader differs for "
-        f"{audit.old_differs:,} ids, which is no drift."
+        f"about {audit.old_differs:,} ids, which is no drift."
     )
 
 
 def _findings(audit: Audit) -> list[str]:
     return [
-        f"{kind}: {count['repaired']:,} repaired, {count['remaining']:,} "
-        + ("left alone" if kind == Kind.AHEAD else "left")
-        for kind, count in audit.findings.items()
+        f"{kind}: {count['repaired']:,} repaired, {count['remaining']:,} left" for kind, count in audit.findings.items()
     ] or ["No id differs."]
 
 

@@ -105,7 +105,7 @@ def for_approval(ledger: Ledger) -> str:
         f"| Rows in the old table | {certificate['rows_source']:,} |\n"
         f"| Rows copied | {certificate['rows_copied']:,} |\n"
         f"{findings or '| Differences found | none |' + chr(10)}"
-        f"| Ids the old table's reader gets wrong | {old_differs:,} |\n"
+        f"| Ids the old table's reader gets wrong | about {old_differs:,} |\n"
     )
     if times := ledger.latest_of_run("read_times"):
         text += (

@@ -36,6 +36,8 @@ CONSISTENT = {
 }
 """An insert is acknowledged once most replicas have it, each is written even if it repeats an earlier one, and one
 replica answers a SELECT. No difference where a table is not replicated. docs/clusters.md says why, one by one."""
+LONGEST_STATEMENT = 1 << 24
+"""Bytes. ClickHouse's own 256 KB are less than the ids that go into one statement."""
 IN_MEMORY = {"max_bytes_before_external_group_by": 0, "max_bytes_ratio_before_external_group_by": 0}
 """The GROUP BY that ClickHouse has since 26.8 may crash the server where it spills and meets a memory limit."""
 INSERT = re.compile(r"^INSERT INTO", re.MULTILINE)
@@ -89,7 +91,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         """Every row of the named SELECT; String columns come as bytes, for a distinct_id may hold any."""
         result = self._client.query(
             sql.clickhouse(name, parameters),
-            parameters=dict(parameters or {}),
+            parameters=sql.to_bind(name, parameters),
             settings=self._settings(settings),
             query_formats={"String": "bytes"},
         )
@@ -99,7 +101,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
     ) -> None:
         """Runs the named statement, which returns nothing."""
-        self.command(sql.clickhouse(name, parameters), parameters, settings)
+        self.command(sql.clickhouse(name, parameters), sql.to_bind(name, parameters), settings)
 
     def command(
         self, text: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
@@ -175,5 +177,6 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             "max_memory_usage": self.memory_left,
             "priority": PRIORITY,
             "max_threads": THREADS,
+            "max_query_size": LONGEST_STATEMENT,
             **{name: value for name, value in chosen.items() if name in self._client.server_settings},
         }

@@ -4,7 +4,7 @@ Every step writes what it did here, and every decision is read from here. Airflo
 nothing, so a cleared, marked or retried task changes nothing but the work that is left.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
@@ -67,6 +67,7 @@ class Team:
     copy_seconds: float
     peak_memory: int | None
     old_differs: int | None
+    tombstones: int | None
     error: str | None
 
 
@@ -249,7 +250,8 @@ class Ledger:
 
     def set_verified(self, teams: Iterable[Mapping[str, Any]]) -> None:
         """Of each team_id: old_differs; mark, where both databases stood when the verification began, as rechecking
-        reads it; digest and truth_digest of the whole team, as the new table's reader sees it and as Postgres has it.
+        reads it; digest and truth_digest of the whole team, as the new table's reader sees it and as Postgres has it;
+        tombstones, how many of the application's the new table has of ids that Postgres has not.
         """
         self._execute("team_verified", {"teams": Jsonb(list(teams))})
 
@@ -259,9 +261,8 @@ class Ledger:
     def verify_all_again(self) -> None:
         self._execute("team_reverify")
 
-    def add_findings(self, findings: Iterable[Mapping[str, Any]]) -> None:
-        with self.connection.transaction(), self.connection.cursor() as cursor:
-            cursor.executemany(postgres.sql.postgres("finding_add").encode(), findings)
+    def add_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
+        self._execute("finding_add", {"findings": Jsonb(findings)})
 
     def findings_by_kind(self) -> dict[str, dict[str, int]]:
         return {

@@ -1,20 +1,24 @@
 """Which teams there are, and how they are shared out among Airflow's mapped tasks."""
 
 import itertools
+import logging
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from psycopg import Connection
 
 from pdi2.core import postgres
-from pdi2.core.clickhouse import Warehouse
+from pdi2.core.clickhouse import Cost, Warehouse
 from pdi2.core.copying import SLICE_SECONDS
 from pdi2.core.ledger import Ledger, TeamStatus
 from pdi2.core.pieces import Budget
 from pdi2.core.settings import Settings
 from pdi2.core.slices import SMALL_ROWS, TEAMS_AT_ONCE, Slice, cut, named
+
+log = logging.getLogger(__name__)
 
 LISTED = 20
 COPY_TO_TELLING = 8
@@ -51,6 +55,11 @@ def chosen(rows: dict[int, int], settings: Settings) -> dict[int, int]:
     return {team_id: count for team_id, count in rows.items() if team_id in settings.team_ids}
 
 
+def gone(connection: Connection[Any], team_ids: Iterable[int]) -> list[int]:
+    """Those of the teams that Postgres no longer knows: without a row in posthog_team and without an id."""
+    return [team_id for (team_id,) in postgres.execute(connection, "teams_gone", {"team_ids": list(team_ids)})]
+
+
 def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches: int) -> list[Batch]:
     """Writes the list of teams to the ledger; returns what is not verified yet, at most `most_batches`."""
     wanted = chosen(rows_by_team(ledger.connection, warehouse), settings)
@@ -60,10 +69,31 @@ def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batche
         for team in ledger.teams()
         if team.team_id in wanted and team.status != TeamStatus.VERIFIED
     }
+    _leave_out(ledger, gone(ledger.connection, left))
     ledger.record("planned", teams=len(left), rows=sum(left.values()), verified_before=len(wanted) - len(left))
     batches = share_out(left, most_batches)
     ledger.remember_tasks(batch.team_ids for batch in batches)
     return batches
+
+
+def _leave_out(ledger: Ledger, team_ids: list[int]) -> None:
+    """Nothing of these teams is copied; verify still makes sure that the new table shows nothing of them."""
+    for team_id in team_ids:
+        lower, done = ledger.checkpoint(team_id)
+        if not done:
+            ledger.finish_slice(Slice(team_id, lower or b"", None), 0, Cost())
+    ledger.set_copied(team_ids)
+    if team_ids:
+        log.info("%s", _not_copied(team_ids))
+        ledger.record("teams_left_out", team_ids=team_ids)
+
+
+def _not_copied(team_ids: list[int]) -> str:
+    listed = ", ".join(map(str, team_ids[:LISTED])) + (", ..." if len(team_ids) > LISTED else "")
+    return (
+        f"Not copied, because Postgres no longer knows them: {len(team_ids):,} teams ({listed}). They have no row in "
+        "posthog_team and no id; verify makes sure that the new table shows nothing of them."
+    )
 
 
 def share_out(rows: dict[int, int], most_batches: int) -> list[Batch]:
@@ -93,6 +123,9 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
         {team.team_id for team in ledger.teams() if team.status == TeamStatus.VERIFIED} if ledger.exists() else {}
     )
     left = {team_id: count for team_id, count in rows.items() if team_id not in verified}
+    left_out = gone(ledger.connection, left)
+    for team_id in left_out:
+        del left[team_id]
     if not left:
         return "Dry run: no team is left to copy. Nothing was written."
     budget = Budget(settings.max_memory_usage)
@@ -111,5 +144,5 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
         f"{sum(left.values()):,} rows to copy in about {slices:,} slices.\n"
         f"Copying takes about {sum(left.values()) * seconds_a_row:,.0f} s of one task, at most "
         f"{budget.memory / 1e6:,.0f} MB of memory a statement and about {size / 1e6:,.0f} MB of disk. Nothing was "
-        f"written. The largest teams:\n{labels}"
+        f"written. The largest teams:\n{labels}" + (f"\n{_not_copied(left_out)}" if left_out else "")
     )

@@ -52,6 +52,7 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 
 APPLICATION_COLUMNS = {
+    "posthog_team": {"id"},
     "posthog_person": {"id", "uuid", "team_id"},
     "posthog_persondistinctid": {"id", "distinct_id", "person_id", "team_id", "version"},
     "posthog_asyncmigration": {
@@ -68,6 +69,7 @@ APPLICATION_COLUMNS = {
 SETTING_COLUMNS = {"posthog_instancesetting": {"key", "raw_value"}}
 
 PRIVILEGES = [
+    ("posthog_team", "SELECT"),
     ("posthog_person", "SELECT"),
     ("posthog_persondistinctid", "SELECT"),
     ("posthog_asyncmigration", "SELECT"),

@@ -8,12 +8,14 @@ import logging
 from collections.abc import Iterator
 from itertools import groupby
 
+from more_itertools import chunked
+
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import suspects
+from pdi2.core.comparing import Digests, Key, suspects
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
-from pdi2.core.slices import Teams
+from pdi2.core.slices import TEAMS_AT_ONCE, Teams
 
 log = logging.getLogger(__name__)
 
@@ -21,18 +23,21 @@ MOST_CHANGED = 100_000
 """Changed ids of a team beyond which it is compared as a whole."""
 
 
-def marks(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> dict[int, dict[str, int | str]]:
-    """Where both databases stand, by team; to be taken before the first look at the teams."""
-    (at,) = warehouse.rows("now")[0]
-    found = postgres.execute(ledger.connection, "mark", {"team_ids": list(teams.ids)})
-    return {
-        team_id: {"at": at, "xid": xid, "rows": rows, "ids": ids, "last": last}
-        for team_id, xid, rows, ids, last in found
-    }
+def now(ledger: Ledger, warehouse: Warehouse) -> tuple[int, int]:
+    """Where both stand, to be taken before the first look: ClickHouse's time in seconds, Postgres's transaction."""
+    return warehouse.rows("now")[0][0], postgres.value(ledger.connection, "snapshot")
 
 
-def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Iterator[tuple[int, set[bytes]]]:
-    """Ids of the verified teams, by team, that were written in Postgres or the new table since the verification."""
+def mark(before: tuple[int, int], first: Digests, team_id: int) -> dict[str, int | str]:
+    """What a team's later changes are told by: where the databases stood, and Postgres's rows at the first look."""
+    at, xid = before
+    rows = sum(bucket.ids for (of_team, _), bucket in first.truth.items() if of_team == team_id)
+    last, ids = first.row_ids.get(team_id, (0, 0))
+    return {"at": at, "xid": xid, "rows": rows, "ids": str(ids), "last": last}
+
+
+def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Iterator[set[Key]]:
+    """Ids of the verified teams, in portions, that were written in Postgres or the new table since the verification."""
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
     since = {
         team_id: max(0, int(marked_at - settings.in_flight))
@@ -51,7 +56,8 @@ def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Ite
         len(as_a_whole),
         as_a_whole[:20],
     )
-    yield from by_id.items()
+    for portion in chunked(by_id.items(), TEAMS_AT_ONCE):
+        yield {(team_id, id_) for team_id, ids in portion for id_ in ids}
     for team_id in as_a_whole:
         team = Teams((team_id,), ledger.team(team_id).rows_source)
         yield from suspects(ledger.connection, warehouse, team)

@@ -1,86 +1,75 @@
-"""Repairs the new table, and nothing else: what Postgres says is inserted, and what contradicts it there goes."""
+"""Repairs the new table, and nothing else: what Postgres says is inserted, and what stands above it there goes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from more_itertools import constrained_batches
+from more_itertools import chunked
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import ID_BYTES_AT_ONCE, IDS_AT_ONCE, Difference, Seen, newest_rows
+from pdi2.core.comparing import Difference, Seen, keyed, portions
 
-TOMBSTONE_STEP = 100
 CORRECTION = -1
+"""The version of our tombstones: above every copy, below whatever the application writes for an id that comes back."""
 COLUMNS = ["team_id", "distinct_id", "person_id", "is_deleted", "version", "_timestamp", "_offset", "_partition"]
-REMOVAL_SECONDS = 300.0
-"""How long ClickHouse may take to carry out a DELETE; it does so between merges."""
-LOOK_EVERY_SECONDS = 0.2
+LISTED_AT_ONCE = 100_000
+NAMES_A_DELETE = 8_000
+"""Each is a mutation that looks at every part. Its text, 35 bytes per name, goes into Keeper, whose limit is 1 MB."""
 DO_NOT_WAIT = {"lightweight_deletes_sync": 0}
 
 
-def repair(warehouse: Warehouse, team_id: int, wrong: list[Difference]) -> set[bytes]:
-    """Inserts what Postgres says with Postgres's version, and takes away what contradicts it at that version.
-
-    Returns the ids of which such rows are still there after REMOVAL_SECONDS.
-    """
-    if not wrong:
-        return set()
-    now = int(time.time())
-    rows = [(one.distinct_id, row_of(one)) for one in wrong]
-    warehouse.insert(
-        "person_distinct_id2",
-        COLUMNS,
-        [(team_id, id_, row.person_id, int(row.is_deleted), row.version, now, 0, 0) for id_, row in rows],
-    )
-    contradicted = [one for one in wrong if rivals(one)]
-    for batch in constrained_batches(
-        contradicted, ID_BYTES_AT_ONCE, IDS_AT_ONCE, get_len=lambda one: len(one.distinct_id), strict=False
-    ):
-        _remove(warehouse, team_id, batch)
-    return _remaining(warehouse, team_id, contradicted)
-
-
 def row_of(one: Difference) -> Seen:
-    """What the new table should say: Postgres's row, or a tombstone that beats the row that is there."""
+    """What the new table should say: Postgres's row, or our tombstone."""
     if one.truth is not None:
         return Seen(one.truth.person_id, False, one.truth.version)
     assert one.seen is not None  # noqa: S101  (an id that neither side has is no difference)
-    version = one.seen.version + TOMBSTONE_STEP if one.seen.version >= 0 else CORRECTION
-    return Seen(one.seen.person_id, True, version)
+    return Seen(one.seen.person_id, True, CORRECTION)
 
 
-def rivals(one: Difference) -> list[Seen]:
-    """Rows at Postgres's own version that say otherwise: no row can outvote them but the application's next one."""
-    if one.truth is None or one.seen is None or one.seen.version != one.truth.version:
-        return []
-    return [row for row in (one.seen, *one.seen.rivals) if row.is_deleted or row.person_id != one.truth.person_id]
+def goes(row: Seen, right: Seen) -> bool:
+    """Whether the row stands above the right one, or at its version and says otherwise: then no row can outvote it."""
+    if row.version != right.version:
+        return row.version > right.version
+    return row.is_deleted != right.is_deleted or (not right.is_deleted and row.person_id != right.person_id)
 
 
-def _remove(warehouse: Warehouse, team_id: int, contradicted: Sequence[Difference]) -> None:
-    """One DELETE, that is one mutation. A server that does not know the setting waits by itself."""
+def has_to_go(one: Difference) -> bool:
+    """Whether some row of the id has to go before its reader can be right."""
+    return one.seen is not None and any(goes(row, row_of(one)) for row in (one.seen, *one.seen.rivals))
+
+
+def insert(warehouse: Warehouse, wrong: Iterable[Difference]) -> None:
+    """What Postgres says with Postgres's version; a tombstone of what it does not have."""
+    now = int(time.time())
     rows = [
-        f"{one.distinct_id.hex()} {row.version} {row.person_id} {row.is_deleted:d}"
-        for one in contradicted
-        for row in rivals(one)
+        (*one.key, row.person_id, int(row.is_deleted), row.version, now, 0, 0) for one in wrong for row in [row_of(one)]
     ]
-    ids = [one.distinct_id.hex() for one in contradicted]
-    warehouse.execute(
-        "delete_rivals",
-        {"team_id": team_id, "first": min(ids), "last": max(ids), "rivals": rows},
-        DO_NOT_WAIT if warehouse.knows(DO_NOT_WAIT) else None,
-    )
+    if rows:
+        warehouse.insert("person_distinct_id2", COLUMNS, rows)
 
 
-def _remaining(warehouse: Warehouse, team_id: int, contradicted: list[Difference]) -> set[bytes]:
-    deadline = time.monotonic() + REMOVAL_SECONDS
-    while contradicted:
-        rows = newest_rows(warehouse, team_id, [one.distinct_id for one in contradicted])
-        contradicted = [
-            one
-            for one in contradicted
-            if rivals(Difference(team_id, one.distinct_id, rows.get(one.distinct_id), one.truth))
-        ]
-        if time.monotonic() > deadline:
-            break
-        if contradicted:
-            time.sleep(LOOK_EVERY_SECONDS)
-    return {one.distinct_id for one in contradicted}
+def take_away(warehouse: Warehouse, wrong: Sequence[Difference], asked: set[str]) -> None:
+    """Deletes what has to go, named row by row. `asked` are names that are deleted already, as soon as the server can.
+
+    Nothing waits here: a server that does not know the setting waits by itself.
+    """
+    right = {one.key: row_of(one) for one in wrong}
+    for portion in portions(right):
+        listed = warehouse.rows("rows_of_ids", {**keyed(portion), "most": LISTED_AT_ONCE})
+        found = {
+            name.decode(): (team_id, distinct_id)
+            for team_id, distinct_id, person_id, is_deleted, version, name in listed
+            if goes(Seen(person_id, bool(is_deleted), version), right[team_id, distinct_id])
+        }
+        for names in chunked(found.keys() - asked, NAMES_A_DELETE):
+            team_ids, distinct_ids = zip(*(found[name] for name in names), strict=True)
+            warehouse.execute(
+                "delete_rows",
+                {
+                    "team_ids": tuple(sorted(set(team_ids))),
+                    "first": min(distinct_ids).hex(),
+                    "last": max(distinct_ids).hex(),
+                    "names": tuple(names),
+                },
+                DO_NOT_WAIT if warehouse.knows(DO_NOT_WAIT) else None,
+            )
+            asked.update(names)

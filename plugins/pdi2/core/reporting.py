@@ -30,6 +30,7 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
         "copy_seconds": sum(team.copy_seconds for team in teams),
         "peak_memory": max((team.peak_memory or 0 for team in teams), default=0),
         "old_differs": sum(team.old_differs or 0 for team in teams),
+        "tombstones": sum(team.tombstones or 0 for team in teams),
         "findings": ledger.findings_by_kind(),
     }
     ledger.record("report", **facts)
@@ -88,7 +89,8 @@ def text(facts: dict[str, Any], teams: list[Team]) -> str:
             f"Rows: {facts['rows_source']:,} in the old table, {facts['rows_copied']:,} copied",
             f"Copy: {facts['slices']:,} slices, {facts['copy_seconds']:.1f} s of ClickHouse, "
             f"peak memory {facts['peak_memory'] / 1e6:,.0f} MB",
-            f"The old table's reader differed from Postgres for {facts['old_differs']:,} ids",
+            f"The old table's reader was wrong for about {facts['old_differs']:,} ids",
+            f"Tombstones of the application, of ids that Postgres lacks: {facts['tombstones']:,}, left as they are",
             *findings,
             "",
             tabulate(listed, headers="keys", intfmt=","),

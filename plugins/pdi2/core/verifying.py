@@ -1,24 +1,21 @@
-"""Proves a team against Postgres, and repairs the new table where it is wrong. Nothing else is ever written."""
+"""Proves teams against Postgres, and repairs the new table where it is wrong. Nothing else is ever written."""
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import groupby
+from dataclasses import dataclass
 from time import sleep
-from typing import Any
-from uuid import UUID
 
 from clickhouse_connect.driver.exceptions import DatabaseError
-from more_itertools import chunked
-from psycopg.types.json import Jsonb
+from more_itertools import chunked, flatten
 
+from pdi2.core import findings
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.comparing import (
     Difference,
     Digests,
-    Kind,
-    Seen,
+    Key,
     by_team,
     differences,
     digests,
@@ -29,10 +26,10 @@ from pdi2.core.comparing import (
 from pdi2.core.failures import BusyError, MigrationError, Reaction, WaitError, describe, reaction
 from pdi2.core.ledger import Ledger
 from pdi2.core.pressure import wait_while_paused
-from pdi2.core.rechecking import changed_ids, marks
-from pdi2.core.repairing import REMOVAL_SECONDS, repair, rivals, row_of
+from pdi2.core.rechecking import changed_ids, mark, now
+from pdi2.core.repairing import has_to_go, insert, take_away
 from pdi2.core.settings import Settings
-from pdi2.core.slices import Teams, together
+from pdi2.core.slices import Teams, named, together
 from pdi2.core.switches import Switches
 
 log = logging.getLogger(__name__)
@@ -40,9 +37,12 @@ log = logging.getLogger(__name__)
 EXAMPLES = 5
 EMPTY = "0:0"
 """The digest of a team without ids."""
-HELD_AT_ONCE = 50_000
-"""Differences that share one wait: 26 MB of them."""
+HELD_AT_ONCE = 200_000
+"""Differences that share one wait: 100 MB of them."""
 REPAIRED_AT_ONCE = 10_000
+REMOVAL_SECONDS = 300.0
+"""How long ClickHouse may take to carry out a DELETE; it does so between merges."""
+LOOK_EVERY_SECONDS = 0.2
 
 
 class VerifyError(MigrationError):
@@ -51,22 +51,14 @@ class VerifyError(MigrationError):
 
 @dataclass(frozen=True)
 class Compared:
-    """Findings by kind, the digests of before any repair, and by team for how many ids the old table's reader is wrong.
+    """Findings by kind, the digests of before any repair, and by team for about how many ids the old reader is wrong.
 
     The latter is None once the old table is no longer written.
     """
 
-    found: dict[str, int]
+    found: Counter[str]
     digests: Digests
     old_differs: Counter[int] | None
-
-
-@dataclass(frozen=True)
-class Findings:
-    """How many by kind; and by team how many are left as they are while the readers of both tables differ."""
-
-    kinds: Counter[str] = field(default_factory=Counter)
-    left: Counter[int] = field(default_factory=Counter)
 
 
 def verify_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int], settings: Settings) -> list[int]:
@@ -90,23 +82,27 @@ def verify_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int], s
     return list(left)
 
 
-def verify_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Settings) -> dict[str, int]:
+def verify_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Settings) -> Counter[str]:
     return verify(ledger, warehouse, Teams((team_id,), ledger.team(team_id).rows_source), settings)
 
 
-def verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> dict[str, int]:
+def verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> Counter[str]:
     """Compares, repairs, compares again; returns findings by kind. Raises VerifyError where some remain."""
-    before = marks(ledger, warehouse, teams)
+    before = now(ledger, warehouse)
     compared = compare(ledger, warehouse, teams, settings)
     agreed = digests(ledger.connection, warehouse, teams) if compared.found else compared.digests
     seen, truth = by_team(agreed.seen), by_team(agreed.truth)
+    tombstones: Counter[int] = Counter()
+    for (team_id, _), bucket in agreed.seen.items():
+        tombstones[team_id] += bucket.tombstones
     ledger.set_verified(
         {
             "team_id": team_id,
             "old_differs": None if compared.old_differs is None else compared.old_differs[team_id],
-            "mark": before[team_id],
+            "mark": mark(before, compared.digests, team_id),
             "digest": seen.get(team_id, EMPTY),
             "truth_digest": truth.get(team_id, EMPTY),
+            "tombstones": tombstones[team_id],
         }
         for team_id in teams.ids
     )
@@ -118,120 +114,92 @@ def compare(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settin
     """Every id of the teams against Postgres."""
     first = digests(ledger.connection, warehouse, teams)
     found = settle(ledger, warehouse, suspects(ledger.connection, warehouse, teams, first), settings)
-    wrong = None
-    if Switches(ledger.connection).old_is_written():
-        wrong = old_differs(warehouse, teams) - found.left
+    wrong = old_differs(warehouse, teams) if Switches(ledger.connection).old_is_written() else None
     log.info(
         "Compared %s with Postgres; findings: %s; the old table's reader differs for %s ids",
         teams,
-        dict(found.kinds) or "none",
-        "(no longer written)" if wrong is None else wrong.total(),
+        dict(found) or "none",
+        "(no longer written)" if wrong is None else f"about {wrong.total():,}",
     )
-    return Compared(dict(found.kinds), first, wrong)
+    return Compared(found, first, wrong)
 
 
-def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, int]:
+def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Counter[str]:
     """Compares and repairs what changed in the verified teams since; findings by kind. Raises VerifyError."""
-    return dict(settle(ledger, warehouse, changed_ids(ledger, warehouse, settings), settings).kinds)
+    return settle(ledger, warehouse, changed_ids(ledger, warehouse, settings), settings)
 
 
-def settle(
-    ledger: Ledger, warehouse: Warehouse, suspected: Iterable[tuple[int, set[bytes]]], settings: Settings
-) -> Findings:
-    """Of the ids, by team, those that still differ after the in-flight window count, and are repaired if they may be.
+def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], settings: Settings) -> Counter[str]:
+    """Of the suspected ids, those that still differ after the in-flight window count, and are repaired if they may be.
 
     One wait for all of them, or for every HELD_AT_ONCE. Raises VerifyError where a repair did not hold.
     """
-    found = Findings()
-    looks = (one for team_id, ids in suspected for one in differences(ledger.connection, warehouse, team_id, ids))
+    found: Counter[str] = Counter()
+    looks = flatten(differences(ledger.connection, warehouse, keys) for keys in suspected)
     for held in chunked(looks, HELD_AT_ONCE):
         sleep(settings.in_flight)
-        for team_id, of_team in groupby(held, key=lambda one: one.team_id):
-            for before in chunked(of_team, REPAIRED_AT_ONCE):
-                _judge(ledger, warehouse, team_id, before, settings.repair, found)
+        for before in chunked(held, REPAIRED_AT_ONCE):
+            found.update(one.kind.value for one in _judge(ledger, warehouse, before, settings.repair))
     return found
 
 
-def _judge(
-    ledger: Ledger, warehouse: Warehouse, team_id: int, before: list[Difference], repairs: bool, found: Findings
-) -> None:
-    """What is found among the ids is told in the ledger, repaired, and added to `found`."""
-    findings = _still_different(ledger, warehouse, team_id, before)
-    wrong = [finding for finding in findings if repairs and finding.kind is not Kind.AHEAD]
-    old: dict[bytes, UUID] = {}
-    if findings and Switches(ledger.connection).old_is_written():
-        old = old_answers(warehouse, team_id, [finding.distinct_id for finding in findings])
-    waiting = repair(warehouse, team_id, wrong)
-    after = _still_different(ledger, warehouse, team_id, wrong)
-    left = {one.distinct_id for one in after if one.kind is not Kind.AHEAD}
-    touched = {finding.distinct_id for finding in wrong}
-    repaired = touched - left
-    ledger.add_findings(
-        _line(one, old.get(one.distinct_id), one.distinct_id in touched, one.distinct_id in repaired)
-        for one in findings
-    )
-    if left:
-        raise _unrepaired(ledger, team_id, left, waiting)
-    found.kinds.update(finding.kind for finding in findings)
-    found.left[team_id] += sum(
-        one.person != old.get(one.distinct_id) for one in findings if one.distinct_id not in touched
-    )
+def _judge(ledger: Ledger, warehouse: Warehouse, before: list[Difference], repairs: bool) -> list[Difference]:
+    """Those of the first look that are wrong; the ledger tells of them, and they are repaired if they may be."""
+    found = _still_different(ledger, warehouse, before)
+    keys = {one.key for one in found}
+    old = old_answers(warehouse, keys) if found and Switches(ledger.connection).old_is_written() else {}
+    left = _repair(ledger, warehouse, found) if repairs else found
+    findings.record(ledger, found, old, keys if repairs else set(), keys - {one.key for one in left})
+    if repairs and left:
+        raise _unrepaired(ledger, left)
+    return found
 
 
-def _unrepaired(ledger: Ledger, team_id: int, left: set[bytes], waiting: set[bytes]) -> MigrationError:
-    examples = ", ".join(repr(_readable(distinct_id)) for distinct_id in sorted(left)[:EXAMPLES])
+def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> list[Difference]:
+    """Returns those of which the repair did not hold, or still waits for a DELETE after REMOVAL_SECONDS.
+
+    Until a row that stands above is gone, a merge lets it swallow what was inserted below, by us or by the application:
+    then that is inserted once more.
+    """
+    if not wrong:
+        return []
+    insert(warehouse, wrong)
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    asked: set[str] = set()
+    hindered_before: set[Key] = set()
+    while True:
+        left = _still_different(ledger, warehouse, wrong)
+        hindered = {one.key: one for one in left if has_to_go(one)}
+        swallowed = [one for one in left if one.key in hindered_before - hindered.keys()]
+        if not (hindered or swallowed) or time.monotonic() > deadline:
+            return left
+        insert(warehouse, swallowed)
+        take_away(warehouse, list(hindered.values()), asked)
+        hindered_before = set(hindered)
+        time.sleep(LOOK_EVERY_SECONDS)
+
+
+def _unrepaired(ledger: Ledger, left: list[Difference]) -> MigrationError:
+    examples = ", ".join(repr(findings.readable(one.distinct_id)) for one in left[:EXAMPLES])
     reads = "are on the new table already" if Switches(ledger.connection).reads_are_new() else "stay on the old table"
     kind: type[MigrationError] = VerifyError
     then = "Trigger the run again: only what is not verified is looked at."
-    if waiting:
+    if waiting := sum(has_to_go(one) for one in left):
         kind = BusyError
         then = (
-            f"Of {len(waiting):,} of them, rows that contradict Postgres are still there {REMOVAL_SECONDS:.0f} s "
+            f"Of {waiting:,} of them, rows that contradict Postgres are still there {REMOVAL_SECONDS:.0f} s "
             "after their DELETE, which ClickHouse carries out between merges: see system.mutations, and SYSTEM START "
             "MERGES if merges were stopped. It is done then; trigger the run again if this one has given up."
         )
+    teams = named(sorted({one.team_id for one in left}))
     return kind(
-        f"Team {team_id}: {len(left):,} ids still differ from Postgres after their repair, among them {examples}. They "
-        f"are in pdi2_migration.finding. Reads {reads}. {then}"
+        f"{teams.capitalize()}: {len(left):,} ids still differ from Postgres after their repair, such as {examples}. "
+        f"They are in pdi2_migration.finding. Reads {reads}. {then}"
     )
 
 
-def _still_different(ledger: Ledger, warehouse: Warehouse, team_id: int, before: list[Difference]) -> list[Difference]:
+def _still_different(ledger: Ledger, warehouse: Warehouse, before: list[Difference]) -> list[Difference]:
     """Those of the ids that still differ now, but for those that Postgres has moved on meanwhile."""
-    earlier = {one.distinct_id: one for one in before}
-    now = differences(ledger.connection, warehouse, team_id, set(earlier))
-    return [one for one in now if not one.in_flight_since(earlier[one.distinct_id])]
-
-
-def _line(one: Difference, old: UUID | None, touched: bool, repaired: bool) -> dict[str, Any]:
-    """What the three said of the id, what was done, and the row written."""
-    return {
-        "team_id": one.team_id,
-        "distinct_id": _readable(one.distinct_id),
-        "kind": one.kind,
-        "repaired": repaired,
-        "old": Jsonb({"person_id": str(old)}) if old else None,
-        "clickhouse": _row(one.seen) if one.seen else None,
-        "postgres": Jsonb({"person_id": str(one.truth.person_id), "version": one.truth.version}) if one.truth else None,
-        "action": _action(one) if touched else "left alone",
-        "written": _row(row_of(one)) if touched else None,
-    }
-
-
-def _action(one: Difference) -> str:
-    if one.truth is None:
-        return "tombstoned"
-    return "inserted, and what contradicted it removed" if rivals(one) else "inserted"
-
-
-def _row(row: Seen) -> Jsonb:
-    return Jsonb({"person_id": str(row.person_id), "is_deleted": row.is_deleted, "version": row.version})
-
-
-def _readable(distinct_id: bytes) -> str:
-    """As it is; as Postgres writes bytes, `\\x00ff`, where it is no text or could be taken for such bytes."""
-    try:
-        text = distinct_id.decode()
-    except UnicodeDecodeError:
-        return f"\\x{distinct_id.hex()}"
-    return f"\\x{distinct_id.hex()}" if "\0" in text or text.startswith("\\x") else text
+    earlier = {one.key: one for one in before}
+    now_ = differences(ledger.connection, warehouse, earlier)
+    return [one for one in now_ if not one.in_flight_since(earlier[one.key])]

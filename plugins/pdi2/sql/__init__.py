@@ -1,8 +1,9 @@
 """Every statement the migration issues, one file each, named by what it does.
 
-Values are bound by the drivers: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Identifiers are written out in
-their files, but for `{name:Identifier}`: ClickHouse binds those in few places, so they are put in here, and nowhere
-else. Where several statements share a rule it has a file of its own, and `/* include name */` stands for it.
+Values are bound by the drivers: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Two things are put into the text
+here, and nowhere else: `{name:Identifier}`, because ClickHouse binds those in few places, and `{name:Literal}`, a long
+list as the driver writes it, because a bound one would go into the address of the request. Where several statements
+share a rule it has a file of its own, and `/* include name */` stands for it.
 """
 
 import re
@@ -11,29 +12,40 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from clickhouse_connect.driver.binding import format_query_value
+
 INCLUDE = re.compile(r"/\* include (\w+) \*/")
-IDENTIFIER = re.compile(r"\{(\w+):Identifier\}")
+PUT_IN = re.compile(r"\{(\w+):(Identifier|Literal)\}")
 SIMPLE = re.compile(r"[a-z_]\w*", re.ASCII)
 
 
 def clickhouse(name: str, parameters: Mapping[str, Any] | None = None) -> str:
-    """The statement, with the parameters that are identifiers. Raises ValueError where one would need quotes."""
+    """The statement, with what is put in. Raises ValueError where an identifier would need quotes."""
     given = {} if parameters is None else parameters
 
-    def identifier(found: re.Match[str]) -> str:
-        if not SIMPLE.fullmatch(value := given[found[1]]):
+    def text_of(found: re.Match[str]) -> str:
+        value = given[found[1]]
+        if found[2] == "Literal":
+            return str(format_query_value(value))
+        if not SIMPLE.fullmatch(value):
             raise ValueError(f"{value!r} is no plain identifier.")
         return str(value)
 
-    return IDENTIFIER.sub(identifier, _text(name))
+    return PUT_IN.sub(text_of, _text("clickhouse", name))
 
 
-@cache
-def _text(name: str) -> str:
-    text = (files(__name__) / "clickhouse" / f"{name}.sql").read_text(encoding="utf-8")
-    return INCLUDE.sub(lambda found: _text(found[1]).strip(), text)
+def to_bind(name: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is left of the parameters for the driver, once the others are put in."""
+    put_in = {found[1] for found in PUT_IN.finditer(_text("clickhouse", name))}
+    return {key: value for key, value in (parameters or {}).items() if key not in put_in}
 
 
 @cache
 def postgres(name: str) -> str:
-    return (files(__name__) / "postgres" / f"{name}.sql").read_text(encoding="utf-8")
+    return _text("postgres", name)
+
+
+@cache
+def _text(folder: str, name: str) -> str:
+    text = (files(__name__) / folder / f"{name}.sql").read_text(encoding="utf-8")
+    return INCLUDE.sub(lambda found: _text(folder, found[1]).strip(), text)

@@ -1,14 +1,9 @@
--- What a reader of the new table sees, a row a bucket. The hash is the first 8 bytes of md5 as a signed integer,
--- as truth_digest.sql of Postgres computes it.
-SELECT team_id,
-       bitAnd(reinterpretAsInt64(reverse(substring(MD5(distinct_id), 1, 8))), {mask:Int64}) AS bucket,
-       count(),
-       toString(sum(toInt128(reinterpretAsInt64(reverse(substring(MD5(concat(toString(person), distinct_id)), 1, 8))))))
+-- One row per bucket: the ids that a reader sees, the sum of their contents, the same times their versions; ids that
+-- contradict themselves; and tombstones of the application.
+SELECT team_id, bitAnd(content, {mask:Int64}) AS bucket, countIf(deleted = 0), toString(sumIf(toInt128(content), deleted = 0)),
+       toString(sumIf(toInt256(content) * newest, deleted = 0 AND newest > 0)), countIf(contradictory),
+       countIf(deleted = 1 AND newest >= 0)
 FROM (
-    SELECT team_id, distinct_id, argMax(person_id, version) AS person, argMax(is_deleted, version) AS deleted
-    FROM person_distinct_id2
-    WHERE /* include slice_range */
-    GROUP BY team_id, distinct_id
-    HAVING deleted = 0
+/* include seen */
 )
 GROUP BY team_id, bucket

@@ -1,5 +1,5 @@
--- For how many ids of each team PostHog's reader of the old table and that of the new one see different persons, or one
--- sees none. A hash of 128 bits stands for the id.
+-- For how many of a team's sampled ids PostHog's reader of the old table and that of the new one see different persons, or
+-- one sees none. A hash of 128 bits stands for the id.
 SELECT team_id, uniqExact(id_hash)
 FROM (
     SELECT team_id, id_hash, person
@@ -9,6 +9,7 @@ FROM (
             SELECT team_id, sipHash128(distinct_id) AS id_hash, person_id, max(_timestamp) AS latest
             FROM person_distinct_id
             WHERE /* include slice_range */
+              AND cityHash64(distinct_id) % {one_of:UInt64} = 0
             GROUP BY team_id, id_hash, person_id
             HAVING max(is_deleted) = 0
         )
@@ -17,6 +18,7 @@ FROM (
         SELECT team_id, sipHash128(distinct_id) AS id_hash, argMax(person_id, version) AS person
         FROM person_distinct_id2
         WHERE /* include slice_range */
+          AND cityHash64(distinct_id) % {one_of:UInt64} = 0
         GROUP BY team_id, id_hash
         HAVING argMax(is_deleted, version) = 0
     )

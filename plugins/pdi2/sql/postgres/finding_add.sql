@@ -1,6 +1,7 @@
 INSERT INTO pdi2_migration.finding (team_id, distinct_id, kind, repaired, old, clickhouse, postgres, action, written)
-VALUES (%(team_id)s, %(distinct_id)s, %(kind)s, %(repaired)s, %(old)s, %(clickhouse)s, %(postgres)s, %(action)s,
-        %(written)s)
+SELECT team_id, distinct_id, kind, repaired, old, clickhouse, postgres, action, written
+FROM jsonb_to_recordset(%(findings)s) AS found (team_id bigint, distinct_id text, kind text, repaired boolean, old jsonb,
+                                                clickhouse jsonb, postgres jsonb, action text, written jsonb)
 ON CONFLICT (team_id, md5(distinct_id), kind) DO UPDATE
 SET repaired = excluded.repaired,
     found_at = clock_timestamp(),

@@ -37,6 +37,8 @@ ALTER TABLE pdi2_migration.team ADD COLUMN IF NOT EXISTS mark jsonb;
 ALTER TABLE pdi2_migration.team
     ADD COLUMN IF NOT EXISTS digest text,
     ADD COLUMN IF NOT EXISTS truth_digest text;
+-- Ids that Postgres does not have and that end in a tombstone of the application's own.
+ALTER TABLE pdi2_migration.team ADD COLUMN IF NOT EXISTS tombstones bigint;
 -- The run that planned the team last, and the number of its mapped tasks there.
 ALTER TABLE pdi2_migration.team
     ADD COLUMN IF NOT EXISTS airflow_run text,

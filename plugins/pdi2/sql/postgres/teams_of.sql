@@ -1,5 +1,5 @@
 SELECT team_id, status, rows_source, rows_copied, slices_done, slice_rows, memory_budget, attempts, copy_seconds, peak_memory,
-       old_differs, error
+       old_differs, tombstones, error
 FROM pdi2_migration.team
 WHERE team_id = ANY(%(team_ids)s)
 ORDER BY rows_source DESC, team_id

@@ -1,11 +1,8 @@
--- The hash is the one that digest_new.sql of ClickHouse computes: the first 8 bytes of md5 as a signed integer.
-SELECT team_id, bucket, count(*), sum(content)::text
+-- One row per bucket: ids, the sum of their contents, the same times their versions; and the greatest row id and the sum
+-- of row ids, of which the team's mark is made.
+SELECT team_id, content & %(mask)s AS bucket, count(*), sum(content),
+       coalesce(sum(content::numeric * version) FILTER (WHERE version > 0), 0), max(id), sum(id)
 FROM (
-    SELECT mapping.team_id,
-           ('x' || substr(md5(mapping.distinct_id), 1, 16))::bit(64)::bigint & %(mask)s AS bucket,
-           ('x' || substr(md5(person.uuid::text || mapping.distinct_id), 1, 16))::bit(64)::bigint AS content
-    FROM posthog_persondistinctid AS mapping
-    JOIN posthog_person AS person ON person.id = mapping.person_id
-    WHERE mapping.team_id = ANY(%(team_ids)s)
+/* include truth */
 ) AS truth
 GROUP BY team_id, bucket

@@ -1,5 +1,7 @@
-SELECT mapping.team_id, mapping.distinct_id, person.uuid
-FROM posthog_persondistinctid AS mapping
-JOIN posthog_person AS person ON person.id = mapping.person_id
-WHERE mapping.team_id = ANY(%(team_ids)s)
-  AND ('x' || substr(md5(mapping.distinct_id), 1, 16))::bit(64)::bigint & %(mask)s = ANY(%(buckets)s)
+-- The ids of the buckets that are flagged with 1 (49 in ASCII), in ClickHouse's order.
+SELECT team_id, distinct_id, content, version
+FROM (
+/* include truth */
+) AS truth
+WHERE get_byte(%(flags)s::bytea, (content & %(mask)s)::int) = 49
+ORDER BY team_id, distinct_id COLLATE "C"

@@ -1,5 +1,5 @@
-SELECT mapping.distinct_id, person.uuid, coalesce(mapping.version, 0)
-FROM posthog_persondistinctid AS mapping
+SELECT mapping.team_id, mapping.distinct_id, person.uuid, coalesce(mapping.version, 0)
+FROM unnest(%(team_ids)s::bigint[], %(distinct_ids)s::text[]) AS wanted (team_id, distinct_id)
+JOIN posthog_persondistinctid AS mapping
+    ON mapping.team_id = wanted.team_id AND mapping.distinct_id = wanted.distinct_id
 JOIN posthog_person AS person ON person.id = mapping.person_id
-WHERE mapping.team_id = %(team_id)s
-  AND mapping.distinct_id = ANY(%(distinct_ids)s)

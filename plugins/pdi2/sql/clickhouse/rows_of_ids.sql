@@ -1,0 +1,7 @@
+-- Every row that may stand where Postgres's row or a tombstone of ours should, or above it.
+SELECT team_id, distinct_id, person_id, is_deleted, version,
+       /* include row_name */ AS name
+FROM person_distinct_id2
+WHERE version >= -1
+  AND /* include keys */
+LIMIT {most:UInt64}
