@@ -25,18 +25,26 @@ MOST_MEMORY = 0.9
 
 def look(warehouse: Warehouse) -> tuple[str | None, int]:
     """Why no slice should begin now (None: nothing is in the way), and how many parts the new table has room for."""
-    parts, delayed_at, lag, free_disk, memory, memory_limit = warehouse.rows("pressure")[0]
+    parts, delayed_at, lag, memory, memory_limit = warehouse.rows("pressure")[0]
+    policy, free, total = disks_of_new(warehouse)
     room = int(PARTS_SHARE * (delayed_at or USUAL_DELAYED_AT)) - (parts or 0)
     reason = None
     if room < 0:
         reason = f"person_distinct_id2 has {parts:,} parts in a partition, and at {delayed_at:,} inserts are delayed"
     elif lag and lag > MOST_LAG_SECONDS:
         reason = f"a replica lags by {lag:,} s"
-    elif free_disk is not None and free_disk < LEAST_FREE_DISK:
-        reason = f"{free_disk:.0%} of the disk are free"
+    elif free < LEAST_FREE_DISK * total:
+        reason = f"{free / total:.0%} are free on the disks of person_distinct_id2 (storage policy {policy})"
     elif memory_limit and memory > MOST_MEMORY * memory_limit:
         reason = f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may"
     return reason, room
+
+
+def disks_of_new(warehouse: Warehouse) -> tuple[str, float, float]:
+    """The new table's storage policy, and the free and total bytes of that policy's disks."""
+    for policy, free, total in warehouse.rows("disks_of_new"):
+        return policy.decode(), free, total
+    return "", 0.0, 0.0
 
 
 def wait_while_paused(ledger: Ledger, team_ids: Sequence[int]) -> None:

@@ -14,7 +14,6 @@ COLUMNS = ["team_id", "distinct_id", "person_id", "is_deleted", "version", "_tim
 REMOVAL_SECONDS = 300.0
 """How long ClickHouse may take to carry out a DELETE; it does so between merges."""
 LOOK_EVERY_SECONDS = 0.2
-DO_NOT_WAIT = {"lightweight_deletes_sync": 0}
 
 
 def repair(warehouse: Warehouse, team_id: int, wrong: list[Difference]) -> set[bytes]:
@@ -56,18 +55,14 @@ def rivals(one: Difference) -> list[Seen]:
 
 
 def _remove(warehouse: Warehouse, team_id: int, contradicted: Sequence[Difference]) -> None:
-    """One DELETE, that is one mutation. A server that does not know the setting waits by itself."""
+    """One DELETE, that is one mutation."""
     rows = [
         f"{one.distinct_id.hex()} {row.version} {row.person_id} {row.is_deleted:d}"
         for one in contradicted
         for row in rivals(one)
     ]
     ids = [one.distinct_id.hex() for one in contradicted]
-    warehouse.execute(
-        "delete_rivals",
-        {"team_id": team_id, "first": min(ids), "last": max(ids), "rivals": rows},
-        DO_NOT_WAIT if warehouse.knows(DO_NOT_WAIT) else None,
-    )
+    warehouse.remove("delete_rivals", {"team_id": team_id, "first": min(ids), "last": max(ids), "rivals": rows})
 
 
 def _remaining(warehouse: Warehouse, team_id: int, contradicted: list[Difference]) -> set[bytes]:
