@@ -75,6 +75,8 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         self.max_memory_usage = max_memory_usage
         self.set_aside = 0
         """Bytes of it that a table in memory takes."""
+        self.refused: str | None = None
+        """What the server said where the user may not even have a whole answer."""
 
     @property
     def memory_left(self) -> int:
@@ -116,7 +118,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             chosen = {name: value for name, value in chosen.items() if name not in WHOLE}  # it answers nothing
         else:
             query_id = {"query_id": chosen.pop("query_id")}
-            text += "\nSETTINGS " + ", ".join(f"{name} = {format_query_value(value)}" for name, value in chosen.items())
+            text = _with_settings(text, chosen)
             chosen = query_id
         self._client.command(text, parameters=dict(parameters or {}), settings=chosen)
 
@@ -144,13 +146,14 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     @cached_property
     def known(self) -> dict[str, Setting]:
         """All settings of this server with their values for this user, whose profile may forbid the very look."""
-        first = {
-            name: value for name, value in WHOLE.items() if name not in LATE or name in self._client.server_settings
-        }
+        there = self._client.server_settings
+        first = {name: value for name, value in WHOLE.items() if name not in LATE or name in there}
+        look = sql.clickhouse("settings")
         try:
-            found = self._client.query(sql.clickhouse("settings"), settings=first)
-        except DatabaseError:  # preflight tells of it; without the settings, any other statement fails by itself
-            found = self._client.query(sql.clickhouse("settings"))
+            found = self._client.query(_with_settings(look, first))
+        except DatabaseError as error:  # preflight tells of it; with these settings any other statement fails too
+            self.refused = describe(error)
+            found = self._client.query(look)
         return {
             name: Setting(value, least, most, bool(readonly))
             for name, value, least, most, readonly in found.result_rows
@@ -227,3 +230,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             "log_comment": self._comment,
             **self.sent(more),
         }
+
+
+def _with_settings(text: str, settings: Mapping[str, Any]) -> str:
+    return f"{text}\nSETTINGS " + ", ".join(f"{name} = {format_query_value(value)}" for name, value in settings.items())

@@ -125,6 +125,8 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
             f"The profile of the ClickHouse user does not allow the run's max_memory_usage: {told}. Trigger the run "
             "with a max_memory_usage that it allows."
         )
+    elif warehouse.refused and not refused:  # system.settings never tells a fixed limit or offset
+        refused["refused"] = warehouse.refused
     if refused:
         problems.append(
             f"The profile of the ClickHouse user forbids what the statements must set: {'; '.join(refused.values())}. "

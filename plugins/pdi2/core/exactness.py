@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LIMITS = (
+LIMITS = (  # where 0 is none
     "limit",
     "offset",
     "max_rows_to_read",
@@ -74,7 +74,6 @@ USUAL: dict[str, Any] = {
     "min_execution_speed": 0,
     "min_execution_speed_bytes": 0,
     "max_estimated_execution_time": 0,
-    "max_columns_to_read": 0,
 }
 """ClickHouse's own defaults, on which the statements rely: for what they mean, or to be run at all."""
 OF_TABLES = ("data_type_default_nullable",)

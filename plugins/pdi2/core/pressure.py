@@ -33,8 +33,8 @@ def look(warehouse: Warehouse) -> tuple[str | None, int]:
         reason = f"person_distinct_id2 has {parts:,} parts in a partition, and at {delayed_at:,} inserts are delayed"
     elif lag and lag > MOST_LAG_SECONDS:
         reason = f"a replica lags by {lag:,} s"
-    elif free < LEAST_FREE_DISK * total:
-        reason = f"{free / total:.0%} are free on the disks of person_distinct_id2 (storage policy {policy})"
+    elif policy and free <= LEAST_FREE_DISK * total:
+        reason = f"{free / max(total, 1):.0%} are free on the disks of person_distinct_id2 (storage policy {policy})"
     elif memory_limit and memory > MOST_MEMORY * memory_limit:
         reason = f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may"
     return reason, room
