@@ -11,7 +11,7 @@ from pdi2.core.failures import LONGEST_TEXT
 from pdi2.core.pieces import Budget
 from pdi2.core.pressure import disks_of_new
 
-OLDEST_CLICKHOUSE = (23, 6)
+OLDEST_CLICKHOUSE = (22, 12)
 
 TABLES: dict[str, dict[str, Any]] = {  # a Bool, where PostHog up to 1.33 met ClickHouse 21.12 and later
     "person_distinct_id": {

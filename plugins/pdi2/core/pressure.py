@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Sequence
 
+from clickhouse_connect.driver.exceptions import DatabaseError
+
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import WaitError
 from pdi2.core.ledger import Ledger
@@ -15,6 +17,7 @@ LOOK_EVERY_SECONDS = 2.0
 WAIT_IN_SLOT_SECONDS = 60.0
 """Then the task is put off, and its worker slot is free meanwhile."""
 
+UNKNOWN_TABLE = 60
 PARTS_SHARE = 0.5
 """Of the number of parts at which ClickHouse delays inserts."""
 USUAL_DELAYED_AT = 1_000
@@ -25,7 +28,8 @@ MOST_MEMORY = 0.9
 
 def look(warehouse: Warehouse) -> tuple[str | None, int]:
     """Why no slice should begin now (None: nothing is in the way), and how many parts the new table has room for."""
-    parts, delayed_at, lag, memory, memory_limit = warehouse.rows("pressure")[0]
+    parts, delayed_at, lag, memory = warehouse.rows("pressure")[0]
+    memory_limit = _memory_limit(warehouse)
     policy, free, total = disks_of_new(warehouse)
     room = int(PARTS_SHARE * (delayed_at or USUAL_DELAYED_AT)) - (parts or 0)
     reason = None
@@ -38,6 +42,16 @@ def look(warehouse: Warehouse) -> tuple[str | None, int]:
     elif memory_limit and memory > MOST_MEMORY * memory_limit:
         reason = f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may"
     return reason, room
+
+
+def _memory_limit(warehouse: Warehouse) -> int:
+    """The server's, in bytes; 0 where there is none, or where ClickHouse before 23.2 does not tell it."""
+    try:
+        return int(warehouse.rows("memory_limit")[0][0])
+    except DatabaseError as error:
+        if error.code == UNKNOWN_TABLE:
+            return 0
+        raise
 
 
 def disks_of_new(warehouse: Warehouse) -> tuple[str, float, float]:

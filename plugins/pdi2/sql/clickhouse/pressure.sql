@@ -15,7 +15,4 @@ SELECT (SELECT max(parts) FROM (
        (SELECT max(absolute_delay)
         FROM system.replicas
         WHERE database = currentDatabase() AND table IN ('person_distinct_id', 'person_distinct_id2')) AS lag,
-       (SELECT value FROM system.metrics WHERE metric = 'MemoryTracking') AS memory,
-       (SELECT toInt64OrZero(toString(max(value)))
-        FROM system.server_settings
-        WHERE name = 'max_server_memory_usage') AS memory_limit
+       (SELECT value FROM system.metrics WHERE metric = 'MemoryTracking') AS memory
