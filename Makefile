@@ -66,6 +66,7 @@ test-ui: venv ## Drive Airflow's UI and the migration page in real Chromium, ins
 
 test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on every ClickHouse of tests/engines, and on this one
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
+	PDI2_DDL=later $(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 
 clickhouse-%: .venv-matrix/%/installed
 	PDI2_ENGINE=$* $(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)

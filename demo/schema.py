@@ -35,10 +35,10 @@ def create_postgres(postgres: psycopg.Connection, *, migration_row: bool = True)
             )
 
 
-def create_clickhouse(clickhouse: Client) -> None:
-    """Create the two tables in the client's database."""
-    for table in Table:
-        clickhouse.command(sql(table))
+def create_clickhouse(clickhouse: Client, later: bool = False) -> None:
+    """Create the two tables in the client's database: as PostHog 1.31 to 1.33 does, or as `later` releases do."""
+    clickhouse.command(sql(Table.OLD))
+    clickhouse.command(sql(f"{Table.NEW}_later" if later else Table.NEW))
 
 
 def add_team(postgres: psycopg.Connection, team_id: int) -> None:

@@ -45,6 +45,8 @@ from demo.writer import Writer  # noqa: E402
 
 ENGINE = os.environ.get("PDI2_ENGINE")
 """The ClickHouse that the tests run on, if not that of the chDB beside them: a version of tests/engines."""
+LATER = os.environ.get("PDI2_DDL") == "later"
+"""Whether the tables are those of PostHog 1.34 and later: the new one has an Int8 where 1.33 makes a Bool."""
 DATABASE_NUMBERS = itertools.count(1)
 FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"
@@ -194,7 +196,7 @@ def system(
     with clickhouse_connect.get_client(**engine) as client:
         client.command(f"CREATE DATABASE {database}")
     clickhouse = clickhouse_connect.get_client(**engine, database=database)
-    schema.create_clickhouse(clickhouse)
+    schema.create_clickhouse(clickhouse, LATER)
     clickhouse_connection = {
         "conn_type": "clickhouse",
         "schema": database,

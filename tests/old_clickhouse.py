@@ -39,6 +39,7 @@ CONNECTING = re.compile(rb"SELECT (version\(\), timezone\(\)|name, value, readon
 SYNC = re.compile(rb"(?is)(\s*DROP\s.*?)\s+SYNC\s*\Z")
 DROPPING = re.compile(rb"(?is)(?:\A|; )\s*(?:DROP|TRUNCATE)\s")
 PART = re.compile(r"(\w+?)_(\d+)_(\d+)_(\d+)(?:_(\d+))?")
+PARAMETER = re.compile(rb"\{(\w+):(\w+(?:\(\w+\))?)\}")
 ERROR = re.compile(r"Code: (\d+)\. DB::Exception: .*", re.DOTALL)
 
 LOCAL = [
@@ -51,6 +52,16 @@ LOCAL = [
     """
     CREATE VIEW system.disks AS
     SELECT 'default' AS name, toUInt64(filesystemAvailable()) AS free_space, filesystemCapacity() AS total_space
+    """,
+    """
+    CREATE VIEW system.storage_policies AS
+    SELECT 'default' AS policy_name, 'default' AS volume_name, ['default'] AS disks
+    """,
+    """
+    CREATE TABLE system.mutations
+        (database String, table String, mutation_id String, command String, create_time DateTime, parts_to_do Int64,
+         is_done UInt8, latest_fail_reason String)
+    ENGINE = Memory
     """,
     "CREATE VIEW system.metrics AS SELECT 'MemoryTracking' AS metric, toInt64(0) AS value",
     """
@@ -121,6 +132,8 @@ class Front(BaseHTTPRequestHandler):
         before = b""
         if url.get("database"):
             before += b"USE `" + _bytes(url["database"]) + b"`; "
+        if not self.engine.takes_path:
+            statement = _bound(statement, settings)
         if settings:
             before += b"SET " + b", ".join(_bytes(name) + b" = " + _quoted(settings[name]) for name in settings) + b"; "
         with tempfile.NamedTemporaryFile() as data:
@@ -138,6 +151,10 @@ class Engine:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.library = _library()
+        self.takes_path = "path" in str(self.library.query.__doc__)
+        if not self.takes_path:  # chDB 0: clickhouse-local reads config.xml where it stands
+            (path / "config.xml").write_text(f"<clickhouse><path>{path}/</path></clickhouse>")
+            os.chdir(path)
         self.version = self.alone("SELECT version()").decode().strip()
         if b"parts" not in self.alone("SHOW TABLES FROM system LIKE 'parts'"):
             for statement in LOCAL:
@@ -168,10 +185,10 @@ class Engine:
             screen = os.dup(2)
             os.dup2(said.fileno(), 2)
             try:
-                result = self.library.query(
-                    statement.decode(errors="surrogateescape"), answer_format, path=str(self.path)
-                )
-                answer, error = bytes(result.bytes()), getattr(result, "error_message", str)()
+                where = {"path": str(self.path)} if self.takes_path else {}
+                result = self.library.query(statement.decode(errors="surrogateescape"), answer_format, **where)
+                answer = bytes(result.bytes() if self.takes_path else result.get_memview() if result.size() else b"")
+                error = getattr(result, "error_message", str)()
             except RuntimeError as failure:
                 answer, error = b"", str(failure)
             os.dup2(screen, 2)
@@ -214,6 +231,17 @@ def _library() -> Any:
     library = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(library)
     return library
+
+
+def _bound(statement: bytes, settings: dict[str, str]) -> bytes:
+    """With its parameters put in, as a server does: that of 22.12 knows no SET param_. Takes them off the settings."""
+
+    def value(found: re.Match[bytes]) -> bytes:
+        escaped = _bytes(given[f"param_{found[1].decode()}"]).replace(b"'", b"\\'")  # TSV's escapes are also SQL's
+        return b"CAST('%b', '%b')" % (escaped, found[2])
+
+    given = {name: settings.pop(name) for name in list(settings) if name.startswith("param_")}
+    return PARAMETER.sub(value, statement) if given else statement
 
 
 def _bytes(text: str) -> bytes:

@@ -17,7 +17,7 @@ from conftest import System
 from pdi2 import sql
 from pdi2.core import cluster
 from pdi2.core.clickhouse import CONSISTENT, IN_MEMORY, LOOKS, Warehouse, spilling
-from pdi2.core.preflight import TABLES
+from pdi2.core.clickhouse_checks import TABLES
 from pdi2.core.settings import Settings
 from stories import ALICE, TEAM, insert_new, rows_of
 

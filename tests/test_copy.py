@@ -478,7 +478,7 @@ def fails_with(error: type[Exception], work: Callable[[], object]) -> Exception:
     [
         ({"max_memory_usage": MEGABYTE}, Reaction.SPLIT),
         ({"max_memory_usage_for_user": MEGABYTE}, Reaction.RETRY),
-        ({"max_execution_time": 0.001, "timeout_before_checking_execution_speed": 0}, Reaction.RETRY),
+        ({"max_execution_time": 0.001, "timeout_before_checking_execution_speed": 0}, Reaction.SPLIT),
         ({"max_rows_to_read": 10}, Reaction.FAIL),
     ],
     ids=["the query's memory limit", "the user's memory limit", "a timeout", "a limit that no retry helps"],

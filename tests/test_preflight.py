@@ -66,7 +66,9 @@ CLICKHOUSE_FAULTS = {
     "new engine": (
         [
             "DROP TABLE person_distinct_id2",
-            schema.sql("person_distinct_id2").replace("ReplacingMergeTree(version)", "CollapsingMergeTree(is_deleted)"),
+            schema.sql("person_distinct_id2_later").replace(
+                "ReplacingMergeTree(version)", "CollapsingMergeTree(is_deleted)"
+            ),
         ],
         "person_distinct_id2 has the engine CollapsingMergeTree, not ReplacingMergeTree",
     ),

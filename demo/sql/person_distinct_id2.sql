@@ -1,9 +1,10 @@
+-- PostHog 1.31 to 1.33. Boolean is Int8 below ClickHouse 21.12, and Bool from there on.
 CREATE TABLE person_distinct_id2
 (
     team_id     Int64,
     distinct_id VARCHAR,
     person_id   UUID,
-    is_deleted  Int8,
+    is_deleted  Boolean,
     version     Int64 DEFAULT 1,
     _timestamp  DateTime,
     _offset     UInt64,

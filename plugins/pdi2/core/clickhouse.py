@@ -8,14 +8,16 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
 from clickhouse_connect.driver.binding import format_query_value
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 
 from pdi2 import sql
+from pdi2.core.exactness import LATE, OF_TABLES, USUAL, WHOLE, Setting
 from pdi2.core.failures import describe
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,9 @@ LONGEST_STATEMENT = 1 << 24
 IN_MEMORY = {"max_bytes_before_external_group_by": 0, "max_bytes_ratio_before_external_group_by": 0}
 """The GROUP BY that ClickHouse has since 26.8 may crash the server where it spills and meets a memory limit."""
 INSERT = re.compile(r"^INSERT INTO", re.MULTILINE)
+DELETE = re.compile(r"^DELETE FROM (\w+)$", re.MULTILINE)
+REMOVING = {"lightweight_deletes_sync": 0, "mutations_sync": 0, "lightweight_delete_mode": "alter_update"}
+"""A DELETE is a mutation in the background. A server that does not know the first setting waits by itself."""
 LOOKS = 8
 """Of new connections, at the servers they lead to."""
 SMALLEST_PEAK = 1_000_000
@@ -66,11 +71,14 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def __init__(self, connect: Callable[[], Client], purpose: str, max_memory_usage: int) -> None:
         self._connect = connect
         self._client = connect()
+        self._client.query_limit = 0  # a connection may ask the library to cut every answer short
         self._comment = f"pdi2 {purpose} {uuid.uuid4()}"
         self._purpose = re.sub(r"\W+", "-", purpose)
         self.max_memory_usage = max_memory_usage
         self.set_aside = 0
         """Bytes of it that a table in memory takes."""
+        self.refused: str | None = None
+        """What the server said where the user may not even have a whole answer."""
 
     @property
     def memory_left(self) -> int:
@@ -108,26 +116,54 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     ) -> None:
         """An INSERT ... SELECT carries its settings itself: to set and reset them takes chDB's client 15 ms."""
         chosen = self._settings(settings)
-        if INSERT.search(text):
+        if not INSERT.search(text):
+            chosen = {name: value for name, value in chosen.items() if name not in WHOLE}  # it answers nothing
+        else:
             query_id = {"query_id": chosen.pop("query_id")}
-            text += "\nSETTINGS " + ", ".join(f"{name} = {format_query_value(value)}" for name, value in chosen.items())
+            text = _with_settings(text, chosen)
             chosen = query_id
         self._client.command(text, parameters=dict(parameters or {}), settings=chosen)
 
     def define(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Runs the named statement, which makes or drops a table and needs no setting."""
         chosen = self._settings()
-        known = {name: chosen[name] for name in ("query_id", "log_comment")}
-        self._client.command(sql.clickhouse(name, parameters), settings=known)
+        needed = {name: chosen[name] for name in ("query_id", "log_comment", *OF_TABLES) if name in chosen}
+        self._client.command(sql.clickhouse(name, parameters), settings=needed)
+
+    def remove(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """Runs the named DELETE of rows of the new table, in the background.
+
+        A table with projections refuses a lightweight one (344), and gets one that writes the parts it touches anew.
+        """
+        text = sql.clickhouse(name, parameters)
+        if self.rows("has_projections")[0][0]:
+            text = DELETE.sub(r"ALTER TABLE \1 DELETE", text)
+        self.command(text, sql.to_bind(name, parameters), REMOVING)
 
     def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
         settings = self._settings()
         token = {"insert_deduplication_token": settings["query_id"]}  # 23.10 heeds it alone, if not replicated
         self._client.insert(table, rows, column_names=columns, settings=settings | token)
 
+    @cached_property
+    def known(self) -> dict[str, Setting]:
+        """All settings of this server with their values for this user, whose profile may forbid the very look."""
+        there = self._client.server_settings
+        first = {name: value for name, value in WHOLE.items() if name not in LATE or name in there}
+        look = sql.clickhouse("settings")
+        try:
+            found = self._client.query(_with_settings(look, first))
+        except DatabaseError as error:  # preflight tells of it; with these settings any other statement fails too
+            self.refused = describe(error)
+            found = self._client.query(look)
+        return {
+            name: Setting(value, least, most, bool(readonly))
+            for name, value, least, most, readonly in found.result_rows
+        }
+
     def knows(self, settings: Iterable[str]) -> bool:
         """Whether this server has all of these settings: it refuses a statement with one that it has not."""
-        return all(name in self._client.server_settings for name in settings)
+        return all(name in self.known for name in settings)
 
     def servers(self) -> set[str]:
         """Names of the servers that new connections lead to: several behind a balancer."""
@@ -169,14 +205,35 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         with self._connect() as client:
             client.command(sql.clickhouse("kill"), parameters={"log_comment": self._comment})
 
-    def _settings(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        chosen = {**CONSISTENT, **IN_MEMORY, **(more or {})}
-        return {
-            "query_id": f"pdi2-{self._purpose}-{uuid.uuid4()}",
-            "log_comment": self._comment,
+    def sent(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The settings of a statement, with `more`, as far as this server has them.
+
+        What makes answers whole is always sent; of the rest, what is not so anyway.
+        """
+        chosen = {
+            **WHOLE,
+            **USUAL,
+            **CONSISTENT,
+            **IN_MEMORY,
             "max_memory_usage": self.memory_left,
             "priority": PRIORITY,
             "max_threads": THREADS,
             "max_query_size": LONGEST_STATEMENT,
-            **{name: value for name, value in chosen.items() if name in self._client.server_settings},
+            **(more or {}),
         }
+        return {
+            name: value
+            for name, value in chosen.items()
+            if name in self.known and (name in WHOLE or not self.known[name].is_at(value))
+        }
+
+    def _settings(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return {
+            "query_id": f"pdi2-{self._purpose}-{uuid.uuid4()}",
+            "log_comment": self._comment,
+            **self.sent(more),
+        }
+
+
+def _with_settings(text: str, settings: Mapping[str, Any]) -> str:
+    return f"{text}\nSETTINGS " + ", ".join(f"{name} = {format_query_value(value)}" for name, value in settings.items())

@@ -15,7 +15,7 @@ from psycopg import Connection, ServerCursor
 from pdi2 import sql
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse, spilling
-from pdi2.core.failures import Reaction, reaction
+from pdi2.core.failures import Reaction, is_time_limit, reaction
 from pdi2.core.slices import FEWEST_ROWS, Slice, Teams, aggregated_at_once, cut, join
 
 ROWS_A_BUCKET = 1_000
@@ -345,7 +345,7 @@ def _of_one(warehouse: Warehouse, name: str, parameters: Mapping[str, Any]) -> l
     try:
         return warehouse.rows(name, parameters)
     except DatabaseError as error:
-        if reaction(error) is not Reaction.SPLIT:
+        if reaction(error) is not Reaction.SPLIT or is_time_limit(error):
             raise
     return warehouse.rows(name, parameters, spilling(warehouse.max_memory_usage))
 

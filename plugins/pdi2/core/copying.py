@@ -12,7 +12,18 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pdi2.core import pieces
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.failures import MEMORY_LIMIT_EXCEEDED, BusyError, MigrationError, Reaction, describe, reaction
+from pdi2.core.failures import (
+    MEMORY_LIMIT_EXCEEDED,
+    BusyError,
+    MigrationError,
+    Reaction,
+    WaitError,
+    describe,
+    is_time_limit,
+    next_step,
+    reaction,
+    waits,
+)
 from pdi2.core.ledger import Ledger
 from pdi2.core.pieces import Budget
 from pdi2.core.pressure import wait_while_busy
@@ -102,7 +113,8 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
             ended |= _copy_wholes(ledger, warehouse, teams)
         except DatabaseError as error:
             if reaction(error) is Reaction.RETRY:
-                ledger.set_failed(teams.ids, describe(error))
+                if not waits(error):
+                    ledger.set_failed(teams.ids, describe(error))
                 raise _given_up(ledger, warehouse, teams, error) from error
             log.warning("%s could not be copied together, so each is now alone: %s", teams, describe(error))
         ledger.start_copy(set(teams.ids) - ended, attempts=-1)  # alone each begins anew, and it is the same attempt
@@ -147,9 +159,7 @@ def _copy_slice(ledger: Ledger, warehouse: Warehouse, rest: Rest) -> None:
         if reaction(failure) is not Reaction.SPLIT or rest.rows <= FEWEST_ROWS:
             raise failure
         half = max(rest.rows // 2, FEWEST_ROWS)
-        log.warning(
-            "The %s met the query's memory limit; now %s rows at once. %s", rest.ranges[0], half, describe(failure)
-        )
+        log.warning("The %s met a limit of the query; now %s rows at once. %s", rest.ranges[0], half, describe(failure))
         ledger.remember_slice_rows(team_id, half)
         rest.cut(warehouse, half)
 
@@ -200,6 +210,13 @@ def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error:
     if reaction(error) is Reaction.FAIL:
         return CopyError(
             f"The {piece} cannot be copied: {describe(error)} {KEPT} Remove the cause and trigger a new run."
+        )
+    if waits(error):
+        return WaitError(f"The copy of the {piece} waits: {describe(error)} {KEPT} {next_step(error)}")
+    if is_time_limit(error):
+        return BusyError(
+            f"The {piece} takes too long even at {FEWEST_ROWS:,} rows at once: {describe(error)} {KEPT} "
+            f"{next_step(error)}"
         )
     if reaction(error) is Reaction.SPLIT:
         return CopyError(

@@ -1,9 +1,10 @@
 """What a failure means for the migration: split the slice, try again later, or stop.
 
-ClickHouse's codes are those of its ErrorCodes.cpp. Code 241 has one code and several meanings, so its
+ClickHouse's codes are those of its ErrorCodes.cpp. Codes 241 (memory) and 159 (time) have several meanings each, so the
 text decides which limit was met (PostHog #31015).
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -15,8 +16,14 @@ from clickhouse_connect.driver.exceptions import Error as ClickHouseFailure
 MEMORY_LIMIT_EXCEEDED = 241
 LONGEST_TEXT = 500
 
+TIME_LIMITS = (159, 160)
+"""A statement ran for too long, or would (160: its estimate or its speed). What waits for a replica is 159 too."""
+OWN_TIME_LIMIT = re.compile("Timeout exceeded: elapsed|Estimated query execution time|executing too slow")
+QUOTA_EXCEEDED = 201
+
 TRANSIENT = {
-    159: "the statement ran into its time limit",
+    159: "a replica or a lock was waited for in vain",
+    201: "the user's quota is used up until its interval ends",
     202: "too many statements run at the same time",
     203: "no free connection",
     209: "the network timed out",
@@ -29,6 +36,10 @@ TRANSIENT = {
     319: "the fate of an insert is unknown",
     341: "a mutation waits for a replica that is away",
     425: "the operating system failed a call",
+    439: "no thread is free",
+    473: "another statement holds a lock",
+    700: "the user has too many sessions",
+    745: "the server is overloaded",
     999: "Keeper failed",
 }
 
@@ -63,6 +74,8 @@ def reaction(error: BaseException) -> Reaction:
     if isinstance(error, ClickHouseFailure):
         if error.code == MEMORY_LIMIT_EXCEEDED:
             return Reaction.SPLIT if _is_query_limit(str(error)) else Reaction.RETRY
+        if is_time_limit(error):
+            return Reaction.SPLIT
         if error.code is None:
             return Reaction.RETRY if type(error) in (DatabaseError, OperationalError) else Reaction.FAIL
         return Reaction.RETRY if error.code in TRANSIENT else Reaction.FAIL
@@ -72,6 +85,22 @@ def reaction(error: BaseException) -> Reaction:
     return Reaction.RETRY if isinstance(error, ConnectionError | TimeoutError) else Reaction.FAIL
 
 
+def is_time_limit(error: BaseException) -> bool:
+    """Whether a statement met the time limit of the ClickHouse user: a smaller one takes less."""
+    code = error.code if isinstance(error, ClickHouseFailure) else None
+    return code in TIME_LIMITS and bool(OWN_TIME_LIMIT.search(str(error)))
+
+
+def uncut(error: BaseException) -> Reaction:
+    """What to do where no statement can be cut smaller: it may keep to its time when the server is less busy."""
+    return Reaction.RETRY if is_time_limit(error) else reaction(error)
+
+
+def waits(error: BaseException) -> bool:
+    """Whether it passes by itself, but not soon: no try should be used up."""
+    return isinstance(error, WaitError) or (isinstance(error, ClickHouseFailure) and error.code == QUOTA_EXCEEDED)
+
+
 SAFE = "What is finished is kept and reads stay as they are."
 NEXT_STEP = {
     Reaction.SPLIT: "A statement that cannot be cut smaller does not fit: trigger the run again with a greater "
@@ -79,6 +108,15 @@ NEXT_STEP = {
     Reaction.RETRY: "This passes, and Airflow tries again; where it has given up, trigger the run again.",
     Reaction.FAIL: "Remove the cause and trigger the run again: it does only what is missing.",
 }
+LONGER = "Airflow tries again; if it stays so, give the ClickHouse user a greater max_execution_time."
+QUOTA = "It goes on by itself when the quota's interval is over; a greater quota makes it sooner."
+
+
+def next_step(error: BaseException) -> str:
+    """What somebody is to do after an engine's failure that no smaller statement avoids."""
+    if is_time_limit(error):
+        return LONGER
+    return QUOTA if waits(error) else NEXT_STEP[reaction(error)]
 
 
 @contextmanager
@@ -87,9 +125,10 @@ def told_of(what: str) -> Iterator[None]:
     try:
         yield
     except (ClickHouseFailure, psycopg.Error) as error:
-        react = reaction(error)
-        kind = BusyError if react is Reaction.RETRY else MigrationError
-        raise kind(f"{what} was stopped: {describe(error)} {SAFE} {NEXT_STEP[react]}") from error
+        kind: type[MigrationError] = BusyError if uncut(error) is Reaction.RETRY else MigrationError
+        if waits(error):
+            kind = WaitError
+        raise kind(f"{what} was stopped: {describe(error)} {SAFE} {next_step(error)}") from error
 
 
 def _is_query_limit(text: str) -> bool:

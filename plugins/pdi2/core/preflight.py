@@ -1,6 +1,5 @@
 """Everything that must be so before a migration may begin. Changes nothing, and reports all problems at once."""
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from psycopg import Connection
 
-from pdi2.core import cluster, postgres
+from pdi2.core import clickhouse_checks, postgres
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import BusyError, MigrationError, Reaction, describe, reaction
 from pdi2.core.ledger import AT_WORK, Ledger
@@ -16,40 +15,7 @@ from pdi2.core.planning import rows_by_team
 from pdi2.core.settings import Settings
 from pdi2.core.switches import NAME, Status, Switches
 
-OLDEST_CLICKHOUSE = (23, 6)
 OLDEST_POSTGRES = 120000
-
-TABLES: dict[str, dict[str, Any]] = {
-    "person_distinct_id": {
-        "engine": "CollapsingMergeTree",
-        "by": "_sign",
-        "sorting_key": "team_id, distinct_id, person_id",
-        "columns": {
-            "distinct_id": "String",
-            "person_id": "UUID",
-            "team_id": "Int64",
-            "_sign": "Int8",
-            "is_deleted": "Int8",
-            "_timestamp": "DateTime",
-            "_offset": "UInt64",
-        },
-    },
-    "person_distinct_id2": {
-        "engine": "ReplacingMergeTree",
-        "by": "version",
-        "sorting_key": "team_id, distinct_id",
-        "columns": {
-            "team_id": "Int64",
-            "distinct_id": "String",
-            "person_id": "UUID",
-            "is_deleted": "Int8",
-            "version": "Int64",
-            "_timestamp": "DateTime",
-            "_offset": "UInt64",
-            "_partition": "UInt64",
-        },
-    },
-}
 
 APPLICATION_COLUMNS = {
     "posthog_team": {"id"},
@@ -109,11 +75,14 @@ class Preflight:
 def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings, found: list[str]) -> Preflight:
     """Looks at whichever database could be reached; `found` has the problems met on the way to them.
 
-    Raises PreflightError with every problem, BusyError where another run is at work.
+    Raises PreflightError with every problem, BusyError where another run is at work, or a mutation of the new table.
     """
     problems = list(found)
+    if warehouse and (forbidden := clickhouse_checks.profile_problems(warehouse, settings.max_memory_usage)):
+        problems, warehouse = problems + forbidden, None
     if warehouse:
-        problems += (tables := _table_problems(warehouse)) or _disk_problems(warehouse) + cluster.problems(warehouse)
+        problems += (tables := clickhouse_checks.table_problems(warehouse))
+        problems += [] if tables else clickhouse_checks.state_problems(warehouse)
     if ledger:
         problems += _server_problems(ledger.connection)
         problems += (application := _application_problems(ledger.connection))
@@ -131,6 +100,8 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
         raise BusyError(AT_WORK)
     if settings.dry_run:
         return Preflight(Verdict.PLAN_ONLY, "All checks passed. Dry run: only the plan follows.")
+    if busy := clickhouse_checks.unfinished(warehouse):
+        raise BusyError(busy)
     return Preflight(Verdict.MIGRATE, "All checks passed.")
 
 
@@ -219,56 +190,6 @@ def _privilege_problems(connection: Connection[Any]) -> list[str]:
     ] + [
         f"The Postgres role may not number new rows of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
         for table, sequence in postgres.execute(connection, "sequences", {"tables": list(tables)})
-    ]
-
-
-def _table_problems(warehouse: Warehouse) -> list[str]:
-    problems = []
-    version, database = warehouse.rows("server")[0]
-    number = tuple(int(part) for part in re.findall(r"\d+", version.decode())[:2])
-    if number < OLDEST_CLICKHOUSE:
-        problems.append(
-            f"ClickHouse is version {version.decode()}; {OLDEST_CLICKHOUSE[0]}.{OLDEST_CLICKHOUSE[1]} is the oldest "
-            "that this migration is tested on. Upgrade ClickHouse first, or let PostHog's own runner migrate."
-        )
-    tables = {row[0].decode(): row[1:] for row in warehouse.rows("tables")}
-    columns = {(table.decode(), name.decode()): type_.decode() for table, name, type_ in warehouse.rows("columns")}
-    for table, wanted in TABLES.items():
-        if table not in tables:
-            problems.append(
-                f"ClickHouse database {database.decode()} has no table {table}. "
-                "Point the connection posthog_clickhouse at PostHog's database, or run PostHog's own migrations first."
-            )
-            continue
-        engine, definition, sorting_key = (value.decode() for value in tables[table][:3])
-        if problem := cluster.engine_problem(table, engine, definition, wanted["engine"], wanted["by"]):
-            problems.append(problem)
-        elif sorting_key != wanted["sorting_key"]:
-            problems.append(
-                f"ClickHouse table {table} is sorted by ({sorting_key}), not ({wanted['sorting_key']}). "
-                "Create it again as PostHog does."
-            )
-        problems += [
-            _column_problem(table, column, type_, columns.get((table, column)))
-            for column, type_ in wanted["columns"].items()
-            if not columns.get((table, column), "").startswith(type_)
-        ]
-    return problems
-
-
-def _column_problem(table: str, column: str, wanted: str, found: str | None) -> str:
-    state = f"is {found}, not {wanted}" if found else f"is missing; it should be {wanted}"
-    return f"Column {column} of ClickHouse table {table} {state}. Create the table as PostHog does."
-
-
-def _disk_problems(warehouse: Warehouse) -> list[str]:
-    sizes = {row[0].decode(): row[-1] for row in warehouse.rows("tables")}
-    needed, free = sizes["person_distinct_id"] or 0, warehouse.rows("free_disk")[0][0]
-    if free >= needed:
-        return []
-    return [
-        f"ClickHouse has {free / 1e9:.1f} GB of disk free and the copy may need {needed / 1e9:.1f} GB (the size of "
-        "the old table). Free or add disk first."
     ]
 
 

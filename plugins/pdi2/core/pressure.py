@@ -4,6 +4,8 @@ import logging
 import time
 from collections.abc import Sequence
 
+from clickhouse_connect.driver.exceptions import DatabaseError
+
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import WaitError
 from pdi2.core.ledger import Ledger
@@ -15,6 +17,7 @@ LOOK_EVERY_SECONDS = 2.0
 WAIT_IN_SLOT_SECONDS = 60.0
 """Then the task is put off, and its worker slot is free meanwhile."""
 
+UNKNOWN_TABLE = 60
 PARTS_SHARE = 0.5
 """Of the number of parts at which ClickHouse delays inserts."""
 USUAL_DELAYED_AT = 1_000
@@ -25,18 +28,37 @@ MOST_MEMORY = 0.9
 
 def look(warehouse: Warehouse) -> tuple[str | None, int]:
     """Why no slice should begin now (None: nothing is in the way), and how many parts the new table has room for."""
-    parts, delayed_at, lag, free_disk, memory, memory_limit = warehouse.rows("pressure")[0]
+    parts, delayed_at, lag, memory = warehouse.rows("pressure")[0]
+    memory_limit = _memory_limit(warehouse)
+    policy, free, total = disks_of_new(warehouse)
     room = int(PARTS_SHARE * (delayed_at or USUAL_DELAYED_AT)) - (parts or 0)
     reason = None
     if room < 0:
         reason = f"person_distinct_id2 has {parts:,} parts in a partition, and at {delayed_at:,} inserts are delayed"
     elif lag and lag > MOST_LAG_SECONDS:
         reason = f"a replica lags by {lag:,} s"
-    elif free_disk is not None and free_disk < LEAST_FREE_DISK:
-        reason = f"{free_disk:.0%} of the disk are free"
+    elif policy and free <= LEAST_FREE_DISK * total:
+        reason = f"{free / max(total, 1):.0%} are free on the disks of person_distinct_id2 (storage policy {policy})"
     elif memory_limit and memory > MOST_MEMORY * memory_limit:
         reason = f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may"
     return reason, room
+
+
+def _memory_limit(warehouse: Warehouse) -> int:
+    """The server's, in bytes; 0 where there is none, or where ClickHouse before 23.2 does not tell it."""
+    try:
+        return int(warehouse.rows("memory_limit")[0][0])
+    except DatabaseError as error:
+        if error.code == UNKNOWN_TABLE:
+            return 0
+        raise
+
+
+def disks_of_new(warehouse: Warehouse) -> tuple[str, float, float]:
+    """The new table's storage policy, and the free and total bytes of that policy's disks."""
+    for policy, free, total in warehouse.rows("disks_of_new"):
+        return policy.decode(), free, total
+    return "", 0.0, 0.0
 
 
 def wait_while_paused(ledger: Ledger, team_ids: Sequence[int]) -> None:

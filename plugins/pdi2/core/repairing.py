@@ -14,7 +14,6 @@ COLUMNS = ["team_id", "distinct_id", "person_id", "is_deleted", "version", "_tim
 LISTED_AT_ONCE = 100_000
 NAMES_A_DELETE = 8_000
 """Each is a mutation that looks at every part. Its text, 35 bytes per name, goes into Keeper, whose limit is 1 MB."""
-DO_NOT_WAIT = {"lightweight_deletes_sync": 0}
 
 
 def row_of(one: Difference) -> Seen:
@@ -50,7 +49,7 @@ def insert(warehouse: Warehouse, wrong: Iterable[Difference]) -> None:
 def take_away(warehouse: Warehouse, wrong: Sequence[Difference], asked: set[str]) -> None:
     """Deletes what has to go, named row by row. `asked` are names that are deleted already, as soon as the server can.
 
-    Nothing waits here: a server that does not know the setting waits by itself.
+    Nothing waits here.
     """
     right = {one.key: row_of(one) for one in wrong}
     for portion in portions(right):
@@ -62,7 +61,7 @@ def take_away(warehouse: Warehouse, wrong: Sequence[Difference], asked: set[str]
         }
         for names in chunked(found.keys() - asked, NAMES_A_DELETE):
             team_ids, distinct_ids = zip(*(found[name] for name in names), strict=True)
-            warehouse.execute(
+            warehouse.remove(
                 "delete_rows",
                 {
                     "team_ids": tuple(sorted(set(team_ids))),
@@ -70,6 +69,5 @@ def take_away(warehouse: Warehouse, wrong: Sequence[Difference], asked: set[str]
                     "last": max(distinct_ids).hex(),
                     "names": tuple(names),
                 },
-                DO_NOT_WAIT if warehouse.knows(DO_NOT_WAIT) else None,
             )
             asked.update(names)

@@ -14,13 +14,22 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.cluster import catch_up
-from pdi2.core.failures import WaitError, describe, told_of
+from pdi2.core.failures import Reaction, WaitError, describe, told_of, uncut
 from pdi2.core.gate import NoPlanError
 from pdi2.core.ledger import Ledger, NotOwnerError
 from pdi2.core.settings import SCHEMA, Settings
 
 CLICKHOUSE = "posthog_clickhouse"
 POSTGRES = "posthog_postgres"
+FORBIDS_CONNECTING = {
+    158: "max_rows_to_read below 10,000",
+    307: "max_bytes_to_read of less than some megabytes",
+    396: "max_result_rows or max_result_bytes below 10,000 rows of settings",
+    703: "use_query_cache = 1",
+    704: "use_query_cache = 1",
+    719: "use_query_cache = 1",
+}
+"""The client library reads all settings as it connects, and sends none with that."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +70,9 @@ def opened(purpose: str) -> Iterator[Workbench]:
         ledger = open_ledger()
         stack.enter_context(ledger.connection)
         ledger.hold()
-        warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))
         try:
             with told_of(purpose):
+                warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))
                 catch_up(warehouse)
                 yield Workbench(ledger, warehouse, settings)
         except (AirflowException, NotOwnerError, NoPlanError, WaitError):
@@ -85,8 +94,20 @@ def reach(found: list[str], stack: ExitStack) -> tuple[Ledger | None, Warehouse 
     try:
         warehouse = stack.enter_context(open_warehouse("preflight", Settings().max_memory_usage))
     except (AirflowException, ClickHouseError) as error:
-        found.append(_unreachable(CLICKHOUSE, "ClickHouse", error))
+        if getattr(error, "code", None) is not None and uncut(error) is Reaction.RETRY:
+            raise  # the server answers, and it passes
+        found.append(_closed(error) or _unreachable(CLICKHOUSE, "ClickHouse", error))
     return ledger, warehouse
+
+
+def _closed(error: Exception) -> str | None:
+    """Where the profile forbids the client library's own look at the server's settings, it does not connect."""
+    if setting := FORBIDS_CONNECTING.get(getattr(error, "code", None) or 0):
+        return (
+            f"With {setting} in its profile, the ClickHouse user cannot even read the server's settings, as the client "
+            f"library does when it connects: {describe(error)}. Give the user of {CLICKHOUSE} a profile without it."
+        )
+    return None
 
 
 def _unreachable(connection_id: str, database: str, error: Exception) -> str:

@@ -7,7 +7,7 @@ from airflow.sdk import RetryPolicy
 from airflow.sdk.definitions.context import Context
 from airflow.sdk.definitions.retry_policy import RetryDecision
 
-from pdi2.core.failures import NEXT_STEP, SAFE, BusyError, MigrationError, Reaction, describe, reaction
+from pdi2.core.failures import SAFE, BusyError, MigrationError, Reaction, describe, next_step, uncut, waits
 
 FIRST_DELAY = timedelta(seconds=15)
 LONGEST_DELAY = timedelta(minutes=10)
@@ -25,14 +25,14 @@ class RetryWhatHelps(RetryPolicy):
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
-        react = reaction(exception)
-        if react is not Reaction.RETRY:
+        if uncut(exception) is not Reaction.RETRY:
             told = isinstance(exception, MigrationError)
-            next_step = "The error above says what to do." if told else f"{SAFE} {NEXT_STEP[react]}"
-            return RetryDecision.fail(f"A retry cannot help. {next_step}")
+            then = "The error above says what to do." if told else f"{SAFE} {next_step(exception)}"
+            return RetryDecision.fail(f"A retry cannot help. {then}")
         if try_number > max_tries:
             return RetryDecision.fail(EXHAUSTED)
-        delay = min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY) * random.uniform(0.75, 1.25)  # noqa: S311
+        delay = LONGEST_DELAY if waits(exception) else min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY)
+        delay *= random.uniform(0.75, 1.25)  # noqa: S311
         return RetryDecision.retry(delay, f"Try {try_number} met a passing failure: {describe(exception)}")
 
 
@@ -41,5 +41,5 @@ def raise_together(failures: list[Exception]) -> None:
     if len(failures) == 1:
         raise failures[0]
     if failures:
-        kind = BusyError if any(reaction(one) is Reaction.RETRY for one in failures) else MigrationError
+        kind = BusyError if any(uncut(one) is Reaction.RETRY for one in failures) else MigrationError
         raise kind("\n".join(describe(one) for one in failures))

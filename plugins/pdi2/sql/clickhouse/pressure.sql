@@ -1,4 +1,4 @@
--- What tells a busy server: parts that wait for merges, replicas that lag, disk, memory.
+-- What tells a busy server: parts that wait for merges, replicas that lag, memory.
 SELECT (SELECT max(parts) FROM (
             SELECT count() AS parts
             FROM system.parts
@@ -15,8 +15,4 @@ SELECT (SELECT max(parts) FROM (
        (SELECT max(absolute_delay)
         FROM system.replicas
         WHERE database = currentDatabase() AND table IN ('person_distinct_id', 'person_distinct_id2')) AS lag,
-       (SELECT max(free_space / total_space) FROM system.disks WHERE total_space > 0) AS free_disk,
-       (SELECT value FROM system.metrics WHERE metric = 'MemoryTracking') AS memory,
-       (SELECT toInt64OrZero(toString(max(value)))
-        FROM system.server_settings
-        WHERE name = 'max_server_memory_usage') AS memory_limit
+       (SELECT value FROM system.metrics WHERE metric = 'MemoryTracking') AS memory

@@ -1,0 +1,125 @@
+"""Settings that make an answer whole and exact, whatever the ClickHouse user's profile says, and what forbids them.
+
+A profile's limits on rows are lifted, for each statement keeps to a memory limit of its own. Its limit on time is kept:
+what runs into it is cut smaller.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LIMITS = (  # where 0 is none
+    "limit",
+    "offset",
+    "max_rows_to_read",
+    "max_bytes_to_read",
+    "max_rows_to_read_leaf",
+    "max_bytes_to_read_leaf",
+    "max_rows_to_group_by",
+    "max_rows_to_sort",
+    "max_bytes_to_sort",
+    "max_result_rows",
+    "max_result_bytes",
+    "max_rows_in_set",
+    "max_bytes_in_set",
+    "max_rows_in_join",
+    "max_bytes_in_join",
+    "max_rows_in_distinct",
+    "max_bytes_in_distinct",
+    "max_rows_to_transfer",
+    "max_bytes_to_transfer",
+)
+OVERFLOW_MODES = (
+    "read_overflow_mode",
+    "read_overflow_mode_leaf",
+    "group_by_overflow_mode",
+    "sort_overflow_mode",
+    "result_overflow_mode",
+    "timeout_overflow_mode",
+    "timeout_overflow_mode_leaf",
+    "set_overflow_mode",
+    "join_overflow_mode",
+    "distinct_overflow_mode",
+    "transfer_overflow_mode",
+)
+WHOLE: dict[str, Any] = {
+    **dict.fromkeys(LIMITS, 0),
+    **dict.fromkeys(OVERFLOW_MODES, "throw"),
+    "additional_table_filters": {},
+    "additional_result_filter": "",
+    "use_query_cache": 0,
+    "final": 0,
+}
+"""With these an answer is all there is, or an error. So they go with the look at the settings too."""
+LATE = ("use_query_cache", "final", "timeout_overflow_mode_leaf")
+"""Of those, the ones that ClickHouse 22.12 has not."""
+USUAL: dict[str, Any] = {
+    "aggregate_functions_null_for_empty": 0,
+    "empty_result_for_aggregation_by_empty_set": 0,
+    "group_by_use_nulls": 0,
+    "join_use_nulls": 0,
+    "join_default_strictness": "ALL",
+    "transform_null_in": 0,
+    "prefer_column_name_to_alias": 0,
+    "extremes": 0,
+    "data_type_default_nullable": 0,
+    "allow_experimental_lightweight_delete": 1,
+    "apply_deleted_mask": 1,
+    "apply_patch_parts": 1,
+    "apply_mutations_on_fly": 0,
+    "force_primary_key": 0,
+    "force_index_by_date": 0,
+    "force_data_skipping_indices": "",
+    "force_optimize_projection": 0,
+    "min_execution_speed": 0,
+    "min_execution_speed_bytes": 0,
+    "max_estimated_execution_time": 0,
+}
+"""ClickHouse's own defaults, on which the statements rely: for what they mean, or to be run at all."""
+OF_TABLES = ("data_type_default_nullable",)
+"""What matters where a table is made."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What system.settings says for this user: the value, and what it may be (None: no bound)."""
+
+    value: str
+    least: str | None
+    most: str | None
+    fixed: bool
+
+    def is_at(self, wanted: Any) -> bool:
+        return self.value == _text(wanted)
+
+    def refusal(self, wanted: Any) -> str | None:
+        """How the profile forbids this value; None where it does not, or the setting has it already."""
+        if self.is_at(wanted):
+            return None
+        if self.fixed:
+            return f"fixed at {self.value or 'nothing'}"
+        if self.least is not None and _below(wanted, self.least):
+            return f"at least {self.least}"
+        if self.most is not None and _below(self.most, wanted):
+            return f"at most {self.most}"
+        return None
+
+
+def refusals(known: Mapping[str, Setting], wanted: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """By setting, why the user may not have it as a statement needs it."""
+    found = {}
+    for name, value in wanted:
+        if name in known and (why := known[name].refusal(value)):
+            found[name] = f"{name} is {why} and has to be {_text(value) or 'empty'}"
+    return found
+
+
+def _text(value: Any) -> str:
+    return str(int(value) if isinstance(value, bool) else value)
+
+
+def _below(one: Any, other: Any) -> bool:
+    try:
+        return float(one) < float(other)
+    except ValueError:
+        return False

@@ -1,2 +1,0 @@
-SELECT max(free_space)
-FROM system.disks
