@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import dag, task_group
-from pdi2.edge import configuration, tasks
+from pdi2.edge import END, configuration, ending, tasks
 
 
 @dag(
@@ -20,24 +21,26 @@ from pdi2.edge import configuration, tasks
     tags=["clickhouse", "migration", "posthog"],
 )
 def fill_person_distinct_id2() -> None:
+    certify = tasks.certify()
+
     @task_group
     def team(batch: dict) -> None:
-        tasks.copy(batch=batch) >> tasks.verify(batch=batch)
+        tasks.copy(batch=batch) >> [tasks.verify(batch=batch), certify]
 
     preflight = tasks.preflight()
     enable_dual_writes = tasks.enable_dual_writes()
     plan_teams = tasks.plan_teams()
     teams = team.expand(batch=plan_teams)
-    certify = tasks.certify()
     approve = tasks.Approve(
         task_id="approve", subject="Switch reads to person_distinct_id2?", ignore_downstream_trigger_rules=True
     )
     stop_old_writes = tasks.stop_old_writes()
+    end = EmptyOperator(task_id=END, trigger_rule="none_failed_min_one_success")
 
     preflight >> enable_dual_writes >> tasks.prove_dual_writes() >> plan_teams >> teams >> certify
     certify >> approve >> tasks.switch_reads() >> stop_old_writes
-    preflight >> [plan_teams, certify, stop_old_writes]
-    stop_old_writes >> tasks.report().as_teardown()
+    preflight >> [plan_teams, certify, stop_old_writes, end]
+    stop_old_writes >> [end, ending.report().as_teardown(on_failure_fail_dagrun=True)]
 
 
 fill_person_distinct_id2()

@@ -13,6 +13,7 @@ from pdi2.edge import configuration, tasks
     schedule=None,
     catchup=False,
     max_active_runs=1,
+    is_paused_upon_creation=False,
     on_failure_callback=configuration.notifier(),
     default_args=tasks.default_args,
     tags=["clickhouse", "migration", "posthog"],

@@ -22,16 +22,17 @@ STATEMENTS = sorted((path.parent.name, path.stem) for path in (PACKAGE / "sql").
 
 TEAM = {"team.copy", "team.verify"}
 EDGES = {
-    "preflight": {"enable_dual_writes", "plan_teams", "certify", "stop_old_writes"},
+    "preflight": {"enable_dual_writes", "plan_teams", "certify", "stop_old_writes", "end"},
     "enable_dual_writes": {"prove_dual_writes"},
     "prove_dual_writes": {"plan_teams"},
     "plan_teams": {"team.copy", "team.verify"},
-    "team.copy": {"team.verify"},
+    "team.copy": {"team.verify", "certify"},
     "team.verify": {"certify"},
     "certify": {"approve"},
     "approve": {"switch_reads"},
     "switch_reads": {"stop_old_writes"},
-    "stop_old_writes": {"report"},
+    "stop_old_writes": {"end", "report"},
+    "end": set(),
     "report": set(),
 }
 
@@ -74,8 +75,18 @@ def test_no_task_waits_for_a_setup(dags: dict[str, Any]) -> None:
     assert {task.task_id for task in dags[FILL].tasks if task.is_setup} == set()
 
 
-def test_rollback_is_one_task(dags: dict[str, Any]) -> None:
+def test_a_run_is_red_by_the_way_to_its_end_or_by_its_report(dags: dict[str, Any]) -> None:
+    """As Airflow counts (DagRun._tis_for_dagrun_state): tasks that nothing follows, teardowns only if they say so."""
+    dag = dags[FILL]
+
+    assert {task.task_id for task in dag.tasks if not task.downstream_task_ids} == {"end", "report"}
+    assert dag.task_dict["report"].is_teardown
+    assert dag.task_dict["report"].on_failure_fail_dagrun
+
+
+def test_rollback_is_one_task_and_ready_at_once(dags: dict[str, Any]) -> None:
     assert [task.task_id for task in dags[ROLLBACK].tasks] == ["roll_back"]
+    assert dags[ROLLBACK].is_paused_upon_creation is False
 
 
 def test_an_audit_judges_in_its_last_task_whatever_became_of_the_others(dags: dict[str, Any]) -> None:
@@ -89,13 +100,15 @@ def test_an_audit_judges_in_its_last_task_whatever_became_of_the_others(dags: di
     assert dag.task_dict["report_drift"].trigger_rule.value == "all_done"
 
 
-def test_a_failed_team_stops_neither_the_others_nor_the_gate(dags: dict[str, Any]) -> None:
+def test_a_failed_team_stops_no_other_and_what_failed_stops_the_gate(dags: dict[str, Any]) -> None:
     rules = {task.task_id: task.trigger_rule.value for task in dags[FILL].tasks}
 
-    assert {task_id for task_id, rule in rules.items() if rule == "all_done"} == {"team.verify", "certify"}
+    assert {task_id for task_id, rule in rules.items() if rule == "all_done"} == {"team.verify"}
+    assert rules["certify"] == "none_failed"
     assert {task_id for task_id, rule in rules.items() if rule == "none_failed_min_one_success"} == {
         "plan_teams",
         "stop_old_writes",
+        "end",
     }
     assert dags[FILL].task_dict["certify"].ignore_downstream_trigger_rules
     assert {rules[task_id] for task_id in ("preflight", "enable_dual_writes", "prove_dual_writes", "switch_reads")} == {
@@ -148,7 +161,12 @@ def test_params_are_the_settings_with_their_bounds(dags: dict[str, Any], dag_id:
         ("in_flight_seconds", -1),
         ("read_cache_seconds", 86_401),
         ("team_ids", []),
-        ("team_ids", ["7"]),
+        ("team_ids", ["seven"]),
+        ("team_ids", ""),
+        ("team_ids", "2,,17"),
+        ("team_ids", [2.5]),
+        ("team_ids", 7),
+        ("team_ids", True),
         ("dry_run", "yes"),
         ("stop_old_writes", None),
         ("require_approval", 1),

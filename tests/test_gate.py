@@ -375,7 +375,7 @@ def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: Sys
     assert system.status() == 3
     told = system.value("SELECT description FROM posthog_asyncmigrationerror")
     assert "a task failed" in told
-    assert f"team {TEAM + 1}: the disk is full" in told
+    assert f"2 of 3 teams are not verified:\nteam {TEAM + 1}: failed (the disk is full)" in told
     assert system.switches() == {"reads": "old", "writes": "both"}
 
     again = system.ledger("the next run")

@@ -388,8 +388,10 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
     assert told()[1] == ["certify"]
     gate.certify(ledger, system.warehouse(), settings)
     assert told() == ("Waiting for approval of the switch", ["approve"], ["approval"])
+    ledger.record("switch_approved", by="ann")
     gate.switch_reads(ledger, system.warehouse(), settings)
     assert told() == ("Reads are on the new table; old writes go on for now", ["stop_old_writes"], ["readers"])
+    assert viewer.get("/status").json()["way_back"]["until"] is not None
     gate.stop_old_writes(ledger)
     ledger.record("report")
     ledger.end_run("completed")
@@ -397,6 +399,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
 
     seen = viewer.get("/status").json()
     assert {step["state"] for step in seen["steps"]} == {"done"}
+    assert seen["way_back"]["possible"] is False
     assert seen["switch"] | {"finished_at": None} == {
         "status": "COMPLETED_SUCCESSFULLY",
         "progress": 100,

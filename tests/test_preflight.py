@@ -449,7 +449,10 @@ def test_preflight_leaves_the_lock_to_others(system: System) -> None:
 BAD_PARAMETERS: dict[str, dict[str, Any]] = {
     "unknown": {"team_id": 3},
     "no team": {"team_ids": []},
-    "text for a team": {"team_ids": ["7"]},
+    "a word for a team": {"team_ids": ["seven"]},
+    "nothing between two commas": {"team_ids": "2,,17"},
+    "half a team": {"team_ids": [2.5]},
+    "no number": {"in_flight_seconds": float("nan")},
     "one team, not a list": {"team_ids": 7},
     "text for a flag": {"dry_run": "yes"},
     "too little memory": {"max_memory_usage": 1_000_000},

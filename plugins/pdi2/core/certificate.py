@@ -16,7 +16,8 @@ import pdi2
 from pdi2.core import postgres
 from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import Ledger
-from pdi2.core.switches import NAME
+from pdi2.core.switches import NAME, Switches
+from pdi2.core.way_back import way_back
 
 PAGES = jinja2.Environment(
     loader=jinja2.PackageLoader("pdi2.core", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -112,8 +113,9 @@ def for_approval(ledger: Ledger) -> str:
             f"| The application's read, team {times['team_id']}, {times['ids']:,} ids | "
             f"{times['read_old'] * 1000:,.0f} ms old, {times['read_new'] * 1000:,.0f} ms new |\n"
         )
+    settings = (ledger.latest_of_run("run_started") or {}).get("settings", {})
+    back = way_back(Switches(ledger.connection), settings["stop_old_writes"], settings["read_cache_seconds"])
     return (
-        f"{text}\n**Approve** switches reads to the new table. Until old writes stop, `rollback_person_distinct_id2` "
-        "returns them. **Reject** leaves reads on the old table and ends the run; what is verified is kept, and a new "
-        "run asks again."
+        f"{text}\n**Approve** switches reads to the new table. **{back.text}**\n\n**Reject** leaves reads on the old "
+        "table and ends the run; what is verified is kept, and a new run asks again."
     )

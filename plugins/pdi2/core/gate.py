@@ -7,6 +7,7 @@ from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import FAILED, Ledger, Team, TeamStatus
 from pdi2.core.planning import chosen, rows_by_team
+from pdi2.core.pressure import refuse_while_paused
 from pdi2.core.settings import Settings
 from pdi2.core.switches import Status, Switches
 from pdi2.core.verifying import verify_changes
@@ -39,7 +40,7 @@ def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str
     teams = {team.team_id: team for team in ledger.teams()}
     known = dict.fromkeys(teams, 0) | rows_by_team(ledger.connection, warehouse)
     wanted = chosen(known, settings)
-    missing = [reason for team_id in wanted if (reason := _not_verified(team_id, teams.get(team_id)))]
+    missing = [reason for team_id in wanted if (reason := not_verified(team_id, teams.get(team_id)))]
     if missing:
         more = f"\n  and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
         raise GateError(
@@ -56,7 +57,8 @@ def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str
     }
 
 
-def _not_verified(team_id: int, team: Team | None) -> str | None:
+def not_verified(team_id: int, team: Team | None) -> str | None:
+    """Why a team keeps the gate shut; None: it does not."""
     if team is None:
         return f"team {team_id}: appeared after the plan"
     if team.status == TeamStatus.VERIFIED:
@@ -67,18 +69,36 @@ def _not_verified(team_id: int, team: Team | None) -> str | None:
 def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
     """What changed since the teams were verified is compared, and repaired.
 
-    Then one transaction: the gate once more, the row to CompletedSuccessfully, reads to "new", an audit event.
+    Then one transaction: the gate once more, the row to CompletedSuccessfully, reads to "new", an audit event. Raises
+    GateError where a team or the approval that was asked for is missing, WaitError while the migration is paused.
     """
     switches = Switches(ledger.connection)
     if switches.reads_are_new() and ledger.latest("reads_switched"):
         return
+    refuse_while_paused(ledger, "The switch of reads")
+    _check_approval(ledger, settings)
     _judge(ledger, warehouse, settings)
     rechecked = verify_changes(ledger, warehouse, settings)
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
+        ledger.hold_events()
+        _check_approval(ledger, settings)
+        refuse_while_paused(ledger, "The switch of reads")
         switches.change(_left_at(ledger), Status.COMPLETED_SUCCESSFULLY, progress=100)
         switches.set_reads("new")
         ledger.record("reads_switched", **certificate, rechecked=rechecked)
+
+
+def _check_approval(ledger: Ledger, settings: Settings) -> None:
+    """The certificate must be of this run, and the approval of that certificate."""
+    if not settings.require_approval:
+        return
+    if not ledger.latest_of_run("certified") or ledger.approval().what != "switch_approved":
+        raise GateError(
+            "This run requires an approval, and the ledger has none of what this run certified (a task marked by hand "
+            "approves nothing). Reads stay on the old table. Clear the task certify and what follows it, then approve "
+            "the switch in Airflow."
+        )
 
 
 def _left_at(ledger: Ledger) -> Status:
@@ -99,8 +119,11 @@ def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
 
 
 def stop_old_writes(ledger: Ledger) -> None:
+    """Raises WaitError while the migration is paused: from here on there is no way back."""
     switches = Switches(ledger.connection)
     with ledger.transaction():
+        ledger.hold_events()
+        refuse_while_paused(ledger, "The end of old writes")
         switches.change(Status.COMPLETED_SUCCESSFULLY, Status.COMPLETED_SUCCESSFULLY)
         switches.set_writes("new")
         ledger.record("old_writes_stopped", by_the_application=not switches.has_settings)

@@ -179,6 +179,10 @@ class Ledger:
     def paused(self) -> Pause | None:
         return self._execute("paused", row_factory=class_row(Pause)).fetchone()
 
+    def hold_events(self) -> None:
+        """Until the caller's transaction ends nothing is recorded but by it: a pause comes before it or after it."""
+        self._execute("event_lock")
+
     def plan(self, rows_by_team: Mapping[int, int]) -> None:
         teams = [{"team_id": team_id, "rows_source": rows} for team_id, rows in rows_by_team.items()]
         self._execute("team_plan", {"teams": Jsonb(teams)})

@@ -64,15 +64,19 @@ def disks_of_new(warehouse: Warehouse) -> tuple[str, float, float]:
 def wait_while_paused(ledger: Ledger, team_ids: Sequence[int]) -> None:
     """Returns when nobody has paused the migration. Raises WaitError after WAIT_IN_SLOT_SECONDS."""
     began = time.monotonic()
-    while pause := ledger.paused():
-        waited = time.monotonic() - began
-        if waited > WAIT_IN_SLOT_SECONDS:
-            raise WaitError(
-                f"The work on {named(team_ids)} waits: {pause.actor} paused the migration at "
-                f"{pause.at:%Y-%m-%d %H:%M:%S %Z}. What is finished is kept. It goes on by itself once somebody "
-                "resumes it on the migration page."
-            )
+    while ledger.paused():
+        if time.monotonic() - began > WAIT_IN_SLOT_SECONDS:
+            refuse_while_paused(ledger, f"The work on {named(team_ids)}")
         time.sleep(LOOK_EVERY_SECONDS)
+
+
+def refuse_while_paused(ledger: Ledger, what: str) -> None:
+    """Raises WaitError while somebody has paused the migration."""
+    if pause := ledger.paused():
+        raise WaitError(
+            f"{what} waits: {pause.actor} paused the migration at {pause.at:%Y-%m-%d %H:%M:%S %Z}. What is finished "
+            "is kept. It goes on by itself once somebody resumes it on the migration page."
+        )
 
 
 def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int]) -> int:

@@ -4,12 +4,19 @@ from typing import Any
 
 from tabulate import tabulate
 
+from pdi2.core.failures import MigrationError
+from pdi2.core.gate import not_verified
 from pdi2.core.ledger import FAILED, TRIAL_PASSED, Ledger, Team, TeamStatus
 from pdi2.core.settings import Settings
 from pdi2.core.switches import ChangedElsewhereError, Status, Switches
+from pdi2.core.way_back import way_back
 
 LARGEST = 30
 REJECTED = "rejected"
+
+
+class UnfinishedError(MigrationError):
+    """The run ended before it did what it was triggered for, and no task of Airflow's says so."""
 
 
 def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
@@ -32,10 +39,19 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
         "old_differs": sum(team.old_differs or 0 for team in teams),
         "tombstones": sum(team.tombstones or 0 for team in teams),
         "findings": ledger.findings_by_kind(),
+        "way_back": way_back(switches, settings.stop_old_writes, settings.read_cache_seconds).text,
     }
     ledger.record("report", **facts)
     ledger.end_run(outcome)
     return facts
+
+
+def got_through(ledger: Ledger, settings: Settings) -> bool:
+    """Whether the migration is where a run with these settings was to take it, or a person rejected the switch."""
+    switches = Switches(ledger.connection)
+    if switches.reads_are_new():
+        return not (settings.stop_old_writes and switches.old_is_written())
+    return ledger.is_owner() and _outcome(ledger, settings, None) != FAILED
 
 
 def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:
@@ -54,9 +70,11 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
             f"{rejected['by']} rejected the switch. Reads stay on the old table, and what is verified is kept. "
             "Trigger the run again to be asked again."
         )
-    failed = [f"team {team.team_id}: {team.error}" for team in teams if team.status == TeamStatus.FAILED]
+    missing = [why for team in teams if (why := not_verified(team.team_id, team))]
+    if missing:
+        missing.insert(0, f"{len(missing):,} of {len(teams):,} teams are not verified:")
     try:
-        switches.fail("\n".join([reason, *failed[:20]]))
+        switches.fail("\n".join([reason, *missing[:20]]))
     except ChangedElsewhereError as error:
         ledger.record("not_marked_errored", reason=str(error))
 
@@ -92,6 +110,7 @@ def text(facts: dict[str, Any], teams: list[Team]) -> str:
             f"The old table's reader was wrong for about {facts['old_differs']:,} ids",
             f"Tombstones of the application, of ids that Postgres lacks: {facts['tombstones']:,}, left as they are",
             *findings,
+            facts["way_back"],
             "",
             tabulate(listed, headers="keys", intfmt=","),
         ]

@@ -5,6 +5,7 @@ was really given.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -15,33 +16,58 @@ from pdi2.core.failures import MigrationError
 
 MEBIBYTE = 1024 * 1024
 
-SCOPE, COPY, SWITCH = "1. Scope", "2. Dual writes and copy", "3. Switch"
-"""The groups of Airflow's form, in order."""
+FOLDED = "Times and memory"
+"""A section of Airflow's form is folded away until it is opened; what has none stands open above it."""
+
+_LIST = r"[0-9]{1,18}(\s*,\s*[0-9]{1,18})*"
+NUMBERS = {
+    "type": "string",
+    "pattern": rf"^\s*({_LIST}|\[\s*{_LIST}\s*\])\s*$",
+    "description": "numbers of teams, with commas between them: 2, 17",
+}
+TEAM_IDS: dict[str, Any] = {
+    "default": None,
+    # No "type" of its own: with "array" or several types Airflow's form has an editor that rewrites what one types
+    # (FieldAdvancedArray, FieldMultiType of 3.3), and without one it has a line of text.
+    "anyOf": [
+        {"type": "null"},
+        NUMBERS,
+        {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "integer"}, NUMBERS]}},
+    ],
+    "title": "Only these teams",
+}
 
 SCHEMA: dict[str, dict[str, Any]] = {
     "team_ids": {
-        "default": None,
-        "type": ["null", "array"],
-        "items": {"type": "integer"},
-        "minItems": 1,
-        "section": SCOPE,
-        "title": "Only these teams",
-        "description": "A trial: copies and verifies these teams, as a list such as [2, 17], and never switches reads. "
+        **TEAM_IDS,
+        "description": "A trial: copies and verifies these teams, such as 2, 17, and never switches reads. "
         "Empty: all teams.",
     },
     "dry_run": {
         "default": False,
         "type": "boolean",
-        "section": SCOPE,
         "title": "Dry run",
         "description": "Checks and plans (teams, rows, slices, time, memory, disk), and writes nothing anywhere.",
+    },
+    "require_approval": {
+        "default": False,
+        "type": "boolean",
+        "title": "Require approval",
+        "description": "Before reads are switched a person is shown what was compared, and approves or rejects.",
+    },
+    "stop_old_writes": {
+        "default": True,
+        "type": "boolean",
+        "title": "Stop old writes",
+        "description": "Ends the writes to the old table after the switch, and with them the way back. Off: both "
+        "tables stay written, so that a rollback stays possible; a later run with this on stops them.",
     },
     "settle_seconds": {
         "default": 120,
         "type": "integer",
         "minimum": 0,
         "maximum": 86_400,
-        "section": COPY,
+        "section": FOLDED,
         "title": "Settle time, in seconds",
         "description": "How long dual writes are watched, without a miss, before anything is copied. "
         "0: waits for nothing, still checks.",
@@ -51,7 +77,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "type": ["null", "number"],
         "minimum": 0,
         "maximum": 3_600,
-        "section": COPY,
+        "section": FOLDED,
         "title": "In flight, in seconds",
         "description": "How long a row may take from Postgres to ClickHouse. A difference that is older is wrong, "
         "and is repaired. Empty: a quarter of the settle time.",
@@ -61,35 +87,20 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "type": "integer",
         "minimum": 50 * MEBIBYTE,
         "maximum": 64 * 1024 * MEBIBYTE,
-        "section": COPY,
+        "section": FOLDED,
         "title": "Memory of a ClickHouse statement, in bytes",
         "description": "No statement of the migration uses more, and slices are sized by it. 200000000 is 200 MB; "
         "from 50 MiB to 64 GiB. How many copies run at once is the number of slots of the pool pdi2_copies.",
-    },
-    "require_approval": {
-        "default": False,
-        "type": "boolean",
-        "section": SWITCH,
-        "title": "Require approval",
-        "description": "Before reads are switched a person is shown what was compared, and approves or rejects.",
     },
     "read_cache_seconds": {
         "default": 900,
         "type": "integer",
         "minimum": 0,
         "maximum": 86_400,
-        "section": SWITCH,
+        "section": FOLDED,
         "title": "Read cache, in seconds",
         "description": "How long a reader may still use the old table after the switch. Old writes go on for that "
         "long. PostHog remembers its switch for up to 15 minutes (900).",
-    },
-    "stop_old_writes": {
-        "default": True,
-        "type": "boolean",
-        "section": SWITCH,
-        "title": "Stop old writes",
-        "description": "Off: both tables stay written after the switch, so that a rollback stays possible. "
-        "A later run with this on stops them.",
     },
 }
 
@@ -101,7 +112,7 @@ AUDIT_SCHEMA: dict[str, dict[str, Any]] = {
         "title": "Repair",
         "description": "Writes what Postgres says into the new table where it drifted. Off: only reports, and fails.",
     },
-    "team_ids": {**SCHEMA["team_ids"], "description": "Compares these teams only. Empty: all teams."},
+    "team_ids": {**TEAM_IDS, "description": "Compares these teams only, such as 2, 17. Empty: all teams."},
     "in_flight_seconds": {
         **SCHEMA["in_flight_seconds"],
         "default": 30,
@@ -148,16 +159,10 @@ class Settings:
         ]
         for name, schema in known.items():
             if name in given:
-                problems += [
-                    f"Parameter {name} is {given[name]!r}: {error.message}. Give a value in range."
-                    for error in jsonschema.Draft202012Validator(schema).iter_errors(given[name])
-                ]
+                problems += _problems(name, schema, given[name])
         if problems:
             raise SettingsError(problems)
-        chosen = {field.name: given[field.name] for field in fields(cls) if field.name in given}
-        if chosen.get("team_ids") is not None:
-            chosen["team_ids"] = tuple(sorted(set(chosen["team_ids"])))
-        return cls(**chosen)
+        return cls(**{field.name: _read(field.name, given[field.name]) for field in fields(cls) if field.name in given})
 
     @property
     def in_flight(self) -> float:
@@ -171,3 +176,30 @@ class Settings:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _problems(name: str, schema: Mapping[str, Any], value: Any) -> list[str]:
+    if name == "team_ids":
+        if jsonschema.Draft202012Validator(schema).is_valid(value):
+            return []
+        return [
+            f"Parameter team_ids is {value!r}: that is no list of teams. Give their numbers with commas between them, "
+            "such as 2, 17, or as a list, [2, 17]; leave it empty for all teams."
+        ]
+    if isinstance(value, float) and math.isnan(value):
+        return [f"Parameter {name} is {value!r}: that is no number. Give a value in range."]
+    return [
+        f"Parameter {name} is {value!r}: {error.message}. Give a value in range."
+        for error in jsonschema.Draft202012Validator(schema).iter_errors(value)
+    ]
+
+
+def _read(name: str, value: Any) -> Any:
+    """A valid value as the settings hold it. JSON has one kind of number: 2.0 is the integer 2."""
+    if name == "team_ids" and value is not None:
+        given = [value] if isinstance(value, str) else value
+        numbers = [re.findall("[0-9]+", one) if isinstance(one, str) else [one] for one in given]
+        return tuple(sorted({int(number) for one in numbers for number in one}))
+    if name != "in_flight_seconds" and isinstance(value, float):
+        return int(value)
+    return value

@@ -13,6 +13,7 @@ from pdi2.core import postgres
 from pdi2.core.ledger import TRIAL_PASSED, Ledger
 from pdi2.core.reporting import REJECTED
 from pdi2.core.switches import Status, Switches
+from pdi2.core.way_back import way_back
 
 RECENT_SECONDS = 300
 """Speed is that of the last minutes."""
@@ -87,6 +88,7 @@ def status(connection: Connection[Any]) -> dict[str, Any]:
         "run": run,
         "phase": _phase(run, steps),
         "steps": [asdict(step) for step in steps],
+        "way_back": _way_back(switches, settings),
         "waits": [asdict(wait) for wait in _waits(run, steps, happened, waits, row.finished_at if row else None)],
         "paused": paused and asdict(paused),
         "teams": teams,
@@ -105,6 +107,13 @@ def status(connection: Connection[Any]) -> dict[str, Any]:
         "certificate": _detail(happened, "certified"),
         "failure": _detail(happened, "task_failed"),
     }
+
+
+def _way_back(switches: Switches, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """`possible`, `until` and `text` of way_back.WayBack; None of a rollback, which has no settings."""
+    if not settings:
+        return None
+    return asdict(way_back(switches, settings["stop_old_writes"], settings["read_cache_seconds"]))
 
 
 def teams(connection: Connection[Any], **chosen: Any) -> dict[str, Any]:

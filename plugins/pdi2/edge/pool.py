@@ -10,6 +10,7 @@ from pdi2.edge import POOL
 
 log = logging.getLogger(__name__)
 
+FILL = "fill_person_distinct_id2"
 SLOTS = 2
 
 
@@ -21,14 +22,31 @@ def on_starting(component: Any) -> None:
     """
     if isinstance(component, TaskRunnerMarker):
         return
-    from airflow.models.pool import Pool
     from airflow.utils.session import create_session
     from sqlalchemy.exc import IntegrityError
 
-    description = "Copies of the person_distinct_id2 migration that run at once"
     try:
         with create_session() as session:
-            if Pool.get_pool(POOL, session=session) is None:
-                Pool.create_or_update_pool(POOL, SLOTS, description, include_deferred=False, session=session)
+            _create_where_missing(session)
     except IntegrityError:
         log.info("Another component of Airflow created the pool %s at the same moment.", POOL)
+
+
+@hookimpl
+def on_dag_run_running(dag_run: Any, msg: str) -> None:
+    """The scheduler's word that a run begins: creates the pool where somebody deleted it since Airflow started."""
+    from sqlalchemy.orm import object_session
+
+    if dag_run.dag_id == FILL and (session := object_session(dag_run)) and _create_where_missing(session):
+        log.warning("The pool %s was missing, so no copy could begin. It is there again, with %s slots.", POOL, SLOTS)
+
+
+def _create_where_missing(session: Any) -> bool:
+    """Within the session's transaction, which the caller commits."""
+    from airflow.models.pool import Pool
+
+    if Pool.get_pool(POOL, session=session) is not None:
+        return False
+    description = "Copies of the person_distinct_id2 migration that run at once"
+    session.add(Pool(pool=POOL, slots=SLOTS, description=description, include_deferred=False))
+    return True

@@ -14,7 +14,7 @@ from airflow.sdk import Asset, PokeReturnValue, get_current_context, task
 from airflow.sdk.definitions.context import Context
 from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException, TaskAwaitingInput
 
-from pdi2.core import certificate, dual_writes, gate, payoff, planning, reporting
+from pdi2.core import certificate, dual_writes, gate, payoff, planning
 from pdi2.core import preflight as checks
 from pdi2.core.copying import copy_team, copy_together
 from pdi2.core.failures import WaitError, describe
@@ -22,31 +22,38 @@ from pdi2.core.pressure import wait_while_paused
 from pdi2.core.settings import Settings, SettingsError
 from pdi2.core.slices import named
 from pdi2.core.staging import forget_all
+from pdi2.core.switches import Switches
 from pdi2.core.verifying import verify_team, verify_together
-from pdi2.edge import POOL, certificates
+from pdi2.core.way_back import way_back
+from pdi2.edge import END, POOL, VERDICT
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, reach
 from pdi2.edge.retries import RETRIES, RetryWhatHelps, raise_together
 
 log = logging.getLogger(__name__)
 
-FOLLOWED_BY: dict[checks.Verdict, str | list[str]] = {
+FOLLOWED_BY = {
     checks.Verdict.MIGRATE: "enable_dual_writes",
     checks.Verdict.PLAN_ONLY: "plan_teams",
     checks.Verdict.STOP_OLD_WRITES: "stop_old_writes",
-    checks.Verdict.NOTHING: [],
+    checks.Verdict.NOTHING: END,
 }
 PUT_OFF_SECONDS = 60
 """How long a task leaves its worker slot to others while the server is busy or the migration paused: no try of
 Airflow's is used up."""
 NEW_TABLE = Asset("person_distinct_id2")
 """Updated at the switch and never before; its event carries the certificate."""
+POOL_NEEDED = (
+    f"The copies wait for slots of Airflow's pool {POOL}. Where none begins, look at Admin, Pools: a task in a pool "
+    "that does not exist is never scheduled, and Airflow does not say so. The plugin creates it as Airflow starts; by "
+    f"hand: airflow pools set {POOL} 2 copies"
+)
 TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
 
 default_args = {"retries": RETRIES, "retry_policy": RetryWhatHelps(), "retry_delay": timedelta(seconds=15)}
 
 
 @task.branch
-def preflight() -> str | list[str]:
+def preflight() -> str:
     """Checks everything, changes nothing; ends the run here, green, where there is nothing to do."""
     found: list[str] = []
     try:
@@ -54,8 +61,14 @@ def preflight() -> str | list[str]:
     except SettingsError as error:
         found, settings = error.problems, Settings()
     with ExitStack() as stack:
-        result = checks.check(*reach(found, stack), settings, found)
-    log.info(result.message)
+        ledger, warehouse = reach(found, stack)
+        result = checks.check(ledger, warehouse, settings, found)
+        log.info(result.message)
+        if ledger and result.verdict in (checks.Verdict.MIGRATE, checks.Verdict.PLAN_ONLY):
+            back = way_back(Switches(ledger.connection), settings.stop_old_writes, settings.read_cache_seconds)
+            log.info(back.text)
+    # A branch that skips tasks leaves no return value.
+    get_current_context()["ti"].xcom_push(VERDICT, str(result.verdict))
     return FOLLOWED_BY[result.verdict]
 
 
@@ -89,6 +102,7 @@ def plan_teams() -> list[dict[str, Any]]:
     with opened("plan_teams") as bench:
         most = conf.getint("core", "max_map_length")
         batches = planning.freeze(bench.ledger, bench.warehouse, bench.settings, most)
+    log.info(POOL_NEEDED)
     return [{"team_ids": batch.team_ids, "label": batch.label} for batch in batches]
 
 
@@ -119,7 +133,7 @@ def verify(batch: dict[str, Any]) -> None:
         raise AirflowSkipException("No team of this batch is copied; the copy task says why.")
 
 
-@task.short_circuit(trigger_rule="all_done", ignore_downstream_trigger_rules=True)
+@task.short_circuit(trigger_rule="none_failed", ignore_downstream_trigger_rules=True)
 def certify() -> dict[str, Any] | None:
     """The gate: every team verified in the ledger. A trial and a dry run end here, green."""
     if current_settings().dry_run:
@@ -176,9 +190,13 @@ class Approve(ApprovalOperator):
 
 @task(outlets=[NEW_TABLE])
 def switch_reads() -> None:
-    """Reads to the new table, in one transaction with the gate."""
+    """Reads to the new table, in one transaction with the gate; later, while the migration is paused."""
     with opened("switch_reads") as bench:
-        gate.switch_reads(bench.ledger, bench.warehouse, bench.settings)
+        try:
+            gate.switch_reads(bench.ledger, bench.warehouse, bench.settings)
+        except WaitError as wait:
+            log.warning("%s", wait)
+            _put_off()
         get_current_context()["outlet_events"][NEW_TABLE].extra = bench.ledger.latest("reads_switched") or {}
 
 
@@ -199,21 +217,12 @@ def stop_old_writes() -> PokeReturnValue:
         if pendulum.now() < until:
             log.info("Readers may use the old table until %s; old writes go on.", until)
             return PokeReturnValue(is_done=False)
-        gate.stop_old_writes(ledger)
+        try:
+            gate.stop_old_writes(ledger)
+        except WaitError as wait:
+            log.warning("%s", wait)
+            return PokeReturnValue(is_done=False)
     return PokeReturnValue(is_done=True)
-
-
-@task
-def report() -> dict[str, Any]:
-    """Ends the run whatever became of it: facts in the ledger, and Errored with the reason if it failed."""
-    settings, ledger = current_settings(), open_ledger()
-    with ledger.connection:
-        if not ledger.is_owner():
-            raise AirflowSkipException("This run changed nothing, so there is nothing to report.")
-        facts = reporting.close_run(ledger, settings)
-        log.info("Report\n%s", reporting.text(facts, ledger.teams()))
-        certificates.write(ledger, facts)
-    return facts
 
 
 @task
@@ -258,7 +267,11 @@ def _each_team(
         work([team_id])
     raise_together(failures)
     if waits:
-        raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
+        _put_off()
+
+
+def _put_off() -> NoReturn:
+    raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
 
 
 def _with_team(bench: Workbench, team_id: int, work: Callable[[Workbench, int], object]) -> None:

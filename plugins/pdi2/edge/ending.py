@@ -1,0 +1,59 @@
+"""The end of a run: it is red in Airflow whatever way it failed, and one cause is one red task."""
+
+import logging
+from typing import Any
+
+from airflow.sdk import TaskInstanceState, get_current_context, task
+from airflow.sdk.exceptions import AirflowSkipException
+
+from pdi2.core import reporting
+from pdi2.core.preflight import Verdict
+from pdi2.core.reporting import UnfinishedError
+from pdi2.edge import VERDICT, certificates
+from pdi2.edge.connections import current_settings, open_ledger
+
+log = logging.getLogger(__name__)
+
+RED = (TaskInstanceState.FAILED, TaskInstanceState.UPSTREAM_FAILED)
+
+
+@task
+def report() -> dict[str, Any]:
+    """Facts in the ledger however the run ended, and Errored with the reason if it failed.
+
+    A task that failed makes the run red by `end`, which then is not reached. Where none did and the run did not get
+    through all the same, because somebody marked it or its tasks by hand, it is red by this task. (Airflow skips what
+    is left of a run that is marked, but for teardowns, and then takes the state of the tasks that nothing follows.)
+    """
+    states = _states_of("preflight", "plan_teams", "stop_old_writes")
+    facts, through = None, False
+    if states["preflight"] == TaskInstanceState.SUCCESS:
+        settings, ledger = current_settings(), open_ledger()
+        with ledger.connection:
+            if ledger.is_owner():
+                facts = reporting.close_run(ledger, settings)
+                log.info("Report\n%s", reporting.text(facts, ledger.teams()))
+                certificates.write(ledger, facts)
+            if get_current_context()["ti"].xcom_pull(task_ids="preflight", key=VERDICT) == Verdict.NOTHING:
+                through = True
+            elif settings.dry_run:
+                through = states["plan_teams"] == TaskInstanceState.SUCCESS
+            else:
+                through = reporting.got_through(ledger, settings)
+    if not through and states["stop_old_writes"] not in RED:
+        raise UnfinishedError(
+            "This run ended before it did what it was triggered for, and no task before this one says why: somebody "
+            "marked it, or tasks of it, by hand. What the ledger and the switches say is what has happened; what is "
+            "finished is kept. Trigger the run again: it does only what is missing."
+        )
+    if facts is None:
+        raise AirflowSkipException("This run changed nothing, so there is nothing to report.")
+    return facts
+
+
+def _states_of(*task_ids: str) -> dict[str, str | None]:
+    """Airflow's word for tasks of this run; None: it did not get so far."""
+    context = get_current_context()
+    run = context["dag_run"]
+    found = context["ti"].get_task_states(run.dag_id, task_ids=list(task_ids), run_ids=[run.run_id])
+    return {task_id: found.get(run.run_id, {}).get(task_id) for task_id in task_ids}

@@ -1,0 +1,1 @@
+LOCK TABLE pdi2_migration.event IN SHARE ROW EXCLUSIVE MODE
