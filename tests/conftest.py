@@ -97,6 +97,9 @@ class System:
         return self.value("SELECT status FROM posthog_asyncmigration")
 
     def switches(self) -> dict[str, str]:
+        """Empty where the release has no instance settings."""
+        if not self.value("SELECT to_regclass('posthog_instancesetting')"):
+            return {}
         rows = self.postgres.execute("SELECT key, raw_value FROM posthog_instancesetting").fetchall()
         return {key.rpartition("_")[2].lower(): json.loads(value) for key, value in rows}
 
@@ -153,6 +156,9 @@ def postgres_server() -> Iterator[embedded.Postgres]:
         server.create_database("posthog_template")
         with server.connect("posthog_template") as connection:
             schema.create_postgres(connection)
+        server.create_database("posthog_template_1_32", template="posthog_template")
+        with server.connect("posthog_template_1_32") as connection:
+            connection.execute(schema.sql("postgres_1_32"))
         yield server
 
 
@@ -185,12 +191,19 @@ def airflow_metadata() -> None:
 
 
 @pytest.fixture
+def release(request: pytest.FixtureRequest) -> str:
+    """Of PostHog: "1.34" has instance settings. Where the migration is due, at 1.32 and 1.33, there are none."""
+    return getattr(request, "param", "1.34")
+
+
+@pytest.fixture
 def system(
-    postgres_server: embedded.Postgres, engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    postgres_server: embedded.Postgres, engine: dict[str, Any], release: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[System]:
     """Empty tables of the application, in databases of their own, and Airflow's two connections to them."""
     database = f"story_{next(DATABASE_NUMBERS)}"
-    postgres_server.create_database(database, template="posthog_template")
+    template = "posthog_template_1_32" if release == "1.32" else "posthog_template"
+    postgres_server.create_database(database, template=template)
     with clickhouse_connect.get_client(**engine) as client:
         client.command(f"CREATE DATABASE {database}")
     clickhouse = clickhouse_connect.get_client(**engine, database=database)

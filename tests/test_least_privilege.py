@@ -121,7 +121,7 @@ def test_each_grant_of_postgres_is_needed(
     here = target.replace("DATABASE posthog", f"DATABASE {system.database}")
     system.postgres.execute(f"REVOKE {privilege} ON {here} FROM {role}".encode())
     if target.split()[0] not in ("DATABASE", "SCHEMA"):
-        monkeypatch.setattr("pdi2.core.preflight._privilege_problems", lambda connection: [])
+        monkeypatch.setattr("pdi2.core.postgres_checks.privilege_problems", lambda connection: [])
     with pytest.raises(Exception, match="permission denied|may not create|has no table"):
         everything(system, f"{system.uri} user={role}")
 

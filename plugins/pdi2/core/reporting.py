@@ -38,7 +38,7 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
 
 
 def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:
-    if status == Status.COMPLETED_SUCCESSFULLY:
+    if status == Status.COMPLETED_SUCCESSFULLY and ledger.latest_of_run("reads_switched"):
         return "completed"
     if ledger.latest_of_run("switch_rejected"):
         return REJECTED

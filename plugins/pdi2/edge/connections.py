@@ -12,6 +12,7 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowException
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from pdi2.core import sessions
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.cluster import catch_up
 from pdi2.core.failures import WaitError, describe, told_of
@@ -34,8 +35,8 @@ class Workbench:
 
 def open_ledger() -> Ledger:
     run = get_current_context()["dag_run"]
-    connection: Any = PostgresHook(postgres_conn_id=POSTGRES).get_conn()
-    connection.autocommit = True
+    hook: Any = PostgresHook(postgres_conn_id=POSTGRES)
+    connection = sessions.begin(hook.get_conn)
     actor = getattr(run, "triggering_user_name", None) or "airflow"
     return Ledger(connection, f"{run.dag_id} {run.run_id}", actor)
 
@@ -80,6 +81,8 @@ def reach(found: list[str], stack: ExitStack) -> tuple[Ledger | None, Warehouse 
     try:
         ledger = open_ledger()
         stack.enter_context(ledger.connection)
+    except sessions.PoolerError as error:
+        found.append(str(error))
     except (AirflowException, psycopg.Error) as error:
         found.append(_unreachable(POSTGRES, "Postgres", error))
     try:
