@@ -39,6 +39,8 @@ def seeded(system: System) -> Seeded:
 @pytest.fixture
 def told() -> Iterator[Callable[[], list[str]]]:
     """What preflight refused for, line by line."""
+    import airflow.models  # noqa: F401  (it sets logging up, and would do so over the capture)
+
     with capture_logs(processors=[format_exc_info]) as entries:
         yield lambda: [
             line
@@ -92,7 +94,8 @@ def test_a_role_with_the_time_limits_of_an_application_migrates(
     system.ledger().create()
     system.postgres.execute(
         """
-        CREATE FUNCTION take_long() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.4); RETURN NEW; END $$;
+        CREATE FUNCTION take_long() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN PERFORM pg_sleep(0.4); RETURN NEW; END $$;
         CREATE TRIGGER take_long AFTER INSERT ON pdi2_migration.event FOR EACH ROW EXECUTE FUNCTION take_long()
         """
     )

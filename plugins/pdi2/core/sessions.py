@@ -1,5 +1,7 @@
 """What every connection to Postgres begins with: a session of its own, and limits that are this project's."""
 
+import os
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -53,14 +55,14 @@ def _refuse_a_shared_session(connection: Connection[Any], connect: Callable[[], 
     with closing(connect()) as second:
         second.autocommit = True
         second.prepare_threshold = None
-        patience = threading.Timer(SECOND_SESSION_SECONDS, second.cancel)
+        patience = threading.Timer(SECOND_SESSION_SECONDS, _hang_up, [second])
         patience.start()
         try:
             looks = [(_session(connection), _session(second), _session(connection)) for _ in range(LOOKS)]
         except psycopg.Error as error:
             raise PoolerError(
                 f"Postgres is reached through a connection pooler that gave no second session within "
-                f"{SECOND_SESSION_SECONDS} s ({str(error).strip()}), and several tasks are at work at once. {REMEDY}"
+                f"{SECOND_SESSION_SECONDS} s, and several tasks are at work at once. {REMEDY}"
             ) from error
         finally:
             patience.cancel()
@@ -71,6 +73,12 @@ def _refuse_a_shared_session(connection: Connection[Any], connect: Callable[[], 
             "Postgres is reached through a connection pooler (such as PgBouncer) in transaction mode, which gives "
             f"each statement another session: the lock that keeps two runs apart would be lost. {REMEDY}"
         )
+
+
+def _hang_up(connection: Connection[Any]) -> None:
+    """Ends the wait of another thread: a pooler passes no cancellation on for a connection that has no session yet."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
 
 
 def _session(connection: Connection[Any]) -> int:

@@ -1,5 +1,6 @@
 """Opens what a task works with: the ledger on Postgres, ClickHouse, and the run's validated settings."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pdi2.core.settings import SCHEMA, Settings
 
 CLICKHOUSE = "posthog_clickhouse"
 POSTGRES = "posthog_postgres"
+CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,16 @@ class Workbench:
 
 def open_ledger() -> Ledger:
     run = get_current_context()["dag_run"]
-    hook: Any = PostgresHook(postgres_conn_id=POSTGRES)
-    connection = sessions.begin(hook.get_conn)
+    connection = sessions.begin(connect_postgres)
     actor = getattr(run, "triggering_user_name", None) or "airflow"
     return Ledger(connection, f"{run.dag_id} {run.run_id}", actor)
+
+
+def connect_postgres() -> Any:
+    """Within a time: a pooler whose server is away keeps a connection waiting for minutes."""
+    connection = PostgresHook.get_connection(POSTGRES)
+    connection.extra = json.dumps({"connect_timeout": CONNECT_SECONDS, **connection.extra_dejson})
+    return PostgresHook(connection=connection).get_conn()
 
 
 def open_warehouse(purpose: str, max_memory_usage: int) -> Warehouse:
