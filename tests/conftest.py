@@ -85,7 +85,10 @@ class System:
 
     def run(self, dag_id: str = FILL, **conf: Any) -> Any:
         """Runs the DAG through Airflow in this process; the finished run, whatever its state."""
-        from airflow.dag_processing.dagbag import DagBag
+        try:
+            from airflow.dag_processing.dagbag import DagBag
+        except ImportError:  # Airflow 3.1
+            from airflow.models.dagbag import DagBag
 
         bag = DagBag(ROOT / "dags")
         assert not bag.import_errors
