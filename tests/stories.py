@@ -1,6 +1,7 @@
 """What the stories of the core are told with: rows by hand, dumps of both databases, and the steps of a run."""
 
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from uuid import UUID
@@ -190,7 +191,10 @@ def add_teams(system: System, *team_ids: int) -> None:
 
 def end_session(system: System, ledger: Ledger) -> None:
     """Its connection to Postgres is gone, and with it every lock: by the time this returns."""
-    system.postgres.execute("SELECT pg_terminate_backend(%s, 5000)", [ledger.connection.info.backend_pid])
+    pid = ledger.connection.info.backend_pid
+    system.postgres.execute("SELECT pg_terminate_backend(%s)", [pid])
+    while system.postgres.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone():
+        time.sleep(0.01)
     ledger.connection.close()
 
 

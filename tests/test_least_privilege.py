@@ -23,7 +23,9 @@ from demo import postgres as embedded
 
 PACKAGE = ROOT / "plugins" / "pdi2"
 GRANTS = (ROOT / "docs" / "runbook.md").read_text().partition("## Grants")[2]
-POSTGRES, CLICKHOUSE = (re.sub(r"--.*", "", block) for block in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL))
+POSTGRES, SETTINGS, CLICKHOUSE = (
+    re.sub(r"--.*", "", block) for block in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL)
+)
 Grant = tuple[str, str]
 """A privilege, and what it is on."""
 
@@ -42,13 +44,23 @@ def granted(block: str) -> list[Grant]:
 
 
 @pytest.fixture
-def role(system: System) -> Iterator[str]:
+def release(request: pytest.FixtureRequest) -> str:
+    """Without instance settings, as where the migration is due, but for the tests that ask for them."""
+    return getattr(request, "param", "1.32")
+
+
+WITH_AND_WITHOUT_SETTINGS = pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
+
+
+@pytest.fixture
+def role(system: System, release: str) -> Iterator[str]:
     """A role with what the runbook grants, in a database that grants nothing to everybody."""
     role = f"migration_{uuid4().hex}"
     system.postgres.execute(f"CREATE ROLE {role} LOGIN")
     system.postgres.execute(f"REVOKE ALL ON DATABASE {system.database} FROM PUBLIC")
     system.postgres.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
-    block = POSTGRES.replace("DATABASE posthog", f"DATABASE {system.database}").replace("TO migration;", f"TO {role};")
+    verbatim = POSTGRES if release == "1.32" else POSTGRES + SETTINGS
+    block = verbatim.replace("DATABASE posthog", f"DATABASE {system.database}").replace("TO migration;", f"TO {role};")
     system.postgres.execute(block.encode())
     yield role
     system.postgres.execute(f"DROP OWNED BY {role}")
@@ -58,7 +70,8 @@ def role(system: System) -> Iterator[str]:
 def everything(system: System, uri: str) -> None:
     """All that the migration does in Postgres, a failed run and a rollback included, where nothing is there yet."""
     system.postgres.execute("DELETE FROM posthog_asyncmigration")
-    system.postgres.execute("DELETE FROM posthog_instancesetting")
+    if settings := bool(system.switches()):
+        system.postgres.execute("DELETE FROM posthog_instancesetting")
     insert_old(system, [event("+A1")])
     insert_truth(system, ALICE, 1)
     with psycopg.connect(uri, autocommit=True) as connection:
@@ -76,17 +89,19 @@ def everything(system: System, uri: str) -> None:
         verify_team(ledger, warehouse, TEAM, NO_WAIT)
         certify(ledger, warehouse, NO_WAIT)
         switch_reads(ledger, warehouse, NO_WAIT)
-        roll_back(Ledger(connection, "the rollback", "a test"))
-        ledger = Ledger(connection, "the last run", "a test")
-        enable(system, ledger)
-        plan(system, ledger)
-        verify_team(ledger, warehouse, TEAM, NO_WAIT)
-        switch_reads(ledger, warehouse, NO_WAIT)
+        if settings:
+            roll_back(Ledger(connection, "the rollback", "a test"))
+            ledger = Ledger(connection, "the last run", "a test")
+            enable(system, ledger)
+            plan(system, ledger)
+            verify_team(ledger, warehouse, TEAM, NO_WAIT)
+            switch_reads(ledger, warehouse, NO_WAIT)
         stop_old_writes(ledger)
     assert system.status() == 2
 
 
 @pytest.mark.slow
+@WITH_AND_WITHOUT_SETTINGS
 @pytest.mark.usefixtures("airflow_metadata")
 def test_the_dags_run_with_the_grants_of_the_runbook(
     system: System, role: str, postgres_server: embedded.Postgres, monkeypatch: pytest.MonkeyPatch
@@ -98,21 +113,27 @@ def test_the_dags_run_with_the_grants_of_the_runbook(
     insert_new(system, ALICE, 1, "id", is_deleted=True)
 
     assert system.run(FILL, stop_old_writes=False).state == "success"
-    assert system.run(ROLLBACK).state == "success"
-    assert system.run(FILL).state == "success"
+    if settings := system.switches():
+        assert system.run(ROLLBACK).state == "success"
+        assert system.run(FILL).state == "success"
     insert_truth(system, ALICE, 1, "lost")
     assert system.run(AUDIT, repair=True, in_flight_seconds=0).state == "success"
-    assert system.switches() == {"reads": "new", "writes": "new"}
+    assert system.switches() == dict.fromkeys(settings, "new")
     assert system.disagreements() == {}
     assert system.value("SELECT count(DISTINCT action) FROM pdi2_migration.finding") == 3
 
 
+@WITH_AND_WITHOUT_SETTINGS
 def test_everything_works_with_the_grants_of_the_runbook(system: System, role: str) -> None:
     everything(system, f"{system.uri} user={role}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grant", granted(POSTGRES), ids=" ".join)
+@pytest.mark.parametrize(
+    ("grant", "release"),
+    [(grant, "1.32") for grant in granted(POSTGRES)] + [(grant, "1.34") for grant in granted(SETTINGS)],
+    indirect=["release"],
+)
 def test_each_grant_of_postgres_is_needed(
     system: System, role: str, grant: Grant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +142,7 @@ def test_each_grant_of_postgres_is_needed(
     here = target.replace("DATABASE posthog", f"DATABASE {system.database}")
     system.postgres.execute(f"REVOKE {privilege} ON {here} FROM {role}".encode())
     if target.split()[0] not in ("DATABASE", "SCHEMA"):
-        monkeypatch.setattr("pdi2.core.preflight._privilege_problems", lambda connection: [])
+        monkeypatch.setattr("pdi2.core.postgres_checks.privilege_problems", lambda connection: [])
     with pytest.raises(Exception, match="permission denied|may not create|has no table"):
         everything(system, f"{system.uri} user={role}")
 

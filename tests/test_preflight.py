@@ -10,15 +10,31 @@ import psycopg
 import pytest
 from conftest import System
 from pdi2.core.failures import BusyError, Reaction, reaction
+from pdi2.core.gate import certify, switch_reads
 from pdi2.core.ledger import Ledger
 from pdi2.core.preflight import Preflight, PreflightError, Verdict, check
 from pdi2.core.settings import SCHEMA, Settings, SettingsError
 from psycopg import sql
-from stories import ALICE, BOB, TEAM, dump, enable, end_session, event, insert_old, insert_truth, plan
+from stories import (
+    ALICE,
+    BOB,
+    NO_WAIT,
+    TEAM,
+    dump,
+    enable,
+    end_session,
+    event,
+    insert_old,
+    insert_truth,
+    migrate,
+    plan,
+)
 
 from demo import schema
 from demo.postgres import Postgres
 from demo.switches import WRITES, set_switch
+
+WITH_AND_WITHOUT_SETTINGS = pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
 
 
 def look(system: System, settings: Settings | None = None, found: list[str] | None = None) -> Preflight:
@@ -344,7 +360,9 @@ def latin1(postgres_server: Postgres) -> Iterator[psycopg.Connection]:
     name = f"latin1_{uuid4().hex}"
     with postgres_server.connect("postgres") as connection:
         connection.execute(
-            sql.SQL("CREATE DATABASE {} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0").format(sql.Identifier(name))
+            sql.SQL("CREATE DATABASE {} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0").format(
+                sql.Identifier(name)
+            )
         )
     with postgres_server.connect(name) as connection:
         schema.create_postgres(connection)
@@ -375,13 +393,48 @@ def test_a_row_at_rest_may_begin(system: System, status: int) -> None:
     assert look(system).verdict is Verdict.MIGRATE
 
 
+def switched(system: System) -> None:
+    """By this project; both tables are still written."""
+    ledger = system.ledger("an earlier run")
+    migrate(system, ledger)
+    certify(ledger, system.warehouse(), NO_WAIT)
+    switch_reads(ledger, system.warehouse(), NO_WAIT)
+    ledger.end_run("completed")
+
+
 def test_a_completed_migration_leaves_nothing_to_do(system: System) -> None:
-    set_row(system, 2)
+    switched(system)
     set_switch(system.postgres, WRITES, "new")
     before = dump(system)
     found = look(system)
     assert (found.verdict, "complete already" in found.message) == (Verdict.NOTHING, True)
     assert dump(system) == before
+
+
+COMPLETE = "UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()"
+
+
+@WITH_AND_WITHOUT_SETTINGS
+@pytest.mark.parametrize("before", ["nothing", "a trial", "a switch that was rolled back", "a switch"])
+def test_a_migration_that_somebody_else_completed_is_not_called_complete(system: System, before: str) -> None:
+    """As PostHog's runner does where is_required() is false, or after "Resume" on its page."""
+    if before == "a trial":
+        enable(system, system.ledger("a trial"))
+    elif before != "nothing":
+        switched(system)
+        status = 4 if before == "a switch that was rolled back" else 3
+        set_row(system, status)
+        system.ledger().record("rolled_back" if status == 4 else "somebody set it Errored")
+    system.postgres.execute(COMPLETE)
+    unchanged = dump(system)
+
+    found = look(system)
+
+    assert found.verdict is Verdict.NOTHING
+    assert "completed by somebody else" in found.message
+    assert "unverified" in found.message
+    assert "Trigger audit_person_distinct_id2" in found.message
+    assert dump(system) == unchanged
 
 
 def test_a_completed_migration_whose_old_table_is_gone_leaves_nothing_to_do(system: System) -> None:
@@ -401,8 +454,7 @@ def test_a_completed_migration_whose_old_table_is_gone_leaves_nothing_to_do(syst
     ids=["old writes end", "old writes go on", "dry run"],
 )
 def test_a_switched_system_may_still_write_both_tables(system: System, settings: Settings, verdict: Verdict) -> None:
-    set_row(system, 2)
-    set_switch(system.postgres, WRITES, "both")
+    switched(system)
     assert look(system, settings).verdict is verdict
 
 
@@ -414,6 +466,24 @@ def test_the_skip_comment_leaves_nothing_to_do(system: System) -> None:
     found = look(system)
     assert (found.verdict, "skip comment" in found.message) == (Verdict.NOTHING, True)
     assert dump(system) == before
+
+
+@pytest.mark.parametrize(
+    ("where", "comment", "verdict"),
+    [
+        ("person_distinct_id_backup", "skip_0003_fill_person_distinct_id2", Verdict.NOTHING),
+        ("person_distinct_id2", "remove skip_0003_fill_person_distinct_id2 before the migration", Verdict.MIGRATE),
+        ("person_distinct_id2", "skip_0003_fill_person_distinct_id2 ", Verdict.MIGRATE),
+        ("person_distinct_id2", "SKIP_0003_FILL_PERSON_DISTINCT_ID2", Verdict.MIGRATE),
+    ],
+)
+def test_a_comment_skips_where_it_equals_the_word_on_any_column_of_the_database(
+    system: System, where: str, comment: str, verdict: Verdict
+) -> None:
+    """PostHog compares so (is_required of 0003), and a fresh installation has it on the backup table."""
+    system.clickhouse.command(f"CREATE TABLE IF NOT EXISTS {where} (distinct_id String) ENGINE = Memory")
+    system.clickhouse.command(f"ALTER TABLE {where} COMMENT COLUMN distinct_id '{comment}'")
+    assert look(system).verdict is verdict
 
 
 def test_the_skip_comment_of_another_database_does_not_count(system: System) -> None:

@@ -43,8 +43,9 @@ TRANSIENT = {
     999: "Keeper failed",
 }
 
-# SQLSTATE classes: connection failure, deadlock or serialization, too little memory or connections, shutdown
-POSTGRES_TRANSIENT = ("08", "40", "53200", "53300", "57P")
+# SQLSTATE classes: connection failure, an idle transaction was ended, deadlock or serialization, too little memory or
+# connections, a lock was not to be had in time, shutdown
+POSTGRES_TRANSIENT = ("08", "25P03", "40", "53200", "53300", "55P03", "57P")
 
 
 class MigrationError(Exception):
@@ -79,9 +80,9 @@ def reaction(error: BaseException) -> Reaction:
         if error.code is None:
             return Reaction.RETRY if type(error) in (DatabaseError, OperationalError) else Reaction.FAIL
         return Reaction.RETRY if error.code in TRANSIENT else Reaction.FAIL
-    if isinstance(error, psycopg.OperationalError):
-        passing = error.sqlstate is None or error.sqlstate.startswith(POSTGRES_TRANSIENT)
-        return Reaction.RETRY if passing else Reaction.FAIL
+    if isinstance(error, psycopg.Error):
+        lost = error.sqlstate is None and isinstance(error, psycopg.OperationalError)
+        return Reaction.RETRY if lost or (error.sqlstate or "").startswith(POSTGRES_TRANSIENT) else Reaction.FAIL
     return Reaction.RETRY if isinstance(error, ConnectionError | TimeoutError) else Reaction.FAIL
 
 

@@ -73,7 +73,8 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     GateError where a team or the approval that was asked for is missing, WaitError while the migration is paused.
     """
     switches = Switches(ledger.connection)
-    if switches.reads_are_new() and ledger.latest("reads_switched"):
+    row = switches.row()
+    if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at):
         return
     refuse_while_paused(ledger, "The switch of reads")
     _check_approval(ledger, settings)
@@ -109,13 +110,16 @@ def _left_at(ledger: Ledger) -> Status:
 
 def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
     """When no reader may use the old table any more. Raises GateError where reads are not on the new table."""
-    row = Switches(ledger.connection).row()
+    switches = Switches(ledger.connection)
+    row = switches.row()
     if row is None or row.status != Status.COMPLETED_SUCCESSFULLY or row.finished_at is None:
         raise GateError(
             "Reads are not on the new table (any more), so old writes go on. Nothing was changed. If this was a "
             "rollback, all is well; to migrate again, trigger a new run."
         )
-    return row.finished_at + timedelta(seconds=settings.read_cache_seconds)
+    # Without the setting nothing here stops old writes: each process does so once restarted, and no wait changes that.
+    wait = settings.read_cache_seconds if switches.has_settings else 0
+    return row.finished_at + timedelta(seconds=wait)
 
 
 def stop_old_writes(ledger: Ledger) -> None:

@@ -112,11 +112,11 @@ class Ledger:
         return self._execute("run_current", row_factory=class_row(Run)).fetchone()
 
     def is_free(self) -> bool:
-        """Whether no task of any run is at work now: each holds the advisory lock, shared, while it works."""
-        free = bool(self._value("lock_try"))
-        if free:
-            self._value("unlock")
-        return free
+        """Whether no task of any run is at work now: each holds the advisory lock, shared, while it works.
+
+        The lock is given back as the statement ends: nothing is left locked, whatever becomes of the connection.
+        """
+        return bool(self._value("lock_claim"))
 
     def is_owner(self) -> bool:
         current = self.current_run()
@@ -163,6 +163,10 @@ class Ledger:
 
     def record(self, what: str, **detail: Any) -> None:
         self._execute("event_add", {"actor": self.actor, "what": what, "detail": Jsonb(detail)})
+
+    def switched(self, finished_at: datetime | None) -> bool:
+        """Whether the switch that the migration row tells of is this project's, and not somebody else's."""
+        return self.exists() and bool(self._value("switched", {"finished_at": finished_at}))
 
     def latest(self, what: str) -> dict[str, Any] | None:
         """The detail of the newest event of that name."""

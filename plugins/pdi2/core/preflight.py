@@ -7,7 +7,7 @@ from typing import Any
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from psycopg import Connection
 
-from pdi2.core import clickhouse_checks, postgres
+from pdi2.core import clickhouse_checks, postgres_checks
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import BusyError, MigrationError, Reaction, describe, reaction
 from pdi2.core.ledger import AT_WORK, Ledger
@@ -15,37 +15,8 @@ from pdi2.core.planning import rows_by_team
 from pdi2.core.settings import Settings
 from pdi2.core.switches import NAME, Status, Switches
 
-OLDEST_POSTGRES = 120000
-
-APPLICATION_COLUMNS = {
-    "posthog_team": {"id"},
-    "posthog_person": {"id", "uuid", "team_id"},
-    "posthog_persondistinctid": {"id", "distinct_id", "person_id", "team_id", "version"},
-    "posthog_asyncmigration": {
-        "id",
-        "name",
-        "description",
-        "progress",
-        "status",
-        "started_at",
-        "finished_at",
-    },
-    "posthog_asyncmigrationerror": {"description", "created_at", "async_migration_id"},
-}
-SETTING_COLUMNS = {"posthog_instancesetting": {"key", "raw_value"}}
-
-PRIVILEGES = [
-    ("posthog_team", "SELECT"),
-    ("posthog_person", "SELECT"),
-    ("posthog_persondistinctid", "SELECT"),
-    ("posthog_asyncmigration", "SELECT"),
-    ("posthog_asyncmigration", "INSERT"),
-    ("posthog_asyncmigration", "UPDATE"),
-    ("posthog_asyncmigrationerror", "INSERT"),
-    ("posthog_instancesetting", "SELECT"),
-    ("posthog_instancesetting", "INSERT"),
-    ("posthog_instancesetting", "UPDATE"),
-]
+DEPENDENCY = "0002_events_sample_by"
+"""What PostHog's runner wants complete before it begins this migration (posthog/async_migrations/runner.py)."""
 
 
 class PreflightError(MigrationError):
@@ -78,18 +49,21 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     Raises PreflightError with every problem, BusyError where another run is at work, or a mutation of the new table.
     """
     problems = list(found)
+    unwritable: list[str] = []
     if warehouse and (forbidden := clickhouse_checks.profile_problems(warehouse, settings.max_memory_usage)):
         problems, warehouse = problems + forbidden, None
     if warehouse:
         problems += (tables := clickhouse_checks.table_problems(warehouse))
         problems += [] if tables else clickhouse_checks.state_problems(warehouse)
     if ledger:
-        problems += _server_problems(ledger.connection)
-        problems += (application := _application_problems(ledger.connection))
-        problems += (privileges := _privilege_problems(ledger.connection))
+        problems += postgres_checks.server_problems(ledger.connection)
+        problems += (unwritable := postgres_checks.writing_problems(ledger.connection, settings))
+        problems += (application := postgres_checks.application_problems(ledger.connection))
+        problems += (privileges := postgres_checks.privilege_problems(ledger.connection))
     if not ledger or not warehouse or found or application or privileges:
         raise PreflightError(problems)
-    if ended := _already_ended(ledger, warehouse, settings):
+    ended = _already_ended(ledger, warehouse, settings)
+    if ended and (ended.verdict is Verdict.NOTHING or not unwritable):
         return ended
     if not tables:
         problems += _team_problems(ledger.connection, warehouse, settings)
@@ -98,11 +72,24 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
         raise PreflightError(problems)
     if not ledger.is_free():
         raise BusyError(AT_WORK)
+    notes = _notes(ledger, settings)
     if settings.dry_run:
-        return Preflight(Verdict.PLAN_ONLY, "All checks passed. Dry run: only the plan follows.")
+        return Preflight(Verdict.PLAN_ONLY, "\n".join(["All checks passed. Dry run: only the plan follows.", *notes]))
     if busy := clickhouse_checks.unfinished(warehouse):
         raise BusyError(busy)
-    return Preflight(Verdict.MIGRATE, "All checks passed.")
+    return Preflight(Verdict.MIGRATE, "\n".join(["All checks passed.", *notes]))
+
+
+def _notes(ledger: Ledger, settings: Settings) -> list[str]:
+    """What stops nothing, and is better known."""
+    notes = postgres_checks.read_only(ledger.connection) if settings.dry_run else []
+    before = Switches(ledger.connection).row(DEPENDENCY)
+    if before and before.status != Status.COMPLETED_SUCCESSFULLY:
+        notes.append(
+            f"{DEPENDENCY} is not complete (status {before.status}). PostHog's own runner would want it first. It "
+            "concerns the table events alone, so this migration goes on; PostHog's next upgrade still needs it."
+        )
+    return notes
 
 
 def _already_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Preflight | None:
@@ -115,6 +102,13 @@ def _already_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
     row = switches.row()
     if row is None or row.status != Status.COMPLETED_SUCCESSFULLY:
         return None
+    if not ledger.switched(row.finished_at):
+        return Preflight(
+            Verdict.NOTHING,
+            f"The row {NAME} was completed by somebody else (PostHog's own runner, or an administrator), unverified: "
+            "nothing says that the new table agrees with Postgres, and readers use it. Nothing was changed. Trigger "
+            'audit_person_distinct_id2: it compares every team with Postgres, and mends it with {"repair": true}.',
+        )
     if switches.writes() == "both" and settings.stop_old_writes and not settings.dry_run:
         return Preflight(Verdict.STOP_OLD_WRITES, "Reads are switched already; stopping old writes is what is left.")
     return Preflight(Verdict.NOTHING, "The migration is complete already; there is nothing to do.")
@@ -140,57 +134,6 @@ def _switch_problems(ledger: Ledger) -> list[str]:
             'table lacks what came since. Set PERSON_DISTINCT_ID_WRITES to "both" and see docs/runbook.md.'
         )
     return problems
-
-
-def _server_problems(connection: Connection[Any]) -> list[str]:
-    version, encoding, may_create = postgres.execute(connection, "server").fetchone() or (0, "", False)
-    problems = []
-    if version < OLDEST_POSTGRES:
-        problems.append(f"Postgres is version {version // 10000}; 12 is the oldest that works. Upgrade Postgres first.")
-    if encoding != "UTF8":
-        problems.append(
-            f"The Postgres database is encoded in {encoding}, and hashes of ids would differ from ClickHouse's. "
-            "Point posthog_postgres at the application's UTF8 database."
-        )
-    if not may_create:
-        problems.append(
-            "The Postgres role may not create the ledger's schema pdi2_migration. "
-            "GRANT CREATE ON DATABASE to it, or create the schema for it."
-        )
-    return problems
-
-
-def _application_problems(connection: Connection[Any]) -> list[str]:
-    wanted = dict(APPLICATION_COLUMNS)
-    if Switches(connection).has_settings:
-        wanted |= SETTING_COLUMNS
-    found = dict(postgres.execute(connection, "columns", {"tables": list(wanted)}).fetchall())
-    problems = []
-    for table, columns in wanted.items():
-        if table not in found:
-            problems.append(
-                f"Postgres has no table {table}. "
-                "Point the connection posthog_postgres at the application's own database."
-            )
-        elif missing := sorted(columns - set(found[table])):
-            problems.append(
-                f"Postgres table {table} has no column {', '.join(missing)}. Upgrade PostHog to 1.33 or later first."
-            )
-    return problems
-
-
-def _privilege_problems(connection: Connection[Any]) -> list[str]:
-    tables, privileges = zip(*PRIVILEGES, strict=True)
-    lacking = postgres.execute(
-        connection, "privileges", {"tables": list(tables), "privileges": list(privileges)}
-    ).fetchall()
-    return [
-        f"The Postgres role may not {privilege} on {table}. GRANT {privilege} ON {table} to it."
-        for table, privilege in lacking
-    ] + [
-        f"The Postgres role may not number new rows of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
-        for table, sequence in postgres.execute(connection, "sequences", {"tables": list(tables)})
-    ]
 
 
 def _team_problems(connection: Connection[Any], warehouse: Warehouse, settings: Settings) -> list[str]:

@@ -55,7 +55,7 @@ def got_through(ledger: Ledger, settings: Settings) -> bool:
 
 
 def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:
-    if status == Status.COMPLETED_SUCCESSFULLY:
+    if status == Status.COMPLETED_SUCCESSFULLY and ledger.latest_of_run("reads_switched"):
         return "completed"
     if ledger.latest_of_run("switch_rejected"):
         return REJECTED

@@ -55,8 +55,8 @@ class Switches:
     def transaction(self) -> AbstractContextManager[Transaction]:
         return self.connection.transaction()
 
-    def row(self) -> MigrationRow | None:
-        return postgres.execute(self.connection, "migration_row", {"name": NAME}, class_row(MigrationRow)).fetchone()
+    def row(self, name: str = NAME) -> MigrationRow | None:
+        return postgres.execute(self.connection, "migration_row", {"name": name}, class_row(MigrationRow)).fetchone()
 
     def create_row(self) -> None:
         """As PostHog itself creates it at start-up: status 0, with its description."""
@@ -72,6 +72,13 @@ class Switches:
         if changed is None:
             row = self.row()
             now = Status(row.status).name if row else "gone"
+            if row and row.status == Status.COMPLETED_SUCCESSFULLY:
+                raise ChangedElsewhereError(
+                    f"The row {NAME} of posthog_asyncmigration was {seen.name} when this run last saw it, and was then "
+                    "completed by somebody else (PostHog's own runner, or an administrator): readers use the new "
+                    "table, and this run has not proven it. It switched nothing. Trigger audit_person_distinct_id2: "
+                    'it compares every team with Postgres, and mends it with {"repair": true}.'
+                )
             raise ChangedElsewhereError(
                 f"The row {NAME} of posthog_asyncmigration was {seen.name} when this run last saw it and is now "
                 f"{now}: somebody else changed it. Nothing was switched. Find out who (PostHog's own runner, an "

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
-from airflow.sdk import Param, get_current_context, task
+from airflow.sdk import Param, get_current_context
 
 from pdi2.core import auditing
 from pdi2.core.failures import describe, told_of
 from pdi2.core.settings import AUDIT_SCHEMA
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse
-from pdi2.edge.retries import raise_together
+from pdi2.edge.retries import raise_together, task
 from pdi2.edge.tasks import TEAM_LABEL
 
 log = logging.getLogger(__name__)

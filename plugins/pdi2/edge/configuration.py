@@ -14,8 +14,6 @@ from typing import Any
 from airflow.configuration import AIRFLOW_HOME
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseNotifier, Param
-from airflow.sdk.definitions.callback import SyncCallback
-from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from croniter import croniter
 
 from pdi2.core.settings import SCHEMA, Settings, SettingsError
@@ -50,8 +48,8 @@ def params() -> dict[str, Param]:
     }
 
 
-def deadline() -> DeadlineAlert | None:
-    """Tells the notifier of a run that is not over `deadline_minutes` after it was queued; None: no limit."""
+def deadline() -> Any:
+    """A DeadlineAlert that tells the notifier of a run not over `deadline_minutes` after it was queued; None: none."""
     minutes = conf.getint(SECTION, "deadline_minutes", fallback=0)
     if not minutes:
         return None
@@ -59,6 +57,11 @@ def deadline() -> DeadlineAlert | None:
     if path is None:
         raise ConfigurationError("deadline_minutes", "name a notifier too, or nobody hears of a run that is late.")
     notifier()
+    try:
+        from airflow.sdk.definitions.callback import SyncCallback
+        from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
+    except ImportError as error:
+        raise ConfigurationError("deadline_minutes", "Airflow tells of late runs from 3.2 on: upgrade it.") from error
     callback = SyncCallback(path, kwargs=kwargs)
     return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, timedelta(minutes=minutes), callback, name="late run")
 

@@ -1,5 +1,6 @@
 """Opens what a task works with: the ledger on Postgres, ClickHouse, and the run's validated settings."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowException
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
+from pdi2.core import sessions
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.cluster import catch_up
 from pdi2.core.failures import Reaction, WaitError, describe, told_of, uncut
@@ -30,6 +32,7 @@ FORBIDS_CONNECTING = {
     719: "use_query_cache = 1",
 }
 """The client library reads all settings as it connects, and sends none with that."""
+CONNECT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,16 @@ class Workbench:
 
 def open_ledger() -> Ledger:
     run = get_current_context()["dag_run"]
-    connection: Any = PostgresHook(postgres_conn_id=POSTGRES).get_conn()
-    connection.autocommit = True
+    connection = sessions.begin(connect_postgres)
     actor = getattr(run, "triggering_user_name", None) or "airflow"
     return Ledger(connection, f"{run.dag_id} {run.run_id}", actor)
+
+
+def connect_postgres() -> Any:
+    """Within a time: a pooler whose server is away keeps a connection waiting for minutes."""
+    connection = PostgresHook.get_connection(POSTGRES)
+    connection.extra = json.dumps({"connect_timeout": CONNECT_SECONDS, **connection.extra_dejson})
+    return PostgresHook(connection=connection).get_conn()
 
 
 def open_warehouse(purpose: str, max_memory_usage: int) -> Warehouse:
@@ -89,6 +98,8 @@ def reach(found: list[str], stack: ExitStack) -> tuple[Ledger | None, Warehouse 
     try:
         ledger = open_ledger()
         stack.enter_context(ledger.connection)
+    except sessions.PoolerError as error:
+        found.append(str(error))
     except (AirflowException, psycopg.Error) as error:
         found.append(_unreachable(POSTGRES, "Postgres", error))
     try:

@@ -1,13 +1,16 @@
 """The one place that tells Airflow which failures a retry can help."""
 
 import random
+from collections.abc import Callable
 from datetime import timedelta
+from functools import wraps
+from typing import Any
 
-from airflow.sdk import RetryPolicy
-from airflow.sdk.definitions.context import Context
-from airflow.sdk.definitions.retry_policy import RetryDecision
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.sdk import task as airflow_task
 
 from pdi2.core.failures import SAFE, BusyError, MigrationError, Reaction, describe, next_step, uncut, waits
+from pdi2.edge.compat import RetryPolicy
 
 FIRST_DELAY = timedelta(seconds=15)
 LONGEST_DELAY = timedelta(minutes=10)
@@ -19,21 +22,76 @@ EXHAUSTED = (
 )
 
 
-class RetryWhatHelps(RetryPolicy):
-    """Later, with a growing, jittered delay, for a busy cluster or a lost connection; never for the rest."""
+def hopeless(error: BaseException) -> str | None:
+    """Why a retry cannot help, with the next step; None where it may."""
+    if uncut(error) is Reaction.RETRY:
+        return None
+    told = isinstance(error, MigrationError)
+    then = "The error above says what to do." if told else f"{SAFE} {next_step(error)}"
+    return f"A retry cannot help. {then}"
 
-    def evaluate(
-        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
-    ) -> RetryDecision:
-        if uncut(exception) is not Reaction.RETRY:
-            told = isinstance(exception, MigrationError)
-            then = "The error above says what to do." if told else f"{SAFE} {next_step(exception)}"
-            return RetryDecision.fail(f"A retry cannot help. {then}")
-        if try_number > max_tries:
-            return RetryDecision.fail(EXHAUSTED)
-        delay = LONGEST_DELAY if waits(exception) else min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY)
-        delay *= random.uniform(0.75, 1.25)  # noqa: S311
-        return RetryDecision.retry(delay, f"Try {try_number} met a passing failure: {describe(exception)}")
+
+if RetryPolicy is not None:
+    from airflow.sdk.definitions.context import Context
+    from airflow.sdk.definitions.retry_policy import RetryDecision
+
+    class RetryWhatHelps(RetryPolicy):
+        """Later, with a growing, jittered delay, for a busy cluster or a lost connection; never for the rest."""
+
+        def evaluate(
+            self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
+        ) -> RetryDecision:
+            if reason := hopeless(exception):
+                return RetryDecision.fail(reason)
+            if try_number > max_tries:
+                return RetryDecision.fail(EXHAUSTED)
+            delay = LONGEST_DELAY if waits(exception) else min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY)
+            delay *= random.uniform(0.75, 1.25)  # noqa: S311
+            return RetryDecision.retry(delay, f"Try {try_number} met a passing failure: {describe(exception)}")
+
+    task: Any = airflow_task
+    RETRY_ARGS: dict[str, Any] = {
+        "retries": RETRIES,
+        "retry_policy": RetryWhatHelps(),
+        "retry_delay": FIRST_DELAY,
+    }
+else:
+
+    class Deciding:
+        """Airflow's `task` before 3.3: what a retry cannot help fails at once, and the rest waits ever longer."""
+
+        def __init__(self, decorator: Any) -> None:
+            self.decorator = decorator
+
+        def __getattr__(self, kind: str) -> "Deciding":
+            return Deciding(getattr(self.decorator, kind))
+
+        def __call__(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
+            if function is None:
+                return lambda function: self.decorator(**options)(_deciding(function))
+            return self.decorator(_deciding(function))
+
+    def _deciding(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def deciding(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except AirflowException:
+                raise
+            except Exception as error:
+                if reason := hopeless(error):
+                    raise AirflowFailException(f"{describe(error)} {reason}") from error
+                raise
+
+        return deciding
+
+    task = Deciding(airflow_task)
+    RETRY_ARGS = {
+        "retries": RETRIES,
+        "retry_delay": FIRST_DELAY,
+        "retry_exponential_backoff": True,
+        "max_retry_delay": LONGEST_DELAY,
+    }
 
 
 def raise_together(failures: list[Exception]) -> None:

@@ -10,9 +10,8 @@ import pendulum
 from airflow.providers.common.compat.sdk import conf
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.providers.standard.triggers.hitl import HITLTrigger
-from airflow.sdk import Asset, PokeReturnValue, get_current_context, task
+from airflow.sdk import Asset, PokeReturnValue, get_current_context
 from airflow.sdk.definitions.context import Context
-from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException, TaskAwaitingInput
 
 from pdi2.core import certificate, dual_writes, gate, payoff, planning
 from pdi2.core import preflight as checks
@@ -26,8 +25,9 @@ from pdi2.core.switches import Switches
 from pdi2.core.verifying import verify_team, verify_together
 from pdi2.core.way_back import way_back
 from pdi2.edge import END, POOL, VERDICT
+from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException, TaskAwaitingInput
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, reach
-from pdi2.edge.retries import RETRIES, RetryWhatHelps, raise_together
+from pdi2.edge.retries import RETRY_ARGS, raise_together, task
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ POOL_NEEDED = (
 )
 TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
 
-default_args = {"retries": RETRIES, "retry_policy": RetryWhatHelps(), "retry_delay": timedelta(seconds=15)}
+default_args = RETRY_ARGS
 
 
 @task.branch

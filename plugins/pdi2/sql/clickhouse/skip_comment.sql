@@ -1,3 +1,3 @@
 SELECT table, name
 FROM system.columns
-WHERE database = currentDatabase() AND position(comment, 'skip_0003_fill_person_distinct_id2') > 0
+WHERE database = currentDatabase() AND comment = 'skip_0003_fill_person_distinct_id2'

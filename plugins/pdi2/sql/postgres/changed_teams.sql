@@ -1,6 +1,6 @@
 -- What became of the verified teams since: how many of their rows are newer, by the transaction that wrote them, and
 -- whether rows are gone, for a deletion leaves none. Where the mark says nothing (another server, too long ago), all is new.
-WITH verified AS MATERIALIZED (
+WITH verified AS (
     SELECT team_id,
            (mark ->> 'at')::bigint AS marked_at,
            txid_snapshot_xmax(txid_current_snapshot()) - (mark ->> 'xid')::bigint AS newest,
@@ -9,6 +9,7 @@ WITH verified AS MATERIALIZED (
            (mark ->> 'last')::bigint AS last
     FROM pdi2_migration.team
     WHERE status = 'verified'
+    OFFSET 0  -- evaluated once: Postgres 11 has no other word for it
 )
 SELECT verified.team_id,
        verified.marked_at,

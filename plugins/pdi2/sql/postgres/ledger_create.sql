@@ -71,8 +71,10 @@ ALTER TABLE pdi2_migration.finding
     ADD COLUMN IF NOT EXISTS old jsonb,
     ADD COLUMN IF NOT EXISTS action text,
     ADD COLUMN IF NOT EXISTS written jsonb;
-CREATE UNIQUE INDEX IF NOT EXISTS finding_identity
-    ON pdi2_migration.finding (team_id, md5(distinct_id), kind);
+-- A hash, since an id may be longer than an index takes; and not md5, which servers in FIPS mode refuse.
+CREATE UNIQUE INDEX IF NOT EXISTS finding_identity_by_hash
+    ON pdi2_migration.finding (team_id, hashtextextended(distinct_id, 0), kind);
+DROP INDEX IF EXISTS pdi2_migration.finding_identity;
 
 CREATE TABLE IF NOT EXISTS pdi2_migration.event (
     id bigserial PRIMARY KEY,

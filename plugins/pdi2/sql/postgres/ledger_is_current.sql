@@ -1,5 +1,7 @@
 -- Whether the newest parts of what ledger_create.sql makes are there.
-SELECT to_regclass('pdi2_migration.event') IS NOT NULL AND count(*) = 6
+SELECT to_regclass('pdi2_migration.event') IS NOT NULL
+   AND to_regclass('pdi2_migration.finding_identity_by_hash') IS NOT NULL
+   AND count(*) = 6
 FROM pg_attribute
 WHERE NOT attisdropped
   AND (attrelid = to_regclass('pdi2_migration.finding') AND attname = 'written'

@@ -5,5 +5,5 @@ WHERE (%(team_id)s::bigint IS NULL OR team_id = %(team_id)s)
   AND (%(kind)s::text IS NULL OR kind = %(kind)s)
   AND (%(repaired)s::boolean IS NULL OR repaired = %(repaired)s)
   AND (%(search)s::text IS NULL OR strpos(distinct_id, %(search)s) > 0)
-ORDER BY repaired, found_at DESC, team_id, md5(distinct_id), kind
+ORDER BY repaired, found_at DESC, team_id, hashtextextended(distinct_id, 0), kind
 LIMIT %(limit)s OFFSET %(offset)s

@@ -1,0 +1,18 @@
+"""What Airflow 3.1 and 3.2 have elsewhere than 3.3, or not at all."""
+
+try:
+    from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
+except ImportError:  # 3.1
+    from airflow.exceptions import AirflowRescheduleException, AirflowSkipException
+
+try:
+    from airflow.sdk.exceptions import TaskAwaitingInput
+except ImportError:  # 3.1 and 3.2: a task that waits for a person is deferred, to Airflow's triggerer
+    from airflow.sdk.exceptions import TaskDeferred as TaskAwaitingInput
+
+try:
+    from airflow.sdk import RetryPolicy
+except ImportError:  # 3.1 and 3.2
+    RetryPolicy = None
+
+__all__ = ["AirflowRescheduleException", "AirflowSkipException", "RetryPolicy", "TaskAwaitingInput"]
