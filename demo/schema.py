@@ -1,5 +1,6 @@
 """PostHog's tables, as far as the migration touches them, in both engines."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import psycopg
 from clickhouse_connect.driver.client import Client
 
 MIGRATION = "0003_fill_person_distinct_id2"
+KEEPER_PATH = "/clickhouse/tables/noshard/posthog"
+"""That, a dot and the table's name is PostHog's path, and its replica '{replica}-{shard}': with CLICKHOUSE_REPLICATION
+in posthog/clickhouse/table_engines.py of 1.31 to 1.33."""
 
 
 class Table(StrEnum):
@@ -35,10 +39,17 @@ def create_postgres(postgres: psycopg.Connection, *, migration_row: bool = True)
             )
 
 
-def create_clickhouse(clickhouse: Client) -> None:
-    """Create the two tables in the client's database."""
+def create_clickhouse(clickhouse: Client, *, keeper_path: str = "", replica: str = "{replica}-{shard}") -> None:
+    """Create the two tables in the client's database.
+
+    With a path in Keeper each is a replica of the table there: at PostHog's, KEEPER_PATH, of that name.
+    """
     for table in Table:
-        clickhouse.command(sql(table))
+        definition = sql(table)
+        if keeper_path:
+            place = rf"ENGINE = Replicated\1('{keeper_path}.{table}', '{replica}', "
+            definition = re.sub(r"ENGINE = (\w+)\(", place, definition)
+        clickhouse.command(definition)
 
 
 def add_team(postgres: psycopg.Connection, team_id: int) -> None:
