@@ -58,7 +58,7 @@ def engine(
     shards: list[list[int]],
 ) -> Engine:
     """One replica's engine, with its exchange of parts. `shards` has the TCP ports that system.clusters shows."""
-    cluster_engine.give_address("127.0.0.1", interserver_port)
+    cluster_engine.prepare("127.0.0.1", interserver_port)
     ready = threading.Event()
 
     def directories_of(replica_path: str) -> list[str]:

@@ -1,10 +1,14 @@
-"""Gives an embedded engine what only clickhouse-server sets and replicated tables need: an interserver address.
+"""Gives an embedded engine what only clickhouse-server has and a cluster needs.
 
-Without it a replicated table stays read-only. Context::getInterserverIOAddress is the one function of the engine that
-refers to the text of its own error. It is found by that reference and the table of functions (.eh_frame_hdr), and is
-told by a call with a made-up Context where that keeps the address; then it is overwritten, in this process's memory, by
-one that fills in host, port, the scheme "http" and empty credentials, and answers the address. ClickHouse calls it
-before it reads the others, each time a replicated table starts. x86-64 only, and only in builds that were tried.
+That is an interserver address, without which a replicated table stays read-only. Context::getInterserverIOAddress is
+the one function of the engine that refers to the text of its own error. It is found by that reference and the table of
+functions (.eh_frame_hdr), and is told by a call with a made-up Context where that keeps the address; then it is
+overwritten, in this process's memory, by one that fills in host, port, the scheme "http" and empty credentials, and
+answers the address. ClickHouse calls it before it reads the others, each time a replicated table starts.
+
+And it is system.zookeeper: whether that is there is an argument of the function that refers to its comment.
+
+x86-64 only, and only in builds that were tried.
 """
 
 import ctypes
@@ -22,7 +26,10 @@ import numpy as np
 
 KNOWN = {"26.9.0": 0x60}
 """Versions of chdb-core that were tried, and where the credentials' pointer is, in bytes after the host."""
-NEEDED = b"required for replication is not specified"
+ADDRESS_ERROR = b"required for replication is not specified"
+KEEPER_COMMENT = b"Exposes data from the [Zoo]Keeper cluster"
+TAKES_ARGUMENT, ASSUMES_TRUE = b"\x41\x89\xcc", b"\x41\xb4\x01"
+"""mov r12d, ecx; mov r12b, 1"""
 PART = 64 << 20
 KEPT: list[Any] = []
 """What the engine points to from then on."""
@@ -64,27 +71,28 @@ class Library:
     def address(self, offset: int) -> int:
         return next(offset - o + a for o, a, length, _ in self.loaded if o <= offset < o + length)
 
-    def text(self) -> int:
-        """Address of the text of the function's error."""
-        at = self.data.find(NEEDED)
+    def text(self, words: bytes) -> int:
+        """Address of the text that has these words."""
+        at = self.data.find(words)
         if at < 0:
-            raise UnknownEngineError("this engine has no replicated tables")
+            raise UnknownEngineError(f"this engine does not say {words.decode()!r}")
         return self.address(max(self.data.rfind(b"\0", 0, at) + 1, self.data.rfind(b"Parameter '", 0, at)))
 
-    def references(self, target: int, first: int = 0, last: int = 1 << 62) -> list[int]:
-        """Addresses between `first` and `last` of code that refers to `target` by its distance, in four bytes."""
-        found: list[int] = []
+    def references(self, targets: list[int], first: int = 0, last: int = 1 << 62) -> dict[int, list[int]]:
+        """By target, where code between the addresses `first` and `last` loads it: lea register, [rip + distance]."""
+        found: dict[int, list[int]] = {target: [] for target in targets}
         for offset, address, length, flags in self.loaded:
             begin, end = max(address, first), min(address + length, last)
-            if not flags & 1 or begin >= end:
+            if not flags & 1:
                 continue
-            for at in range(begin, end, PART):
-                raw = self.data[at - address + offset : min(at + PART + 4, end) - address + offset]
-                for shift in range(4):
-                    distances = np.frombuffer(raw, "<i4", max(len(raw) - shift, 0) // 4, shift)
-                    here = at + shift + 4 * np.arange(len(distances), dtype=np.int64)
-                    found += [int(one) for one in here[here + 4 + distances == target]]
-        return sorted(set(found))
+            for at in range(begin, end - 6, PART):
+                raw = self.data[at - address + offset : min(at + PART + 6, end) - address + offset]
+                code = np.frombuffer(raw, np.uint8)
+                [leas] = np.nonzero((code[:-6] & 0xFB == 0x48) & (code[1:-5] == 0x8D) & (code[2:-4] & 0xC7 == 0x05))
+                distances = code[leas[:, None] + np.arange(3, 7)].copy().view("<i4")[:, 0].astype(np.int64)
+                for target, places in found.items():
+                    places += [at + int(lea) for lea in leas[at + leas + 7 + distances == target]]
+        return found
 
     def function(self, within: int) -> tuple[int, int]:
         """Address and size of the function that this address is within."""
@@ -95,15 +103,27 @@ class Library:
         return int(starts[number]), int(starts[number + 1] - starts[number])
 
 
-def give_address(host: str, port: int) -> None:
-    """To be called once, before the engine's tables start. Raises UnknownEngineError where the engine is another."""
+def prepare(host: str, port: int) -> None:
+    """To be called once, before the engine starts. Raises UnknownEngineError where the engine is another."""
     if reason := unknown():
         raise UnknownEngineError(reason)
     import chdb._chdb as engine
 
     path = os.path.realpath(str(engine.__file__))
-    function, size = _found(path)
-    address = _loaded_at(path) + function
+    loaded_at = _loaded_at(path)
+    (function, size), (attaching, _) = _found(path)
+    _show_keeper(loaded_at + attaching)
+    _give_address(loaded_at + function, size, host, port)
+
+
+def _show_keeper(attaching: int) -> None:
+    begin = ctypes.string_at(attaching, 64)
+    if begin.count(TAKES_ARGUMENT) != 1:
+        raise UnknownEngineError("the function that attaches the system tables begins in another way")
+    _overwrite(attaching + begin.index(TAKES_ARGUMENT), ASSUMES_TRUE)
+
+
+def _give_address(address: int, size: int, host: str, port: int) -> None:
     shared, host_at, port_at = _fields(address)
     code = b"\x48\x8b\x46" + bytes([shared])  # mov rax, [rsi + shared]
     nobody = ctypes.create_string_buffer(4096)  # credentials: two empty strings and an empty list
@@ -123,22 +143,26 @@ def give_address(host: str, port: int) -> None:
     _overwrite(address, code)
 
 
-def _found(path: str) -> tuple[int, int]:
-    """The function's address and size. Looking for it takes seconds, so where it was is kept, and checked."""
-    library, known = Library(path), Path(tempfile.gettempdir()) / f"pdi2-engine-{os.getuid()}.json"
-    text, build = library.text(), f"{path} {os.path.getsize(path)}"
+def _found(path: str) -> list[tuple[int, int]]:
+    """Address and size of both functions. Looking for them takes seconds, so where they were is kept, and checked."""
+    library, kept = Library(path), Path(tempfile.gettempdir()) / f"pdi2-engine-{os.getuid()}.json"
+    texts = [library.text(words) for words in (ADDRESS_ERROR, KEEPER_COMMENT)]
+    build = f"{path} {os.path.getsize(path)}"
     try:
-        function, size = json.loads(known.read_text())[build]
-        if library.references(text, function, function + size):
-            return function, size
-    except (OSError, ValueError, KeyError, TypeError):  # not kept yet, or not by us
-        function = 0
-    functions = {library.function(reference) for reference in library.references(text)}
-    if len(functions) != 1:
-        raise UnknownEngineError(f"{len(functions)} functions refer to the error of a missing interserver address")
-    with tempfile.NamedTemporaryFile("w", dir=known.parent, delete=False) as file:
-        json.dump({build: (found := functions.pop())}, file)
-    os.replace(file.name, known)
+        found = [(int(function), int(size)) for function, size in json.loads(kept.read_text())[build]]
+        if all(library.references([t], at, at + size)[t] for t, (at, size) in zip(texts, found, strict=True)):
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing was kept yet, or not by us
+    found = []
+    for text, places in library.references(texts).items():
+        functions = {library.function(place) for place in places}
+        if len(functions) != 1:
+            raise UnknownEngineError(f"{len(functions)} functions refer to the text at {text:#x}")
+        found.append(functions.pop())
+    with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
+        json.dump({build: found}, file)
+    os.replace(file.name, kept)
     return found
 
 

@@ -12,7 +12,17 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pdi2.core import pieces
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.failures import MEMORY_LIMIT_EXCEEDED, BusyError, MigrationError, Reaction, describe, reaction
+from pdi2.core.failures import (
+    MEMORY_LIMIT_EXCEEDED,
+    WAITS,
+    BusyError,
+    MigrationError,
+    Reaction,
+    WaitError,
+    describe,
+    reaction,
+    waits,
+)
 from pdi2.core.ledger import Ledger
 from pdi2.core.pieces import Budget
 from pdi2.core.pressure import wait_while_busy
@@ -102,7 +112,8 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
             ended |= _copy_wholes(ledger, warehouse, teams)
         except DatabaseError as error:
             if reaction(error) is Reaction.RETRY:
-                ledger.set_failed(teams.ids, describe(error))
+                if not waits(error):
+                    ledger.set_failed(teams.ids, describe(error))
                 raise _given_up(ledger, warehouse, teams, error) from error
             log.warning("%s could not be copied together, so each is now alone: %s", teams, describe(error))
         ledger.start_copy(set(teams.ids) - ended, attempts=-1)  # alone each begins anew, and it is the same attempt
@@ -183,8 +194,13 @@ def _settle(warehouse: Warehouse, tables: Tables, filled: Filled) -> None:
     doubtful = filled.doubtful
     if tables.staged:
         before = pieces.rows_there(warehouse, filled.ranges)
-        hand_over(warehouse, tables)
+        failure = hand_over(warehouse, tables)
         if pieces.rows_there(warehouse, filled.ranges) - before < filled.ids:
+            if failure:
+                raise WaitError(
+                    f"What was copied of team {filled.ranges[0].team_id} is not in person_distinct_id2 yet, and waits "
+                    f"for its replicas: {describe(failure)} {KEPT} {WAITS}"
+                )
             doubtful = filled.ranges
     for piece in doubtful:
         if missing := pieces.mend(warehouse, tables, piece):
@@ -206,6 +222,8 @@ def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error:
             f"The {piece} does not fit into max_memory_usage even at {FEWEST_ROWS:,} rows at once: {describe(error)} "
             f"{KEPT} Trigger the run again with a greater max_memory_usage than {warehouse.max_memory_usage:,}."
         )
+    if waits(error):
+        return WaitError(f"The copy of the {piece} waits: {describe(error)} {KEPT} {WAITS}")
     change = "The next try goes on from the last finished slice"
     if error.code == MEMORY_LIMIT_EXCEEDED:
         smaller = max(warehouse.max_memory_usage // 2, LEAST_MEMORY)

@@ -1,19 +1,21 @@
 """Opens what a task works with: the ledger on Postgres, ClickHouse, and the run's validated settings."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
 from airflow.providers.clickhousedb.hooks.clickhouse import ClickHouseHook
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk import get_current_context
-from airflow.sdk.exceptions import AirflowException
+from airflow.sdk.exceptions import AirflowException, AirflowRescheduleException
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.cluster import catch_up
+from pdi2.core.cluster import catch_up, follow
 from pdi2.core.failures import WaitError, describe, told_of
 from pdi2.core.gate import NoPlanError
 from pdi2.core.ledger import Ledger, NotOwnerError
@@ -21,6 +23,9 @@ from pdi2.core.settings import SCHEMA, Settings
 
 CLICKHOUSE = "posthog_clickhouse"
 POSTGRES = "posthog_postgres"
+PUT_OFF_SECONDS = 60
+"""Until a task that waits looks again; its worker slot is free meanwhile, and it uses up no try."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,12 @@ def opened(purpose: str) -> Iterator[Workbench]:
         try:
             with told_of(purpose):
                 catch_up(warehouse)
+                follow(ledger, warehouse)
                 yield Workbench(ledger, warehouse, settings)
-        except (AirflowException, NotOwnerError, NoPlanError, WaitError):
+        except WaitError as wait:
+            log.warning("%s", wait)
+            raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=PUT_OFF_SECONDS)) from wait
+        except (AirflowException, NotOwnerError, NoPlanError):
             raise
         except Exception as error:
             if not ledger.connection.closed:

@@ -2,7 +2,8 @@
 
 Values are bound by the drivers: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Identifiers are written out in
 their files, but for `{name:Identifier}`: ClickHouse binds those in few places, so they are put in here, and nowhere
-else. Where several statements share a rule it has a file of its own, and `/* include name */` stands for it.
+else. `{name:Engine}` is an engine's definition as system.tables has it of a table that is there, which nobody binds
+either. Where several statements share a rule it has a file of its own, and `/* include name */` stands for it.
 """
 
 import re
@@ -12,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 INCLUDE = re.compile(r"/\* include (\w+) \*/")
-IDENTIFIER = re.compile(r"\{(\w+):Identifier\}")
+PUT_IN = re.compile(r"\{(\w+):(Identifier|Engine)\}")
 SIMPLE = re.compile(r"[a-z_]\w*", re.ASCII)
 
 
@@ -20,12 +21,12 @@ def clickhouse(name: str, parameters: Mapping[str, Any] | None = None) -> str:
     """The statement, with the parameters that are identifiers. Raises ValueError where one would need quotes."""
     given = {} if parameters is None else parameters
 
-    def identifier(found: re.Match[str]) -> str:
-        if not SIMPLE.fullmatch(value := given[found[1]]):
-            raise ValueError(f"{value!r} is no plain identifier.")
-        return str(value)
+    def put_in(found: re.Match[str]) -> str:
+        if found[2] == "Identifier" and not SIMPLE.fullmatch(given[found[1]]):
+            raise ValueError(f"{given[found[1]]!r} is no plain identifier.")
+        return str(given[found[1]])
 
-    return IDENTIFIER.sub(identifier, _text(name))
+    return PUT_IN.sub(put_in, _text(name))
 
 
 @cache
