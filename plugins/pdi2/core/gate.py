@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any
 
+from pdi2.core import replicas
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import FAILED, Ledger, Team, TeamStatus
@@ -29,6 +30,7 @@ class RollbackError(MigrationError):
 def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
     """Every team that exists now must be verified in the ledger; raises GateError with those that are not."""
     certificate = _judge(ledger, warehouse, settings)
+    certificate["replicas"] = replicas.survey(warehouse)
     ledger.record("certified", **certificate, trial=settings.team_ids is not None)
     return certificate
 
@@ -65,7 +67,7 @@ def _not_verified(team_id: int, team: Team | None) -> str | None:
 
 
 def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
-    """What changed since the teams were verified is compared, and repaired.
+    """What changed since the teams were verified is compared, and repaired, and every replica has it.
 
     Then one transaction: the gate once more, the row to CompletedSuccessfully, reads to "new", an audit event.
     """
@@ -74,11 +76,12 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
         return
     _judge(ledger, warehouse, settings)
     rechecked = verify_changes(ledger, warehouse, settings)
+    everywhere = replicas.wait_for_all(ledger, warehouse)
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
         switches.change(_left_at(ledger), Status.COMPLETED_SUCCESSFULLY, progress=100)
         switches.set_reads("new")
-        ledger.record("reads_switched", **certificate, rechecked=rechecked)
+        ledger.record("reads_switched", **certificate, rechecked=rechecked, replicas=everywhere)
 
 
 def _left_at(ledger: Ledger) -> Status:

@@ -15,10 +15,10 @@ from airflow.sdk.exceptions import AirflowException, AirflowRescheduleException
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.cluster import catch_up, follow
 from pdi2.core.failures import WaitError, describe, told_of
 from pdi2.core.gate import NoPlanError
 from pdi2.core.ledger import Ledger, NotOwnerError
+from pdi2.core.replicas import catch_up, follow
 from pdi2.core.settings import SCHEMA, Settings
 
 CLICKHOUSE = "posthog_clickhouse"
