@@ -13,7 +13,7 @@ SOURCES := bench dags plugins demo tests
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 
 .PRECIOUS: .venv-matrix/%/installed
-.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-matrix test-ui screenshots lint lock clean
+.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-matrix test-ui test-cluster zookeeper screenshots lint lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,10 +52,17 @@ test: venv ## Run every test but those marked chaos
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-chaos: venv ## Run every test, those that break the engines and the run included
-	$(BIN)/python -m pytest -n 2 -m "not ui"
+	$(BIN)/python -m pytest -n 2 -m "not ui and not cluster"
+
+test-cluster: venv zookeeper ## Run migrations on replicas and a ZooKeeper that are killed, frozen and cut off
+	$(BIN)/python -m pytest -m cluster tests/test_real_cluster.py
+
+zookeeper:
+	test -e /usr/share/java/zookeeper.jar \
+		|| (apt-get update && apt-get install --yes --no-install-recommends zookeeper default-jre-headless)
 
 test-fast: venv ## Run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not ui"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not ui and not cluster"
 
 screenshots: venv ## Take the README's pictures from a real migration in Chromium
 	$(BIN)/python -m demo screenshots

@@ -117,25 +117,27 @@ class Replica(Server):
         """How it answers the others' fetches: cluster_exchange says what there is."""
         cluster_exchange.control(self.interserver_port, **manners)
 
-    def create_tables(self) -> None:
+    def create_tables(self, keeper_path: str = KEEPER_PATH) -> None:
         """PostHog's two, in the database posthog."""
         with clickhouse_connect.get_client(host="127.0.0.1", port=self.port, password=self.password) as client:
             client.command("CREATE DATABASE posthog")
             client.database = "posthog"
-            create_clickhouse(client, keeper_path=KEEPER_PATH)
+            create_clickhouse(client, keeper_path=keeper_path)
 
 
 @dataclass
 class Cluster:
-    """ZooKeeper, and replicas of one shard with PostHog's tables in their databases posthog."""
+    """ZooKeeper, and replicas with PostHog's tables in their databases posthog."""
 
     zookeeper: ZooKeeper
     replicas: list[Replica]
 
 
 @contextmanager
-def running(directory: Path, count: int = 2, **options: Any) -> Iterator[Cluster]:
-    """`options` are Server's. Everything is killed at the end, whatever state it is in."""
+def running(directory: Path, count: int = 2, *, sharded: bool = False, **options: Any) -> Iterator[Cluster]:
+    """Replicas of one shard, or `sharded`, as PostHog never has these tables, shards of one replica. `options` are
+    Server's. Everything is killed at the end, whatever state it is in.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     ports = [9001 + number for number in range(count)]
     cluster = Cluster(ZooKeeper(directory / "zookeeper", free_port()), [])
@@ -146,13 +148,14 @@ def running(directory: Path, count: int = 2, **options: Any) -> Iterator[Cluster
             replica = Replica(
                 directory / f"r{number}",
                 name=f"r{number}",
+                shard=f"{number:02}" if sharded else "01",
                 keeper_port=cluster.zookeeper.port,
                 tcp_port=port,
-                shards=[ports],
+                shards=[[port] for port in ports] if sharded else [ports],
                 **options,
             )
             cluster.replicas.append(replica)
             stack.callback(replica.kill)
             replica.start()
-            replica.create_tables()
+            replica.create_tables(KEEPER_PATH.replace("noshard", "{shard}") if sharded else KEEPER_PATH)
         yield cluster

@@ -28,7 +28,8 @@ def test_hashes_are_those_that_clickhouse_keeps_of_every_file(replicated: Replic
     [part] = parts_of(replicated)
     listed = checksums((part / "checksums.txt").read_bytes())
     sizes = {name: size for name, (size, _) in listed.items()}
-    assert min(sizes.values()) < 16 and max(sizes.values()) > 10_000, "short, middling and of several blocks"
+    assert min(sizes.values()) < 16
+    assert max(sizes.values()) > 10_000, "of several blocks"
     for name, (size, digest) in listed.items():
         data = (part / name).read_bytes()
         assert (len(data), file_hash(data)) == (size, digest), name
@@ -44,7 +45,7 @@ def test_the_other_replicas_fetch_parts_of_both_kinds_and_what_a_delete_made_of_
             f"INSERT INTO {Table.NEW} (team_id, distinct_id) SELECT {number}, hex(number) FROM numbers(1000)",
             settings={"insert_quorum": 3},
         )
-    first.command(f"DELETE FROM {Table.NEW} WHERE distinct_id = '1'", settings={"lightweight_deletes_sync": 2})
+    first.command(f"DELETE FROM {Table.NEW} WHERE distinct_id = '01'", settings={"lightweight_deletes_sync": 2})
     rows = f"SELECT team_id, count() FROM {Table.NEW} GROUP BY team_id ORDER BY team_id"
     for client in others:
         assert client.query(rows).result_rows == [(0, 999), (1, 999)]
