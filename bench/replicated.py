@@ -74,7 +74,7 @@ class OnReplicas(Bench):
 def on_two_replicas(directory: Path, server: embedded.Postgres, runs: int) -> str:
     lines = []
     with cluster.running(directory / "cluster", 2) as two:
-        replicated, plain = (OnReplicas(two.replicas, server, runs, keeper=keeper) for keeper in (True, False))
+        replicated, plain = (OnReplicas(two, server, runs, keeper=keeper) for keeper in (True, False))
         for share in SHARES:
             replicated.seed(ROWS, share)
             plain.seed(ROWS, share)

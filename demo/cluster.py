@@ -7,13 +7,13 @@ clusterAllReplicas, for no replica has a native port, and users.
 
 Without a Keeper's port two databases of one process, whose tables have one path in TestKeeper and two names of a
 replica, are two replicas, and up in a second: one is away while its tables are detached, and lags under SYSTEM STOP
-FETCHES. To lose Keeper, its session or a replica's process takes processes, as Cluster has them.
+FETCHES. To lose Keeper, its session or a replica's process takes processes: `running` has them.
 """
 
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 
 import clickhouse_connect
 
-from demo import cluster_engine, cluster_exchange
+from demo import clickhouse_server, cluster_engine, cluster_exchange
 from demo.clickhouse_engine import Engine
 from demo.clickhouse_server import Server
 from demo.cluster_zookeeper import ZooKeeper
@@ -92,18 +92,19 @@ def free_port() -> int:
 
 @dataclass
 class Replica(Server):
-    """A Server that is one replica, in a process of its own. Without `keeper_port` it has a TestKeeper to itself."""
+    """A Server that is one replica, in a process of its own. Without ZooKeeper it has a TestKeeper to itself."""
 
     name: str = "r1"
     shard: str = "01"
-    keeper_port: int = 0
+    zookeeper: ZooKeeper | None = None
     tcp_port: int = 9000
     shards: list[list[int]] = field(default_factory=lambda: [[9000]])
     interserver_port: int = field(default_factory=free_port)
 
     def options(self) -> dict[str, Any]:
-        names = ("name", "shard", "keeper_port", "tcp_port", "shards", "interserver_port")
-        return super().options() | {"replica": {name: getattr(self, name) for name in names}}
+        names = ("name", "shard", "tcp_port", "shards", "interserver_port")
+        keeper = {"keeper_port": self.zookeeper.port if self.zookeeper else 0}
+        return super().options() | {"replica": keeper | {name: getattr(self, name) for name in names}}
 
     def freeze(self) -> None:
         assert self.process
@@ -117,45 +118,53 @@ class Replica(Server):
         """How it answers the others' fetches: cluster_exchange says what there is."""
         cluster_exchange.control(self.interserver_port, **manners)
 
-    def create_tables(self, keeper_path: str = KEEPER_PATH) -> None:
-        """PostHog's two, in the database posthog."""
+    def create_tables(self, database: str, keeper_path: str = KEEPER_PATH) -> None:
+        """PostHog's two."""
         with clickhouse_connect.get_client(host="127.0.0.1", port=self.port, password=self.password) as client:
-            client.command("CREATE DATABASE posthog")
-            client.database = "posthog"
+            client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
+            client.database = database
             create_clickhouse(client, keeper_path=keeper_path)
 
 
-@dataclass
-class Cluster:
-    """ZooKeeper, and replicas with PostHog's tables in their databases posthog."""
-
-    zookeeper: ZooKeeper
-    replicas: list[Replica]
-
-
 @contextmanager
-def running(directory: Path, count: int = 2, *, sharded: bool = False, **options: Any) -> Iterator[Cluster]:
-    """Replicas of one shard, or `sharded`, as PostHog never has these tables, shards of one replica. `options` are
-    Server's. Everything is killed at the end, whatever state it is in.
+def running(
+    directory: Path, count: int = 2, *, database: str = "posthog", sharded: bool = False, **options: Any
+) -> Iterator[list[Replica]]:
+    """Replicas of one shard, or `sharded`, as PostHog never has these tables, shards of one replica; PostHog's tables
+    are there. `options` are Server's. Everything is killed at the end, whatever state it is in.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ports = [9001 + number for number in range(count)]
-    cluster = Cluster(ZooKeeper(directory / "zookeeper", free_port()), [])
+    zookeeper = ZooKeeper(directory / "zookeeper", free_port())
+    replicas: list[Replica] = []
     with ExitStack() as stack:
-        stack.callback(cluster.zookeeper.kill)
-        cluster.zookeeper.start()
+        stack.callback(zookeeper.kill)
+        zookeeper.start()
         for number, port in enumerate(ports, 1):
             replica = Replica(
                 directory / f"r{number}",
                 name=f"r{number}",
                 shard=f"{number:02}" if sharded else "01",
-                keeper_port=cluster.zookeeper.port,
+                zookeeper=zookeeper,
                 tcp_port=port,
                 shards=[[port] for port in ports] if sharded else [ports],
                 **options,
             )
-            cluster.replicas.append(replica)
             stack.callback(replica.kill)
             replica.start()
-            replica.create_tables(KEEPER_PATH.replace("noshard", "{shard}") if sharded else KEEPER_PATH)
-        yield cluster
+            replica.create_tables(database, KEEPER_PATH.replace("noshard", "{shard}") if sharded else KEEPER_PATH)
+            replicas.append(replica)
+        yield replicas
+
+
+@contextmanager
+def servers(directory: Path, replicas: int, **options: Any) -> Iterator[Sequence[Server]]:
+    """A server, or as many replicas, with PostHog's tables in the database default; `options` are Server's."""
+    if replicas > 1:
+        with running(directory, replicas, database="default", **options) as several:
+            yield several
+        return
+    with clickhouse_server.running(directory, **options) as server:
+        with clickhouse_connect.get_client(host="127.0.0.1", port=server.port, password=server.password) as client:
+            create_clickhouse(client)
+        yield [server]

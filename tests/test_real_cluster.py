@@ -23,6 +23,7 @@ from pdi2.core import cluster as checks
 
 from demo import cluster, cluster_engine, traffic
 from demo import postgres as embedded
+from demo.cluster_zookeeper import ZooKeeper
 from demo.schema import Table
 from demo.seed import seed
 
@@ -44,11 +45,8 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(kw_only=True)
 class ClusterSystem(System):
-    cluster: cluster.Cluster
-
-    @property
-    def replicas(self) -> list[cluster.Replica]:
-        return self.cluster.replicas
+    replicas: list[cluster.Replica]
+    zookeeper: ZooKeeper
 
     def lead_to(self, replica: cluster.Replica, monkeypatch: pytest.MonkeyPatch) -> None:
         self.engine = {"host": "127.0.0.1", "port": replica.port}
@@ -74,10 +72,11 @@ def system_on(
     postgres.create_database(database, template="posthog_template")
     with cluster.running(directory, count, **more) as replicas, postgres.connect(database) as connection:
         monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(postgres.airflow_connection(database)))
-        client = clickhouse_connect.get_client(host="127.0.0.1", port=replicas.replicas[0].port, database="posthog")
-        uri = postgres.uri(database)
-        system = ClusterSystem(connection, client, {}, "posthog", uri, cluster=replicas)
-        system.lead_to(replicas.replicas[0], monkeypatch)
+        first, uri = replicas[0], postgres.uri(database)
+        client = clickhouse_connect.get_client(host="127.0.0.1", port=first.port, database="posthog")
+        assert first.zookeeper
+        system = ClusterSystem(connection, client, {}, "posthog", uri, replicas=replicas, zookeeper=first.zookeeper)
+        system.lead_to(first, monkeypatch)
         yield system
         for opened in system.opened:
             opened.close()
@@ -130,17 +129,17 @@ def reached(system: ClusterSystem, query: str, count: int = 1) -> Callable[[], b
 
 def freeze_keeper(system: ClusterSystem) -> None:
     """For longer than its sessions last."""
-    system.cluster.zookeeper.freeze()
+    system.zookeeper.freeze()
     time.sleep(25)
-    system.cluster.zookeeper.thaw()
+    system.zookeeper.thaw()
 
 
 def flicker_keeper(system: ClusterSystem) -> None:
     """Sessions end and begin anew, again and again."""
     for _ in range(3):
-        system.cluster.zookeeper.freeze()
+        system.zookeeper.freeze()
         time.sleep(11)
-        system.cluster.zookeeper.thaw()
+        system.zookeeper.thaw()
         time.sleep(4)
 
 
@@ -248,12 +247,12 @@ def test_a_run_that_goes_on_through_the_other_replica(system: ClusterSystem, mon
         for table in Table:
             client.command(f"SYSTEM DROP REPLICA 'r1-01' FROM TABLE {table}")
     assert system.run(**CONF).state == "success"
-    system.cluster.replicas.remove(first)
+    system.replicas.remove(first)
     finished(system)
 
 
 def test_a_replica_that_keeper_lost_is_told_with_its_remedy(system: ClusterSystem) -> None:
-    zookeeper, first = system.cluster.zookeeper, system.replicas[0]
+    zookeeper, first = system.zookeeper, system.replicas[0]
     zookeeper.kill()
     shutil.rmtree(zookeeper.directory / "data")
     zookeeper.start()
