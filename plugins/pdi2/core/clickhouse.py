@@ -13,7 +13,7 @@ from typing import Any
 
 from clickhouse_connect.driver.binding import format_query_value
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 
 from pdi2 import sql
 from pdi2.core.failures import describe
@@ -179,7 +179,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         """
         try:
             yield
-        except ClickHouseError as error:
+        except Error as error:
             if error.code is None:
                 try:
                     self.kill()

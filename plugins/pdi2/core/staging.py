@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import Reaction, describe, reaction
@@ -64,7 +64,7 @@ def tables_for(warehouse: Warehouse, piece: Slice | Teams, rows: int) -> Iterato
     partitioned; the log says so.
     """
     name = f"{NEW_TABLE}_staging_{piece.ids[0]}".replace("-", "minus_")
-    helpers = [f"{name}_{helper}" for helper in ("ids", "set", "latest", "rows")]
+    helpers = (f"{name}_ids", f"{name}_set", f"{name}_latest", f"{name}_rows")
     tables = Tables(NEW_TABLE, *helpers)
     if rows > SMALL_ROWS:
         tables = _staged(warehouse, Tables(name, *helpers)) or tables
@@ -110,7 +110,7 @@ def waiting(warehouse: Warehouse, tables: Tables) -> tuple[int, int]:
     return rows, parts
 
 
-def hand_over(warehouse: Warehouse, tables: Tables) -> ClickHouseError | None:
+def hand_over(warehouse: Warehouse, tables: Tables) -> Error | None:
     """What waits in the staging table is the new table's too from now on, at once and whole.
 
     Returns why not every active replica has it by then, if it may be theirs all the same: whether it is here must be
@@ -120,7 +120,7 @@ def hand_over(warehouse: Warehouse, tables: Tables) -> ClickHouseError | None:
         return None
     try:
         warehouse.define("staging_attach_everywhere" if tables.stamp else "staging_attach", tables.parameters)
-    except ClickHouseError as error:
+    except Error as error:
         if error.code not in OTHERS_FOLLOW:
             raise
         log.warning("Of what is copied, the other replicas do not have all yet: %s", describe(error))

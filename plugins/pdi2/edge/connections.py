@@ -24,7 +24,8 @@ from pdi2.core.settings import SCHEMA, Settings
 CLICKHOUSE = "posthog_clickhouse"
 POSTGRES = "posthog_postgres"
 PUT_OFF_SECONDS = 60
-"""Until a task that waits looks again; its worker slot is free meanwhile, and it uses up no try."""
+"""How long a task leaves its worker slot to others while the server is busy, a replica away or the migration paused: no
+try of Airflow's is used up."""
 log = logging.getLogger(__name__)
 
 

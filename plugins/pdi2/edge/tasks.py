@@ -17,14 +17,22 @@ from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipExcept
 from pdi2.core import certificate, dual_writes, gate, payoff, planning, reporting
 from pdi2.core import preflight as checks
 from pdi2.core.copying import copy_team, copy_together
-from pdi2.core.failures import WaitError, describe
+from pdi2.core.failures import describe, waits
 from pdi2.core.pressure import wait_while_paused
 from pdi2.core.settings import Settings, SettingsError
 from pdi2.core.slices import named
 from pdi2.core.staging import forget_all
 from pdi2.core.verifying import verify_team, verify_together
 from pdi2.edge import POOL, certificates
-from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, reach
+from pdi2.edge.connections import (
+    PUT_OFF_SECONDS,
+    Workbench,
+    current_settings,
+    open_ledger,
+    open_warehouse,
+    opened,
+    reach,
+)
 from pdi2.edge.retries import RETRIES, RetryWhatHelps, raise_together
 
 log = logging.getLogger(__name__)
@@ -35,9 +43,6 @@ FOLLOWED_BY: dict[checks.Verdict, str | list[str]] = {
     checks.Verdict.STOP_OLD_WRITES: "stop_old_writes",
     checks.Verdict.NOTHING: [],
 }
-PUT_OFF_SECONDS = 60
-"""How long a task leaves its worker slot to others while the server is busy or the migration paused: no try of
-Airflow's is used up."""
 NEW_TABLE = Asset("person_distinct_id2")
 """Updated at the switch and never before; its event carries the certificate."""
 TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
@@ -235,10 +240,10 @@ def _each_team(
     What waits is put off only where nothing failed.
     """
     failures: list[Exception] = []
-    waits = False
+    put_off = False
 
     def work(team_ids: list[int]) -> list[int]:
-        nonlocal waits
+        nonlocal put_off
         try:
             with opened(f"{purpose} {named(team_ids)}") as bench:
                 # Airflow calls on_kill of the task when it is killed: no orphan may go on in ClickHouse.
@@ -246,9 +251,8 @@ def _each_team(
                 if len(team_ids) > 1:
                     return together(bench, team_ids)
                 _with_team(bench, team_ids[0], alone)
-        except WaitError as wait:
-            log.warning("%s", wait)
-            waits = True
+        except AirflowRescheduleException:
+            put_off = True
         except Exception as error:
             failures.append(error)
         return []
@@ -257,7 +261,7 @@ def _each_team(
     for team_id in work(left) if len(left) > 1 else left:
         work([team_id])
     raise_together(failures)
-    if waits:
+    if put_off:
         raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
 
 
@@ -265,9 +269,7 @@ def _with_team(bench: Workbench, team_id: int, work: Callable[[Workbench, int], 
     try:
         wait_while_paused(bench.ledger, [team_id])
         work(bench, team_id)
-    except WaitError:
-        raise
     except Exception as error:
-        if not bench.ledger.connection.closed:
+        if not bench.ledger.connection.closed and not waits(error):
             bench.ledger.set_failed([team_id], describe(error))
         raise
