@@ -27,20 +27,21 @@ venv: .venv/installed ## Create .venv with everything that requirements.lock pin
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
-demo: venv ## Watch a whole migration on this machine (ROWS=1000000)
-	$(BIN)/python -m demo run $(if $(ROWS),--rows $(ROWS))
+demo: venv $(if $(REPLICAS),zookeeper) ## Watch a whole migration on this machine (ROWS=1000000 REPLICAS=2)
+	$(BIN)/python -m demo run $(if $(ROWS),--rows $(ROWS)) $(if $(REPLICAS),--replicas $(REPLICAS))
 
-up: venv ## Airflow's UI on a seeded system, on this machine, until Ctrl-C
-	exec $(BIN)/python -m demo up
+up: venv $(if $(REPLICAS),zookeeper) ## Airflow's UI on a seeded system, on this machine, until Ctrl-C (REPLICAS=2)
+	exec $(BIN)/python -m demo up $(if $(REPLICAS),--replicas $(REPLICAS))
 
 compose-env: ## Write .env with new secrets, for docker compose up
 	$(PYTHON) -m demo.compose_env
 
-bench: venv ## Measure the copy against PostHog's statement and a plain one (SIZE=60M for one size)
+bench: venv zookeeper ## Measure the copy against PostHog's statement and a plain one (SIZE=60M for one size)
 	PYTHONPATH=plugins $(BIN)/python -m bench $(if $(SIZE),--size $(SIZE))
 
-soak: venv ## Migrate under traffic and faults for ten minutes (SEED=1 SECONDS=600)
-	$(BIN)/python -m demo soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
+soak: venv $(if $(REPLICAS),zookeeper) ## Migrate under traffic and faults for ten minutes (SEED=1 SECONDS=600 REPLICAS=2)
+	$(BIN)/python -m demo soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(REPLICAS),--replicas $(REPLICAS))
 
 bench-scale: venv ## Migrate 5M rows of 100 and of 10,000 teams through Airflow's scheduler, and say what it cost
 	PYTHONPATH=plugins $(BIN)/python -m bench.scale

@@ -81,6 +81,7 @@ class Server:
             [sys.executable, "-c", "from demo.clickhouse_server import serve_parent; serve_parent()"],
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # an engine with a log says there where that is
             text=True,
             start_new_session=True,
         )
