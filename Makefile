@@ -17,7 +17,7 @@ SOURCES := bench dags plugins demo tests
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 
 .PRECIOUS: .venv-matrix/airflow-%/installed .venv-matrix/%/installed .venv-matrix/postgres-%/package.json
-.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-airflow test-matrix test-postgres test-ui screenshots lint lock clean
+.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-airflow test-cluster test-matrix test-postgres test-ui zookeeper screenshots lint lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,20 +31,21 @@ venv: .venv/installed ## Create .venv with everything that requirements.lock pin
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
-demo: venv ## Watch a whole migration on this machine (ROWS=1000000)
-	$(BIN)/python -m demo run $(if $(ROWS),--rows $(ROWS))
+demo: venv $(if $(REPLICAS),zookeeper) ## Watch a whole migration on this machine (ROWS=1000000 REPLICAS=2)
+	$(BIN)/python -m demo run $(if $(ROWS),--rows $(ROWS)) $(if $(REPLICAS),--replicas $(REPLICAS))
 
-up: venv ## Airflow's UI on a seeded system, on this machine, until Ctrl-C
-	exec $(BIN)/python -m demo up
+up: venv $(if $(REPLICAS),zookeeper) ## Airflow's UI on a seeded system, on this machine, until Ctrl-C (REPLICAS=2)
+	exec $(BIN)/python -m demo up $(if $(REPLICAS),--replicas $(REPLICAS))
 
 compose-env: ## Write .env with new secrets, for docker compose up
 	$(PYTHON) -m demo.compose_env
 
-bench: venv ## Measure the copy against PostHog's statement and a plain one (SIZE=60M for one size)
+bench: venv zookeeper ## Measure the copy against PostHog's statement and a plain one (SIZE=60M for one size)
 	PYTHONPATH=plugins $(BIN)/python -m bench $(if $(SIZE),--size $(SIZE))
 
-soak: venv ## Migrate under traffic and faults for ten minutes (SEED=1 SECONDS=600)
-	$(BIN)/python -m demo soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
+soak: venv $(if $(REPLICAS),zookeeper) ## Migrate under traffic and faults for ten minutes (SEED=1 SECONDS=600 REPLICAS=2)
+	$(BIN)/python -m demo soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) \
+		$(if $(REPLICAS),--replicas $(REPLICAS))
 
 bench-scale: venv ## Migrate 5M rows of 100 and of 10,000 teams through Airflow's scheduler, and say what it cost
 	PYTHONPATH=plugins $(BIN)/python -m bench.scale
@@ -56,10 +57,17 @@ test: venv ## Run every test but those marked chaos
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-chaos: venv ## Run every test, those that break the engines and the run included
-	$(BIN)/python -m pytest -n 2 -m "not ui"
+	$(BIN)/python -m pytest -n 2 -m "not ui and not cluster"
+
+test-cluster: venv zookeeper ## Run migrations on replicas and a ZooKeeper that are killed, frozen and cut off
+	$(BIN)/python -m pytest -m cluster tests/test_real_cluster.py
+
+zookeeper:
+	test -e /usr/share/java/zookeeper.jar \
+		|| (apt-get update && apt-get install --yes --no-install-recommends zookeeper default-jre-headless)
 
 test-fast: venv ## Run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not ui"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not ui and not cluster"
 
 screenshots: venv ## Take the README's pictures from a real migration in Chromium
 	$(BIN)/python -m demo screenshots

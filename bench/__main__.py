@@ -86,6 +86,11 @@ class Bench:
         self.root.command(f"CREATE DATABASE {self.database}")
         with self.connect() as client:
             create_clickhouse(client)
+        self.fill(rows, complex_percent)
+        self.server.create_database(self.database)
+
+    def fill(self, rows: int, complex_percent: float) -> None:
+        with self.connect() as client:
             client.command("ALTER TABLE person_distinct_id MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
             ids = round(rows / (1 + complex_percent / 100 * 1.2))
             for part in range(PARTS):
@@ -93,13 +98,12 @@ class Bench:
                 chunk = {"first": ids * part // PARTS, "ids": ids // PARTS}
                 client.command(SEED, parameters=parameters | chunk)
             self.rows = client.query("SELECT count() FROM person_distinct_id").result_rows[0][0]
-        self.server.create_database(self.database)
 
     def connect(self) -> Client:
         return clickhouse_connect.get_client(interface="chdb", path=self.path, database=self.database)
 
-    def take_turns(self, sides: list[Side]) -> None:
-        for _ in range(self.runs):
+    def take_turns(self, sides: list[Side], runs: int | None = None) -> None:
+        for _ in range(runs or self.runs):
             for side in sides:
                 self.quiet()
                 with Warehouse(self.connect, side.name, side.memory) as warehouse:
@@ -194,11 +198,17 @@ def _table(lines: list[dict[str, object]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--size", help="a team of so many rows only, such as 60M")
+    parser.add_argument("--replicas", action="store_true", help="two replicas only; nothing is written to results.md")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="pdi2-bench-"))
     try:
         with embedded.running(directory / "postgres") as server:
+            from bench.replicated import on_two_replicas
+
+            if options.replicas:
+                print(on_two_replicas(directory, server, options.runs))
+                return
             bench = Bench(directory, server, options.runs)
             if options.size:
                 size = round(float(options.size.rstrip("Mm")) * MILLION)
@@ -211,6 +221,7 @@ def main() -> None:
                     "Share of complex ids": against_others(bench, shares),
                     "Size of the ranges": vary_ranges(bench, 5 * MILLION),
                     "Half the memory": halve_memory(bench, 12 * MILLION),
+                    "Two replicas": on_two_replicas(directory, server, options.runs),
                 }
             bench.root.close()
     finally:

@@ -17,6 +17,7 @@ def main() -> int:
     run.add_argument("--teams", type=int, default=40)
     run.add_argument("--seed", type=int, default=1, help="the same seed gives the same data")
     run.add_argument("--directory", type=Path, default=Path(".demo"), help="made anew each time")
+    run.add_argument("--replicas", type=int, default=1, help="of ClickHouse; several need Debian's zookeeper")
 
     up = commands.add_parser("up", help="Airflow with its UI on everything it needs, until Ctrl-C (make up)")
     up.add_argument("--rows", type=int, default=300_000)
@@ -25,6 +26,7 @@ def main() -> int:
     up.add_argument("--port", type=int, default=8080, help="of Airflow, on 127.0.0.1")
     up.add_argument("--rate", type=float, default=5, help="changes a second that the application makes; 0: none")
     up.add_argument("--zipf", action="store_true", help="sizes of teams follow Zipf's law; else one team has half")
+    up.add_argument("--replicas", type=int, default=1, help="of ClickHouse; several need Debian's zookeeper")
 
     seed = commands.add_parser(
         "seed", help="create the application's tables and fill them, once",
@@ -74,6 +76,7 @@ def main() -> int:
     soak.add_argument("--teams", type=int, default=40)
     soak.add_argument("--rows", type=int, default=1_000_000)
     soak.add_argument("--fault-every", type=float, default=20, metavar="SECONDS")
+    soak.add_argument("--replicas", type=int, default=1, help="of ClickHouse; several need Debian's zookeeper")
     soak.add_argument("--directory", type=Path, default=Path(".demo-soak"), help="made anew each time")
 
     options = vars(parser.parse_args())

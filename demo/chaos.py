@@ -5,11 +5,13 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from demo.clickhouse_server import Server
+from demo.cluster import Replica
 from demo.postgres import Postgres
 
 STATEMENTS = {
@@ -35,6 +37,11 @@ MISBEHAVIOURS: dict[str, dict[str, Any]] = {
 }
 DIES, RESTARTS, KILLED = "ClickHouse dies and comes back", "Postgres restarts", "the run is killed"
 KINDS = [*MISBEHAVIOURS, DIES, RESTARTS, KILLED]
+OTHER_DIES, OTHER_FREEZES = "the other replica dies and comes back", "the other replica freezes"
+KEEPER_FREEZES, REFUSED = "Keeper freezes", "no replica sends its parts"
+OF_REPLICAS = [OTHER_DIES, OTHER_FREEZES, KEEPER_FREEZES, REFUSED]
+LONGER = 6
+"""Times the seconds: ClickHouse waits 10 s for Keeper before it ends the session."""
 WAIT_SECONDS = 5.0
 """For a statement at which ClickHouse is to die; then it is killed between two."""
 
@@ -45,6 +52,7 @@ class Scene:
 
     postgres: Postgres
     clickhouse: Server
+    others: Sequence[Replica] = ()
     run: subprocess.Popen[bytes] | None = None
     """Airflow's, leader of a process group of its own."""
 
@@ -60,6 +68,8 @@ class Mishap:
         match self.kind:
             case "the run is killed":
                 return f"{self.kind} (SIGKILL)"
+            case kind if kind in OF_REPLICAS:
+                return f"{kind} (for {self.seconds * LONGER:.0f} s)"
             case "Postgres restarts":
                 return f"{self.kind} (away for {self.seconds} s)"
             case "ClickHouse dies and comes back":
@@ -72,6 +82,8 @@ class Mishap:
         """What is known of its effect at once; `met` tells what statements it hit."""
         if self.kind == KILLED:
             return kill(scene)
+        if self.kind in OF_REPLICAS:
+            return _strike_replicas(self.kind, scene, self.seconds * LONGER)
         if self.kind == RESTARTS:
             scene.postgres.stop()
             time.sleep(self.seconds)
@@ -84,12 +96,13 @@ class Mishap:
         return ""
 
 
-def drawn(seed: int, count: int) -> list[Mishap]:
+def drawn(seed: int, count: int, *, replicas: bool = False) -> list[Mishap]:
     """Every kind comes before one comes again. The same for the same seed."""
     chance = random.Random(seed)
     kinds: list[str] = []
+    known = KINDS + (OF_REPLICAS if replicas else [])
     while len(kinds) < count:
-        kinds += chance.sample(KINDS, len(KINDS))
+        kinds += chance.sample(known, len(known))
     return [
         Mishap(
             kind,
@@ -114,6 +127,22 @@ def kill(scene: Scene) -> str:
     os.killpg(scene.run.pid, signal.SIGKILL)
     scene.run.wait()
     return "the run is dead"
+
+
+def _strike_replicas(kind: str, scene: Scene, seconds: float) -> str:
+    [other, *_] = scene.others
+    keeper = other.zookeeper
+    assert keeper
+    begin, end = {
+        OTHER_DIES: (other.kill, other.start),
+        OTHER_FREEZES: (other.freeze, other.thaw),
+        KEEPER_FREEZES: (keeper.freeze, keeper.thaw),
+        REFUSED: (lambda: other.exchange(refuse=True), lambda: other.exchange(refuse=False)),
+    }[kind]
+    begin()
+    time.sleep(seconds)
+    end()
+    return f"for {seconds:.0f} s"
 
 
 def _die(scene: Scene, where: dict[str, Any], seconds: float) -> str:

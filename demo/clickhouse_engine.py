@@ -46,11 +46,13 @@ AS_CLIENTS_KNOW_THEM = (
 CONFIG = """<clickhouse>
     <max_server_memory_usage>{memory}</max_server_memory_usage>
     <query_log><database>system</database><table>query_log</table></query_log>
-    <remote_servers><posthog>
-        <shard><replica><host>127.0.0.1</host><port>1</port></replica></shard>
-        <shard><replica><host>127.0.0.1</host><port>1</port></replica></shard>
-    </posthog></remote_servers>
+    {more}
 </clickhouse>"""
+SHARDS = """<remote_servers><posthog>
+        <shard><replica><host>127.0.0.1</host><port>1</port></replica></shard>
+        <shard><replica><host>127.0.0.1</host><port>1</port></replica></shard>
+    </posthog></remote_servers>"""
+"""A cluster of two shards, neither of which is there."""
 
 
 class ServerError(Exception):
@@ -88,15 +90,17 @@ class Session:
 
 
 class Engine:
-    def __init__(self, path: Path, max_memory: int = 0) -> None:
-        """`max_memory` is the server's limit, whose errors begin with "(total)"; 0 is the engine's own."""
+    def __init__(self, path: Path, max_memory: int = 0, more: str = SHARDS) -> None:
+        """`max_memory` is the server's limit, whose errors begin with "(total)"; 0 is the engine's own. `more` is
+        ClickHouse's configuration.
+        """
         path.mkdir(parents=True, exist_ok=True)
         self.path = str(path.resolve())
         self.sessions: dict[str, Session] = {}
         self.running: dict[str, Query] = {}
         self.lock = threading.Lock()
         with tempfile.NamedTemporaryFile("w", suffix=".xml") as config:
-            config.write(CONFIG.format(memory=max_memory))
+            config.write(CONFIG.format(memory=max_memory, more=more))
             config.flush()
             self.first = chdb.connect(f"{self.path}?config-file={config.name}")
         self.version, self.timezone = self.ask("SELECT version(), timezone()")[0]

@@ -27,14 +27,25 @@ def serve(
     password: str = "",
     faults_token: str = "",
     max_memory: int = 0,
+    replica: dict[str, Any] | None = None,
 ) -> None:
-    """Serve the engine in `path` until SIGINT or SIGTERM; `max_memory` is the server's limit in bytes."""
+    """Serve the engine in `path` until SIGINT or SIGTERM; `max_memory` is the server's limit in bytes.
+
+    With `replica` it is one of a cluster: what demo.cluster.engine takes.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    engine = Engine(Path(path), max_memory)
+    if replica:
+        from demo import cluster
+
+        engine = cluster.engine(Path(path), max_memory, **replica)
+    else:
+        engine = Engine(Path(path), max_memory)
     try:
         with suppress(KeyboardInterrupt):
             Front(engine, port, user, password, faults_token).http.run()
     finally:
+        if replica:
+            os._exit(0)  # an engine whose tables are replicated may hang as it closes
         engine.close()
 
 
@@ -66,23 +77,27 @@ class Server:
         if not self.port:
             with socket.create_server(("127.0.0.1", 0)) as free:
                 self.port = free.getsockname()[1]
-        names = ("port", "user", "password", "faults_token", "max_memory")
-        options = {name: getattr(self, name) for name in names} | {"path": str(self.path.resolve())}
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from demo.clickhouse_server import serve_parent; serve_parent()"],
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # an engine with a log says there where that is
             text=True,
             start_new_session=True,
         )
         assert self.process.stdin
-        print(json.dumps(options), file=self.process.stdin, flush=True)  # arguments are for all to see
+        print(json.dumps(self.options()), file=self.process.stdin, flush=True)  # arguments are for all to see
         deadline = time.monotonic() + 30
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()
                 raise RuntimeError(f"no demo ClickHouse server on port {self.port}: its output, above, says why")
             time.sleep(0.02)
+
+    def options(self) -> dict[str, Any]:
+        """Of `serve`."""
+        names = ("port", "user", "password", "faults_token", "max_memory")
+        return {name: getattr(self, name) for name in names} | {"path": str(self.path.resolve())}
 
     def answers(self) -> bool:
         try:

@@ -1,5 +1,6 @@
 """PostHog's tables, as far as the migration touches them, in both engines."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import psycopg
 from clickhouse_connect.driver.client import Client
 
 MIGRATION = "0003_fill_person_distinct_id2"
+KEEPER_PATH = "/clickhouse/tables/noshard/posthog"
+"""That, a dot and the table's name is PostHog's path, and its replica '{replica}-{shard}': with CLICKHOUSE_REPLICATION
+in posthog/clickhouse/table_engines.py of 1.31 to 1.33."""
 
 
 class Table(StrEnum):
@@ -35,10 +39,19 @@ def create_postgres(postgres: psycopg.Connection, *, migration_row: bool = True)
             )
 
 
-def create_clickhouse(clickhouse: Client, later: bool = False) -> None:
-    """Create the two tables in the client's database: as PostHog 1.31 to 1.33 does, or as `later` releases do."""
-    clickhouse.command(sql(Table.OLD))
-    clickhouse.command(sql(f"{Table.NEW}_later" if later else Table.NEW))
+def create_clickhouse(
+    clickhouse: Client, later: bool = False, *, keeper_path: str = "", replica: str = "{replica}-{shard}"
+) -> None:
+    """Create the two tables in the client's database: as PostHog 1.31 to 1.33 does, or as `later` releases do.
+
+    With a path in Keeper each is a replica of the table there: at PostHog's, KEEPER_PATH, of that name.
+    """
+    for table in Table:
+        definition = sql(f"{table}_later" if later and table is Table.NEW else table)
+        if keeper_path:
+            place = rf"ENGINE = Replicated\1('{keeper_path}.{table}', '{replica}', "
+            definition = re.sub(r"ENGINE = (\w+)\(", place, definition)
+        clickhouse.command(definition)
 
 
 def add_team(postgres: psycopg.Connection, team_id: int) -> None:

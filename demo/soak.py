@@ -17,11 +17,11 @@ import clickhouse_connect
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from demo import airflow, clickhouse_server, traffic
+from demo import airflow, cluster, traffic
 from demo import postgres as embedded
 from demo.chaos import Mishap, Scene, drawn, kill, met
 from demo.reader import team_in, truth_of
-from demo.schema import MIGRATION, Table, create_clickhouse, create_postgres
+from demo.schema import MIGRATION, Table, create_postgres
 from demo.seed import seed as fill
 from demo.switches import WRITES
 
@@ -185,17 +185,27 @@ class Soak:
 
 
 def run(
-    *, seed: int, seconds: float, rate: float, writers: int, teams: int, rows: int, fault_every: float, directory: Path
+    *,
+    seed: int,
+    seconds: float,
+    rate: float,
+    writers: int,
+    teams: int,
+    rows: int,
+    fault_every: float,
+    replicas: int,
+    directory: Path,
 ) -> int:
     """Returns 0 if nobody read a wrong person, the new table equals Postgres, and the migration is finished."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    mishaps = drawn(seed, int(seconds // fault_every))
+    mishaps = drawn(seed, int(seconds // fault_every), replicas=replicas > 1)
     console.print(f"Seed {seed}: {len(mishaps)} faults in {seconds:g} s")
     with (
         embedded.running(directory / "postgres") as postgres,
-        clickhouse_server.running(directory / "clickhouse", faults_token=secrets.token_urlsafe()) as clickhouse,
+        cluster.servers(directory / "clickhouse", replicas, faults_token=secrets.token_urlsafe()) as servers,
     ):
+        clickhouse, *others = servers
         address: dict[str, Any] = {"host": "127.0.0.1", "port": clickhouse.port}
         team_ids = _prepare(postgres, address, rows, teams, seed)
         environment = airflow.environment(
@@ -206,20 +216,25 @@ def run(
         log = directory / "airflow.log"
         with log.open("wb") as output:
             subprocess.run(["airflow", "db", "migrate"], env=environment, stdout=output, stderr=output, check=True)
-        with traffic.running(postgres.uri("posthog"), clickhouse.port, rate=rate, writers=writers, seed=seed) as live:
-            soak = Soak(Scene(postgres, clickhouse), environment, log, live, seconds)
+        with traffic.running(postgres.uri("posthog"), servers[-1].port, rate=rate, writers=writers, seed=seed) as live:
+            soak = Soak(Scene(postgres, clickhouse, others), environment, log, live, seconds)
             try:
                 soak.go_on(mishaps, fault_every)
             finally:
                 kill(soak.scene)
             summary = live.end()
-        with postgres.connect("posthog") as application, clickhouse_connect.get_client(**address) as client:
-            disagreeing = [
-                (team_id, distinct_id)
-                for team_id in team_ids
-                for distinct_id, _ in team_in(client, Table.NEW, team_id).items()
-                ^ truth_of(application, team_id).items()
-            ]
+        disagreeing = []
+        with postgres.connect("posthog") as application:
+            for server in servers:
+                with clickhouse_connect.get_client(host="127.0.0.1", port=server.port) as client:
+                    if others:
+                        client.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+                    disagreeing += [
+                        (team_id, distinct_id)
+                        for team_id in team_ids
+                        for distinct_id, _ in team_in(client, Table.NEW, team_id).items()
+                        ^ truth_of(application, team_id).items()
+                    ]
         return _judge(soak, summary, disagreeing)
 
 
@@ -233,7 +248,6 @@ def _prepare(
         console.status(f"Seeding about {rows:,} rows of {teams} teams"),
     ):
         create_postgres(application)
-        create_clickhouse(client)
         return fill(application, client, rows=rows, teams=teams, seed=seed).team_ids
 
 

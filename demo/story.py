@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
-from demo import airflow
+from demo import airflow, cluster
 from demo import postgres as embedded
 from demo.reader import seconds_to_count_persons, team_in, truth_of
-from demo.schema import Table, create_clickhouse, create_postgres
+from demo.schema import Table, create_postgres
 from demo.seed import Seeded, seed
 
 CONF = {"settle_seconds": 4, "read_cache_seconds": 2}
@@ -38,18 +38,21 @@ STEPS = {
 }
 
 
-def tell(rows: int, teams: int, seed: int, directory: Path) -> int:
+def tell(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> int:
     """Returns 0 if everything is as it should be at the end, 1 if not."""
     started = time.monotonic()
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    engine: dict[str, Any] = {"interface": "chdb", "path": str((directory / "clickhouse").resolve())}
-    with embedded.running(directory / "postgres") as server:
+    with (
+        embedded.running(directory / "postgres") as server,
+        cluster.servers(directory / "clickhouse", replicas) as servers,
+    ):
+        engine: dict[str, Any] = {"host": "127.0.0.1", "port": servers[0].port}
         server.create_database("posthog")
         environment = airflow.environment(
             directory / "airflow",
             server.airflow_connection("posthog"),
-            {"conn_type": "clickhouse", "extra": {"client_kwargs": engine}},
+            {"conn_type": "clickhouse", "login": "default", **engine},
         )
         log = directory / "airflow.log"
         with log.open("wb") as output, server.connect("posthog") as postgres:
@@ -64,6 +67,11 @@ def tell(rows: int, teams: int, seed: int, directory: Path) -> int:
             code = _watch(subprocess.Popen(command, env=environment, stdout=output, stderr=output), postgres)
             with clickhouse_connect.get_client(**engine) as clickhouse:
                 wrong = _report(postgres, clickhouse, seeded, time.monotonic() - started)
+            for other in servers[1:]:
+                with clickhouse_connect.get_client(host="127.0.0.1", port=other.port) as clickhouse:
+                    clickhouse.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+                    if ids := sum(_disagreements(postgres, clickhouse, team_id) for team_id in seeded.team_ids):
+                        wrong.append(f"{ids:,} ids of the new table disagree with Postgres on the other replica")
     if code:
         wrong.append(f"Airflow ended with exit code {code}; see {log}")
     for problem in wrong:
@@ -73,7 +81,6 @@ def tell(rows: int, teams: int, seed: int, directory: Path) -> int:
 
 def _prepare(postgres: psycopg.Connection, clickhouse: Client, rows: int, teams: int, number: int) -> Seeded:
     create_postgres(postgres)
-    create_clickhouse(clickhouse)
     with console.status(f"Seeding about {rows:,} rows of {teams} teams into ClickHouse and Postgres"):
         began = time.monotonic()
         seeded = seed(postgres, clickhouse, rows=rows, teams=teams, seed=number)

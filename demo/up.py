@@ -17,9 +17,9 @@ from typing import Any
 import clickhouse_connect
 from rich.console import Console
 
-from demo import airflow, clickhouse_server, traffic
+from demo import airflow, cluster, traffic
 from demo import postgres as embedded
-from demo.schema import create_clickhouse, create_postgres
+from demo.schema import create_postgres
 from demo.seed import seed
 
 READY_WITHIN_SECONDS = 600
@@ -27,15 +27,16 @@ STOPPED_WITHIN_SECONDS = 20
 console = Console(highlight=False)
 
 
-def run(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bool) -> int:
+def run(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bool, replicas: int) -> int:
     """Serves until Ctrl-C; returns 1 if Airflow does not start or ends by itself."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     password, clickhouse_password = secrets.token_urlsafe(12), secrets.token_urlsafe(24)
     with (
         embedded.running(directory / "postgres") as postgres,
-        clickhouse_server.running(directory / "clickhouse", password=clickhouse_password) as clickhouse,
+        cluster.servers(directory / "clickhouse", replicas, password=clickhouse_password) as servers,
     ):
+        clickhouse = servers[0]
         connection: dict[str, Any] = {"host": "127.0.0.1", "port": clickhouse.port}
         for database in ("airflow", "posthog"):
             postgres.create_database(database)
@@ -45,7 +46,6 @@ def run(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bo
             console.status(f"Seeding about {rows:,} rows of {teams} teams"),
         ):
             create_postgres(application)
-            create_clickhouse(client)
             seed(application, client, rows=rows, teams=teams, zipf=zipf)
         environment = airflow.environment(
             directory / "airflow",
@@ -58,7 +58,7 @@ def run(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bo
             standalone = subprocess.Popen(
                 ["airflow", "standalone"], env=environment, stdout=output, stderr=output, start_new_session=True
             )
-            live = traffic.running(postgres.uri("posthog"), clickhouse.port, clickhouse_password, rate=rate)
+            live = traffic.running(postgres.uri("posthog"), servers[-1].port, clickhouse_password, rate=rate)
             try:
                 return _serve(standalone, live if rate else nullcontext(), rate, port, password, log)
             finally:

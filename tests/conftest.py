@@ -40,7 +40,7 @@ from pdi2.core.clickhouse import Warehouse  # noqa: E402
 from pdi2.core.ledger import Ledger, Team  # noqa: E402
 from pdi2.core.settings import Settings  # noqa: E402
 
-from demo import clickhouse_server, reader, schema  # noqa: E402
+from demo import clickhouse_server, cluster, cluster_engine, reader, schema  # noqa: E402
 from demo import postgres as embedded  # noqa: E402
 from demo.switches import Switches as ApplicationSwitches  # noqa: E402
 from demo.writer import Writer  # noqa: E402
@@ -238,6 +238,59 @@ def system(
             opened.close()
     clickhouse.command(f"DROP DATABASE {database} SYNC")
     clickhouse.close()
+
+
+@dataclass(kw_only=True)
+class ReplicatedSystem(System):
+    """The same on replicated tables: `clickhouse` and Airflow's connection lead to the first replica."""
+
+    replicas: list[Client]
+    server: cluster.Replica
+    """The process of all of them."""
+
+
+@pytest.fixture(scope="session")
+def replica_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster.Replica]:
+    replica = cluster.Replica(tmp_path_factory.mktemp("replicas") / "clickhouse", faults_token="for tests")
+    replica.start()
+    yield replica
+    replica.kill()
+
+
+@pytest.fixture
+def replicated(
+    request: pytest.FixtureRequest, postgres_server: embedded.Postgres, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ReplicatedSystem]:
+    """Three replicas of empty tables in one process, by ClickHouse's TestKeeper."""
+    if reason := f"PDI2_ENGINE is {ENGINE}" if ENGINE else cluster_engine.unknown():
+        pytest.skip(f"{request.node.name} needs replicas: {reason}")
+    server: cluster.Replica = request.getfixturevalue("replica_server")
+    address = {"host": "127.0.0.1", "port": server.port}
+    database = f"replicated_{next(DATABASE_NUMBERS)}"
+    postgres_server.create_database(database, template="posthog_template")
+    replicas = []
+    for name in ("r1", "r2", "r3"):
+        with clickhouse_connect.get_client(**address) as client:
+            client.command(f"CREATE DATABASE {database}_{name}")
+        replicas.append(clickhouse_connect.get_client(**address, database=f"{database}_{name}"))
+        path = f"/clickhouse/tables/noshard/{database}"
+        schema.create_clickhouse(replicas[-1], keeper_path=path, replica=f"{name}-01")
+    here = f"{database}_r1"
+    connection = {"conn_type": "clickhouse", **address, "login": "default", "schema": here}
+    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_CLICKHOUSE", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(postgres_server.airflow_connection(database)))
+    with postgres_server.connect(database) as connection:
+        uri = postgres_server.uri(database)
+        yield (
+            system := ReplicatedSystem(connection, replicas[0], address, here, uri, replicas=replicas, server=server)
+        )
+        for opened in system.opened:
+            opened.close()
+    server.inject()
+    server.exchange(refuse=False, delay=0)
+    for client in replicas:
+        client.command(f"DROP DATABASE {client.database} SYNC")
+        client.close()
 
 
 @pytest.fixture(scope="session")

@@ -69,8 +69,9 @@ LOCAL = [
     """,
     """
     CREATE TABLE system.replicas
-        (database String, table String, is_readonly UInt8, active_replicas UInt8, total_replicas UInt8,
-         absolute_delay UInt64)
+        (database String, table String, zookeeper_path String, replica_name String, is_readonly UInt8,
+         is_session_expired UInt8, active_replicas UInt8, total_replicas UInt8, replica_is_active Map(String, UInt8),
+         absolute_delay UInt64, queue_size UInt32, last_queue_update_exception String, zookeeper_exception String)
     ENGINE = Memory
     """,
     "CREATE TABLE system.clusters (cluster String, shard_num UInt32) ENGINE = Memory",

@@ -1,11 +1,13 @@
-"""Replicas and shards, as far as one engine without Keeper can tell: statements parsed, messages, settings at work."""
+"""Replicas and shards on one engine, with TestKeeper where they replicate: what is told, waited for and refused."""
 
 import re
 import socket
 import socketserver
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,20 @@ from typing import Any
 import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
-from conftest import System
+from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
+from conftest import ReplicatedSystem, System
 from pdi2 import sql
-from pdi2.core import cluster
+from pdi2.core import cluster, gate, pressure, replicas
 from pdi2.core.clickhouse import CONSISTENT, IN_MEMORY, LOOKS, Warehouse, spilling
 from pdi2.core.clickhouse_checks import TABLES
+from pdi2.core.copying import copy_team
+from pdi2.core.failures import Reaction, WaitError, reaction, waits
+from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
-from stories import ALICE, TEAM, insert_new, rows_of
+from pdi2.core.verifying import verify_team
+from stories import ALICE, NO_WAIT, TEAM, enable, event, insert_new, insert_old, insert_truth, plan, rows_of, seen
 
-from demo import schema
+from demo import reader, schema
 from demo.clickhouse_server import running
 from demo.schema import Table
 
@@ -33,8 +40,8 @@ REPLICATED = "'/clickhouse/tables/noshard/posthog.{table}', '{{replica}}-{{shard
 
 @pytest.mark.parametrize("name", [name for name in STATEMENTS if name not in FRAGMENTS])
 def test_the_engine_understands_every_statement(system: System, name: str) -> None:
-    """What can be run here is run by other tests; SYSTEM SYNC REPLICA needs Keeper, and is parsed only."""
-    text = sql.clickhouse(name, defaultdict(lambda: "a_table"))
+    """Which engine it is depends on PDI2_ENGINE; what replicas need is run on this one alone."""
+    text = sql.clickhouse(name, defaultdict(lambda: "a_table", engine="MergeTree ORDER BY tuple()"))
     parameters = {parameter: VALUES.get(type_, 0) for parameter, type_ in re.findall(r"{(\w+):(\w+)", text)}
     assert system.clickhouse.command(f"EXPLAIN AST {text}", parameters)
 
@@ -117,19 +124,45 @@ def test_an_engine_that_is_not_taken_is_told_with_a_next_step(engine: str, defin
 
 
 @pytest.mark.parametrize(
-    ("replica", "told"),
+    ("changes", "told"),
     [
-        ((0, 1, 1), None),
-        ((0, 2, 3), None),
-        ((0, 1, 2), "1 of 2 replicas are active, and an insert waits for 2"),
-        ((0, 1, 3), "1 of 3 replicas are active, and an insert waits for 2"),
-        ((1, 3, 3), "read-only"),
+        ({}, None),
+        ({"active": 2, "total": 3, "away": ("r3",)}, None),
+        (
+            {"active": 1, "total": 2, "away": ("r2",)},
+            "1 of 2 replicas are active, and an insert waits for 2. Away: r2.",
+        ),
+        ({"active": 1, "total": 3, "away": ("r2", "r3")}, "insert waits for 2. Away: r2, r3"),
+        # as seen on 26.9 with ZooKeeper: frozen for some seconds, then for longer than the session
+        ({"active": 0, "total": 0, "keeper_exception": "Connection loss"}, "Keeper is lost (Connection loss)"),
+        ({"is_readonly": 1, "is_session_expired": 1, "active": 0, "total": 0}, "Keeper is lost. See whether Keeper is"),
+        # its data gone
+        ({"is_readonly": 1, "active": 0, "total": 0, "keeper_exception": "No node, path /a"}, "SYSTEM RESTORE REPLICA"),
     ],
 )
-def test_too_few_replicas_are_told(replica: tuple[int, int, int], told: str | None) -> None:
-    problem = cluster.replica_problem(b"person_distinct_id2", *replica)
+def test_what_is_wrong_with_a_replica_is_told(changes: dict[str, Any], told: str | None) -> None:
+    sound = replicas.State(Table.NEW, "/a", "r1", 0, 0, 2, 2, (), 0, 0, "", "")
+    problem = replicas.problem_of(replace(sound, **changes))
     assert (problem is None) == (told is None)
     assert told is None or told in (problem or "")
+
+
+@pytest.mark.parametrize(
+    ("parts", "there", "lacks"),
+    [
+        ("all_0_0_0 all_1_1_0", "all_0_0_0 all_1_1_0", 0),
+        ("all_0_0_0 all_1_1_0", "all_0_1_1", 0),
+        ("all_0_0_0 all_1_1_0", "all_0_0_0", 1),
+        ("all_0_0_0_5", "all_0_0_0", 1),
+        ("all_0_0_0_5", "all_0_7_2_8", 0),
+        ("202601_0_0_0", "202602_0_7_2", 1),
+        ("all_0_7_1", "all_0_3_1 all_4_7_1", 1),
+        ("all_3_3_0", "", 1),
+        ("", "all_0_0_0", 0),
+    ],
+)
+def test_a_part_is_there_by_itself_or_within_a_larger_one(parts: str, there: str, lacks: int) -> None:
+    assert replicas.lacking(set(parts.split()), set(there.split())) == lacks
 
 
 def test_a_balancer_is_told() -> None:
@@ -206,3 +239,200 @@ def test_one_of_several_shards_is_told(client: Client, sharded: dict[str, Any], 
     )
     [problem] = problems()
     assert "one of 2 shards: the Distributed table front on the cluster posthog" in problem
+
+
+def test_a_distributed_table_before_the_one_shard_is_no_obstacle(replicated: ReplicatedSystem) -> None:
+    """It has another name, as PostHog's has where there is one; the migration does not use it."""
+    replicated.clickhouse.command(
+        f"CREATE TABLE front AS {Table.NEW} ENGINE = Distributed('posthog', currentDatabase(), '{Table.NEW}', rand())"
+    )
+    assert cluster.problems(replicated.warehouse()) == []
+
+
+@pytest.fixture
+def proven(replicated: ReplicatedSystem, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """A team that is copied and verified by statements of ours; what waits, waits for a look alone."""
+    monkeypatch.setattr(pressure, "WAIT_IN_SLOT_SECONDS", 0)
+    monkeypatch.setattr(pressure, "LOOK_EVERY_SECONDS", 0)
+    monkeypatch.setattr(replicas, "SYNC_SECONDS", 1)
+    insert_old(replicated, [event("+A1", "early"), event("+A2", "late")])
+    for distinct_id in ("early", "late"):
+        insert_truth(replicated, ALICE, 0, distinct_id)
+    ledger = replicated.ledger()
+    enable(replicated, ledger)
+    plan(replicated, ledger)
+    ledger.record("planned")
+    replicas.follow(ledger, replicated.warehouse())
+    return ledger
+
+
+def prove(replicated: ReplicatedSystem, ledger: Ledger) -> None:
+    copy_team(ledger, replicated.warehouse(), TEAM)
+    verify_team(ledger, replicated.warehouse(), TEAM, NO_WAIT)
+    gate.certify(ledger, replicated.warehouse(), NO_WAIT)
+
+
+def ids_on(client: Client) -> int:
+    return int(client.query(f"SELECT uniqExact(distinct_id) FROM {Table.NEW}").result_rows[0][0])
+
+
+def test_reads_switch_once_every_replica_has_what_is_verified(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    """Two of three are a quorum, and the third fetches nothing (F2 of the first real cluster)."""
+    third = replicated.replicas[2]
+    third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    prove(replicated, proven)
+    assert [ids_on(client) for client in replicated.replicas] == [2, 2, 0]
+
+    with pytest.raises(WaitError, match="replica r3-01 of .*person_distinct_id2 lacks 1 parts of what is copied"):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "old"
+
+    third.command(f"SYSTEM START FETCHES {Table.NEW}")
+    third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "new"
+    assert [ids_on(client) for client in replicated.replicas] == [2, 2, 2]
+    told = (proven.latest("reads_switched") or {})["replicas"]
+    assert [(one["name"], one["active"], one["here"], one["lacks"]) for one in told] == [
+        ("r1-01", True, True, 0),
+        ("r2-01", True, False, 0),
+        ("r3-01", True, False, 0),
+    ]
+
+
+def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(
+    replicated: ReplicatedSystem, proven: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would answer with nothing once it is back."""
+    third = replicated.replicas[2]
+    third.command(f"DETACH TABLE {Table.NEW}")
+    prove(replicated, proven)
+    remedy = f"r3-01 .* is away: .*SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.NEW}"
+    with pytest.raises(WaitError, match=remedy):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 0)
+    with pytest.raises(replicas.ReplicaError, match=remedy):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "old"
+
+    replicated.clickhouse.command(f"SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.NEW}")
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "new"
+
+
+@pytest.mark.slow
+def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
+    replicated: ReplicatedSystem, proven: Ledger
+) -> None:
+    forbidden = {
+        "match": "system.zookeeper",
+        "action": "error",
+        "code": 497,
+        "text": "Not enough privileges",
+        "times": 99,
+    }
+    replicated.server.inject(forbidden)
+    third = replicated.replicas[2]
+    third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    prove(replicated, proven)
+
+    with pytest.raises(WaitError, match="replica of the other 2 of .* lacks some part"):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    third.command(f"SYSTEM START FETCHES {Table.NEW}")
+    third.command(f"DETACH TABLE {Table.NEW}")
+    with pytest.raises(WaitError, match="replica r3-01 .* is away"):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    third.command(f"ATTACH TABLE {Table.NEW}")
+    third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert [ids_on(client) for client in replicated.replicas] == [2, 2, 2]
+    assert len(seen(replicated)) == 2, "the statement that waits takes nothing away"
+
+
+def test_a_replica_that_lags_is_waited_for_with_what_it_lacks(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    first, second, _ = replicated.replicas
+    first.command(f"SYSTEM STOP FETCHES {Table.OLD}")
+    second.command(f"INSERT INTO {Table.OLD} (team_id, distinct_id) VALUES ({TEAM}, 'there')")
+    second.command(f"SYSTEM SYNC REPLICA {Table.OLD}")
+    with pytest.raises(
+        WaitError, match="replica r1-01 of ClickHouse table person_distinct_id is .* s behind, with 1 ent"
+    ):
+        replicas.catch_up(replicated.warehouse())
+    first.command(f"SYSTEM START FETCHES {Table.OLD}")
+    replicas.catch_up(replicated.warehouse())
+    assert len(rows_of(replicated, Table.OLD)) == 3
+
+
+def test_the_copy_waits_where_too_few_replicas_are_active(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    for client in replicated.replicas[1:]:
+        client.command(f"DETACH TABLE {Table.NEW}")
+    with pytest.raises(WaitError, match="1 of 3 replicas of person_distinct_id2 active.*; away: r[23]-01, r[23]-01"):
+        copy_team(proven, replicated.warehouse(), TEAM)
+    [problem] = cluster.problems(replicated.warehouse())
+    assert "1 of 3 replicas are active" in problem
+    for client in replicated.replicas[1:]:
+        client.command(f"ATTACH TABLE {Table.NEW}")
+
+
+def test_what_was_verified_on_another_replica_is_verified_again(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    prove(replicated, proven)
+    replicas.follow(proven, replicated.warehouse())
+    assert proven.team(TEAM).status == "verified"
+
+    there = partial(clickhouse_connect.get_client, **replicated.engine, database=replicated.replicas[1].database)
+    with Warehouse(there, "elsewhere", Settings().max_memory_usage) as warehouse:
+        replicas.follow(proven, warehouse)
+        assert proven.team(TEAM).status == "copied"
+        with pytest.raises(gate.GateError):
+            gate.switch_reads(proven, warehouse, NO_WAIT)
+    assert proven.latest("connected_to") == {"replica": "r2-01", "before": "r1-01"}
+
+
+@pytest.mark.slow
+def test_the_whole_migration_of_a_replicated_pair(replicated: ReplicatedSystem, airflow_metadata: None) -> None:
+    insert_old(replicated, [event("+A1", "one"), event("+A1", "two"), event("-A2", "two")])
+    insert_truth(replicated, ALICE, 0, "one")
+
+    assert replicated.run(stop_old_writes=False).state == "success"
+
+    assert replicated.switches()["reads"] == "new"
+    for client in replicated.replicas:
+        assert reader.team_in(client, Table.NEW, TEAM) == {"one": ALICE}
+
+
+@pytest.mark.parametrize("code", [225, 236, 242, 244, 252, 285, 289, 319, 341, 667])
+def test_what_replicas_and_keeper_end_passes_and_takes_no_try(code: int) -> None:
+    error = DatabaseError("in the words of the engine", code=code)
+    assert reaction(error) is Reaction.RETRY
+    assert waits(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes", "without_a_try"),
+    [
+        (DatabaseError("Coordination error: Connection loss, path /a", code=999), True, True),
+        (DatabaseError("Coordination error: Session expired", code=999), True, True),
+        (DatabaseError("Coordination error: Bad version", code=999), True, False),
+        (DatabaseError("HTTP driver received HTTP status 400, server response: Bad Request"), False, False),
+        (DatabaseError("HTTP driver received HTTP status 413"), False, False),
+        (DatabaseError("HTTP driver received HTTP status 429"), True, False),
+        (DatabaseError("HTTP driver received HTTP status 503"), True, False),
+        (OperationalError("Read timed out"), True, False),
+        (DatabaseError("Table is in readonly mode", code=164), False, False),
+    ],
+)
+def test_other_failures(error: DatabaseError, passes: bool, without_a_try: bool) -> None:
+    assert (reaction(error) is Reaction.RETRY) == passes
+    assert waits(error) == without_a_try
+
+
+def test_a_statement_that_the_client_gave_up_is_ended(replicated: ReplicatedSystem) -> None:
+    connect = partial(clickhouse_connect.get_client, **replicated.engine, send_receive_timeout=1)
+    with Warehouse(connect, "impatient", Settings().max_memory_usage) as warehouse:
+        with pytest.raises(OperationalError):
+            warehouse.command("SELECT sum(sleepEachRow(0.1)) FROM numbers(100) SETTINGS max_block_size = 1")
+        left = "SELECT count() FROM system.processes WHERE Settings['log_comment'] LIKE 'pdi2 impatient%'"
+        deadline = time.monotonic() + 8
+        while replicated.clickhouse.query(left).result_rows[0][0]:
+            assert time.monotonic() < deadline, "ten seconds are what it would take by itself"
+        assert warehouse.rows("host"), "in a session that is free"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
-from conftest import ENGINE, LiveSystem, System
+from conftest import ENGINE, LiveSystem, ReplicatedSystem, System
 from pdi2 import sql
 from pdi2.core import copying, staging
 from pdi2.core.clickhouse import Warehouse
@@ -236,17 +236,25 @@ def copy_without_patience(ledger: Ledger, system: System) -> None:
         copy_team(ledger, system.warehouse(), TEAM)
 
 
-def test_a_partitioned_table_is_written_directly(
-    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", ["PARTITION BY team_id % 8 ORDER BY", "PRIMARY KEY team_id ORDER BY"])
+def test_a_table_that_parts_cannot_be_handed_to_is_written_directly(
+    system: System,
+    ledger: Ledger,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    change: str,
 ) -> None:
     a_range_a_slice(monkeypatch)
     [created] = answer(system, "SHOW CREATE TABLE person_distinct_id2")[0]
     system.clickhouse.command("DROP TABLE person_distinct_id2 SYNC")
-    system.clickhouse.command(created.replace("ORDER BY", "PARTITION BY team_id % 8 ORDER BY"))
+    system.clickhouse.command(created.replace("ORDER BY", change))
     copy_team(ledger, system.warehouse(), TEAM)
 
     assert slices(system) > 2
     assert answer(system, COPIED) == [(IDS, IDS)]
+    if change.startswith("PARTITION"):
+        assert "Copies are written to person_distinct_id2 directly, which is slower" in caplog.text
+    assert [row[0] for row in answer(system, TABLES)] == [Table.OLD, Table.NEW]
 
 
 @pytest.mark.parametrize("team_id", [7, -7, 2**62])
@@ -269,3 +277,107 @@ def test_a_copy_that_fails_says_so_and_leaves_no_table(system: System, ledger: L
         copy_team(ledger, system.warehouse(), TEAM)
     assert [row[0] for row in answer(system, TABLES)] == [Table.OLD, Table.NEW]
     assert answer(system, COPIED) == [(0, 0)]
+
+
+@pytest.fixture
+def replicated_ledger(replicated: ReplicatedSystem) -> Ledger:
+    """As `ledger`, on three replicas."""
+    stop_merges(replicated)
+    many_ids(replicated, IDS)
+    ledger = replicated.ledger()
+    plan(replicated, ledger)
+    ledger.remember_slice_rows(TEAM, 1_000)
+    return ledger
+
+
+def copied_on(system: ReplicatedSystem) -> list[list[tuple[Any, ...]]]:
+    return [[tuple(row) for row in client.query(COPIED).result_rows] for client in system.replicas]
+
+
+def test_a_slice_of_a_replicated_table_is_handed_over_and_every_replica_has_it(
+    replicated: ReplicatedSystem, replicated_ledger: Ledger
+) -> None:
+    staged: list[tuple[Any, ...]] = []
+
+    class Watching(Warehouse):
+        def define(self, name: str, *arguments: Any) -> None:
+            if name.startswith("staging_attach"):
+                staged.append(answer(replicated, STAGED)[0])
+            super().define(name, *arguments)
+
+    with Watching(replicated.client, "watching", Settings().max_memory_usage) as warehouse:
+        copy_team(replicated_ledger, warehouse, TEAM)
+
+    engine = "ReplacingMergeTree(version) ORDER BY (team_id, distinct_id) SETTINGS index_granularity = 512"
+    [(definition, waiting)] = staged
+    assert definition.startswith(f"{engine}, max_bytes_to_merge")
+    assert waiting == IDS
+    assert copied_on(replicated) == [[(IDS, IDS)]] * 3
+    assert slices(replicated) == 1
+    for client in replicated.replicas:
+        assert [row[0] for row in client.query(TABLES).result_rows] == [Table.OLD, Table.NEW]
+
+
+TAKE_AWAY = "ALTER TABLE person_distinct_id2 DELETE WHERE 1 SETTINGS mutations_sync = 2"
+"""TRUNCATE and DROP PARTITION make ClickHouse forget what it attached."""
+STAGED = """
+    SELECT engine_full, total_rows
+    FROM system.tables
+    WHERE database = currentDatabase() AND name = 'person_distinct_id2_staging_7'
+"""
+
+
+def test_what_was_copied_taken_away_and_copied_again_is_there(
+    replicated: ReplicatedSystem, replicated_ledger: Ledger
+) -> None:
+    """ClickHouse remembers the content of attached parts (`blocks/all_replace_from_...`), and leaves out a repetition:
+    seen on 26.9 whatever the settings of deduplication."""
+
+    def attached_again(stamp: int) -> int:
+        """What a copy without a stamp of its own would give."""
+        replicated.clickhouse.command(TAKE_AWAY)
+        replicated.clickhouse.command("CREATE TABLE staged AS person_distinct_id2 ENGINE = ReplacingMergeTree(version) "
+                                      "ORDER BY (team_id, distinct_id) SETTINGS index_granularity = 512")  # fmt: skip
+        replicated.clickhouse.command(f"INSERT INTO staged (team_id, distinct_id, _partition) VALUES (1, 'a', {stamp})")
+        replicated.clickhouse.command("ALTER TABLE person_distinct_id2 ATTACH PARTITION tuple() FROM staged")
+        replicated.clickhouse.command("DROP TABLE staged SYNC")
+        return int(answer(replicated, COPIED)[0][0])
+
+    assert [attached_again(0), attached_again(0), attached_again(1)] == [1, 0, 1], "ClickHouse does leave it out"
+    for _ in range(2):
+        replicated.clickhouse.command(TAKE_AWAY)
+        replicated.postgres.execute("DELETE FROM pdi2_migration.slice")
+        copy_team(replicated_ledger, replicated.warehouse(), TEAM)
+        assert copied_on(replicated) == [[(IDS, IDS)]] * 3
+    assert answer(replicated, "SELECT uniqExact(_partition), min(_partition) > 0 FROM person_distinct_id2") == [(1, 1)]
+
+
+def test_copies_on_a_plain_table_carry_no_stamp(system: System, ledger: Ledger) -> None:
+    copy_team(ledger, system.warehouse(), TEAM)
+    assert answer(system, "SELECT DISTINCT _partition FROM person_distinct_id2") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    "away",
+    [
+        "DETACH TABLE person_distinct_id2",
+        pytest.param("SYSTEM STOP REPLICATION QUEUES person_distinct_id2", marks=pytest.mark.slow),
+    ],
+)
+def test_a_slice_is_finished_though_a_replica_is_away_or_does_not_fetch(
+    replicated: ReplicatedSystem,
+    replicated_ledger: Ledger,
+    caplog: pytest.LogCaptureFixture,
+    away: str,
+) -> None:
+    third = replicated.replicas[2]
+    third.command(away)
+
+    copy_team(replicated_ledger, replicated.warehouse(), TEAM)
+
+    assert "the other replicas do not have all yet" in caplog.text
+    assert slices(replicated) == 1
+    assert answer(replicated, COPIED) == [(IDS, IDS)], "and no id twice"
+    third.command(away.replace("DETACH", "ATTACH").replace("STOP", "START"))
+    third.command("SYSTEM SYNC REPLICA person_distinct_id2")
+    assert copied_on(replicated) == [[(IDS, IDS)]] * 3

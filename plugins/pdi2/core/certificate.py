@@ -72,6 +72,7 @@ def _collect(ledger: Ledger, report: dict[str, Any]) -> dict[str, Any]:
         "ended_at": run.ended_at,
         "settings": (ledger.latest_of_run("run_started") or {}).get("settings", {}),
         "report": report,
+        "replicas": _replicas(ledger),
         "read_times": ledger.latest_of_run("read_times"),
         "milestones": listed("certificate_events", milestones=MILESTONES),
         "teams": listed("certificate_teams"),
@@ -80,8 +81,26 @@ def _collect(ledger: Ledger, report: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(facts, default=_utc))
 
 
+def _replicas(ledger: Ledger) -> dict[str, Any] | None:
+    """Which replica every comparison was made on, and what each had at the switch, or else when it was certified."""
+    if not (connected := ledger.latest("connected_to")):
+        return None
+    last = ledger.latest_of_run("reads_switched") or ledger.latest_of_run("certified") or {}
+    each = [replica | {"has": _has(replica)} for replica in last.get("replicas", [])]
+    return {"compared_on": connected["replica"], "each": each}
+
+
 def _utc(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _has(replica: dict[str, Any]) -> str:
+    if replica["here"]:
+        return "compared with Postgres"
+    state = "" if replica["active"] else "away, "
+    if replica["lacks"] is None:
+        return f"{state}what it lacks is not known"
+    return f"{state}lacks {replica['lacks']:,} parts" if replica["lacks"] else f"{state}has everything"
 
 
 def for_approval(ledger: Ledger) -> str:
@@ -108,6 +127,8 @@ def for_approval(ledger: Ledger) -> str:
         f"{findings or '| Differences found | none |' + chr(10)}"
         f"| Ids the old table's reader gets wrong | about {old_differs:,} |\n"
     )
+    for replica in certificate.get("replicas", []):
+        text += f"| Replica {replica['name']} | {_has(replica)} |\n"
     if times := ledger.latest_of_run("read_times"):
         text += (
             f"| The application's read, team {times['team_id']}, {times['ids']:,} ids | "

@@ -14,7 +14,7 @@ from typing import Any
 
 from clickhouse_connect.driver.binding import format_query_value
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, Error
 
 from pdi2 import sql
 from pdi2.core.exactness import LATE, OF_TABLES, USUAL, WHOLE, Setting
@@ -29,6 +29,7 @@ THREADS = 2
 """Of a statement. Each thread has memory of its own, so the number of the server's cores must not decide."""
 CONSISTENT = {
     "insert_quorum": "auto",
+    "insert_quorum_timeout": 20_000,
     "insert_quorum_parallel": 1,
     "select_sequential_consistency": 0,
     "insert_deduplicate": 0,
@@ -97,12 +98,13 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
         """Every row of the named SELECT; String columns come as bytes, for a distinct_id may hold any."""
-        result = self._client.query(
-            sql.clickhouse(name, parameters),
-            parameters=sql.to_bind(name, parameters),
-            settings=self._settings(settings),
-            query_formats={"String": "bytes"},
-        )
+        with self._ended_if_given_up():
+            result = self._client.query(
+                sql.clickhouse(name, parameters),
+                parameters=sql.to_bind(name, parameters),
+                settings=self._settings(settings),
+                query_formats={"String": "bytes"},
+            )
         return [tuple(row) for row in result.result_rows]
 
     def execute(
@@ -122,13 +124,15 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             query_id = {"query_id": chosen.pop("query_id")}
             text = _with_settings(text, chosen)
             chosen = query_id
-        self._client.command(text, parameters=dict(parameters or {}), settings=chosen)
+        with self._ended_if_given_up():
+            self._client.command(text, parameters=dict(parameters or {}), settings=chosen)
 
     def define(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Runs the named statement, which makes or drops a table and needs no setting."""
         chosen = self._settings()
         needed = {name: chosen[name] for name in ("query_id", "log_comment", *OF_TABLES) if name in chosen}
-        self._client.command(sql.clickhouse(name, parameters), settings=needed)
+        with self._ended_if_given_up():
+            self._client.command(sql.clickhouse(name, parameters), settings=needed)
 
     def remove(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Runs the named DELETE of rows of the new table, in the background.
@@ -143,7 +147,8 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
         settings = self._settings()
         token = {"insert_deduplication_token": settings["query_id"]}  # 23.10 heeds it alone, if not replicated
-        self._client.insert(table, rows, column_names=columns, settings=settings | token)
+        with self._ended_if_given_up():
+            self._client.insert(table, rows, column_names=columns, settings=settings | token)
 
     @cached_property
     def known(self) -> dict[str, Setting]:
@@ -204,6 +209,23 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         """Ends whatever statement of this client is still at work; from any thread or signal handler."""
         with self._connect() as client:
             client.command(sql.clickhouse("kill"), parameters={"log_comment": self._comment})
+
+    @contextmanager
+    def _ended_if_given_up(self) -> Iterator[None]:
+        """A statement whose answer the client no longer waits for goes on in ClickHouse, and keeps the session: it is
+        killed there, and the next one gets a session of its own.
+        """
+        try:
+            yield
+        except Error as error:
+            if error.code is None:
+                try:
+                    self.kill()
+                    given_up, self._client = self._client, self._connect()
+                    given_up.close()
+                except ClickHouseError as another:
+                    log.info("Whether the statement goes on is not known: %s", describe(another))
+            raise
 
     def sent(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The settings of a statement, with `more`, as far as this server has them.

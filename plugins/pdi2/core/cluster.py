@@ -1,46 +1,35 @@
-"""Replicas and shards: waiting for the connection's replica, and what a migration cannot run on.
-
-docs/clusters.md has the design and its reasons. The settings that replicas need go with every statement: CONSISTENT
-in clickhouse.py.
-"""
+"""What a cluster has that no migration can run on. docs/clusters.md says which clusters are taken, and why."""
 
 import re
+from contextlib import suppress
+from functools import partial
 
 from pdi2.core.clickhouse import Warehouse
+from pdi2.core.failures import WaitError
+from pdi2.core.pressure import patiently
+from pdi2.core.replicas import catch_up, problem_of, states
 
-SYNC = {"person_distinct_id": "sync_old", "person_distinct_id2": "sync_new"}
 DISTRIBUTED = re.compile(r"Distributed\('(?P<cluster>[^']+)', '(?P<database>[^']*)', '(?P<table>[^']+)'")
 
 
-def catch_up(warehouse: Warehouse) -> None:
-    """Returns when the connection's replica has all that was inserted into either table, on any replica, before now.
-
-    Raises ClickHouse's timeout (159) where that takes longer than its receive_timeout.
-    """
-    for table, *_ in warehouse.rows("replicas"):
-        warehouse.execute(SYNC[table.decode()])
-
-
 def problems(warehouse: Warehouse) -> list[str]:
-    """What a cluster has that no migration can run on. Where there is nothing, its replica has caught up."""
+    """What a cluster has that no migration can run on. Where there is nothing, its replica has caught up.
+
+    What may pass by itself is looked at for a while.
+    """
     found = [_shard_problem(*row) for row in warehouse.rows("shards")]
-    if replicas := warehouse.rows("replicas"):
-        found += [problem for replica in replicas if (problem := replica_problem(*replica))]
+    if states(warehouse):
+        with suppress(WaitError):
+            patiently(partial(_cut_off, warehouse), "The check")
+        found += [problem for state in states(warehouse) if (problem := problem_of(state))]
         found += balancer_problems(warehouse.servers())
     if not found:
         catch_up(warehouse)
     return found
 
 
-def replica_problem(table: bytes, is_readonly: int, active: int, total: int) -> str | None:
-    if is_readonly:
-        return f"ClickHouse table {table.decode()} is read-only: its replica has lost Keeper. Bring Keeper back first."
-    if active < (majority := total // 2 + 1):
-        return (
-            f"Of ClickHouse table {table.decode()} {active} of {total} replicas are active, and an insert waits for "
-            f"{majority}. Start the others, or drop those that are gone for good (SYSTEM DROP REPLICA)."
-        )
-    return None
+def _cut_off(warehouse: Warehouse) -> str | None:
+    return " ".join(problem_of(state) or "" for state in states(warehouse) if state.is_cut_off) or None
 
 
 def balancer_problems(servers: set[str]) -> list[str]:

@@ -14,6 +14,7 @@ from pdi2.core import pieces
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import (
     MEMORY_LIMIT_EXCEEDED,
+    WAITS,
     BusyError,
     MigrationError,
     Reaction,
@@ -193,8 +194,13 @@ def _settle(warehouse: Warehouse, tables: Tables, filled: Filled) -> None:
     doubtful = filled.doubtful
     if tables.staged:
         before = pieces.rows_there(warehouse, filled.ranges)
-        hand_over(warehouse, tables)
+        failure = hand_over(warehouse, tables)
         if pieces.rows_there(warehouse, filled.ranges) - before < filled.ids:
+            if failure:
+                raise WaitError(
+                    f"What was copied of team {filled.ranges[0].team_id} is not in person_distinct_id2 yet, and waits "
+                    f"for its replicas: {describe(failure)} {KEPT} {WAITS}"
+                )
             doubtful = filled.ranges
     for piece in doubtful:
         if missing := pieces.mend(warehouse, tables, piece):

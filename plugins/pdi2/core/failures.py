@@ -29,19 +29,33 @@ TRANSIENT = {
     209: "the network timed out",
     210: "the network failed",
     225: "Keeper cannot be reached",
+    236: "the server was shutting down",
     242: "the table is read-only for now",
+    244: "the session with Keeper ended meanwhile",
     252: "the table has too many parts; merges must catch up",
     285: "too few replicas are alive",
+    286: "an earlier insert waits for its quorum",
     289: "the replica lags behind the others",
     319: "the fate of an insert is unknown",
     341: "a mutation waits for a replica that is away",
+    373: "an earlier statement of the session is not over yet",
     425: "the operating system failed a call",
     439: "no thread is free",
     473: "another statement holds a lock",
     700: "the user has too many sessions",
     745: "the server is overloaded",
+    517: "another change of the table is under way",
+    667: "the replica has not begun yet",
+    733: "the table is being restarted",
     999: "Keeper failed",
 }
+WAITED_FOR = {225, 236, 242, 244, 252, 285, 286, 289, 319, 341, 667, 733}
+"""Of those, what replicas, Keeper and merges will do by themselves: it is waited for, and takes no try."""
+KEEPER_FAILED = 999
+KEEPER_PASSES = re.compile(r"connection|session|timeout|timed out|tries failed", re.IGNORECASE)
+"""In the text of a failure of Keeper's: it could not be reached. Others tell of what is in it."""
+REFUSED = re.compile(r"HTTP status (?!408|425|429)4\d\d")
+"""A request that its sender must change; clickhouse-connect's words where ClickHouse gives no code."""
 
 # SQLSTATE classes: connection failure, an idle transaction was ended, deadlock or serialization, too little memory or
 # connections, a lock was not to be had in time, shutdown
@@ -67,7 +81,9 @@ class Reaction(StrEnum):
 
 
 def reaction(error: BaseException) -> Reaction:
-    """Decides by ClickHouse's code where there is one; a failure without a code never reached the server."""
+    """Decides by ClickHouse's code where there is one. A failure without a code never reached the server, or is HTTP's:
+    the server, or a proxy before it, refused the request.
+    """
     if isinstance(error, BusyError):
         return Reaction.RETRY
     if isinstance(error, MigrationError):
@@ -78,7 +94,8 @@ def reaction(error: BaseException) -> Reaction:
         if is_time_limit(error):
             return Reaction.SPLIT
         if error.code is None:
-            return Reaction.RETRY if type(error) in (DatabaseError, OperationalError) else Reaction.FAIL
+            lost = type(error) in (DatabaseError, OperationalError) and not REFUSED.search(str(error))
+            return Reaction.RETRY if lost else Reaction.FAIL
         return Reaction.RETRY if error.code in TRANSIENT else Reaction.FAIL
     if isinstance(error, psycopg.Error):
         lost = error.sqlstate is None and isinstance(error, psycopg.OperationalError)
@@ -98,11 +115,16 @@ def uncut(error: BaseException) -> Reaction:
 
 
 def waits(error: BaseException) -> bool:
-    """Whether it passes by itself, but not soon: no try should be used up."""
-    return isinstance(error, WaitError) or (isinstance(error, ClickHouseFailure) and error.code == QUOTA_EXCEEDED)
+    """Whether it passes by itself, but not soon, as a used-up quota or a lack of replicas does: no try is used up."""
+    if not isinstance(error, ClickHouseFailure):
+        return isinstance(error, WaitError)
+    if error.code == KEEPER_FAILED:
+        return bool(KEEPER_PASSES.search(str(error)))
+    return error.code == QUOTA_EXCEEDED or error.code in WAITED_FOR
 
 
 SAFE = "What is finished is kept and reads stay as they are."
+WAITS = "This passes, and the task goes on by itself then."
 NEXT_STEP = {
     Reaction.SPLIT: "A statement that cannot be cut smaller does not fit: trigger the run again with a greater "
     "max_memory_usage.",
@@ -117,7 +139,9 @@ def next_step(error: BaseException) -> str:
     """What somebody is to do after an engine's failure that no smaller statement avoids."""
     if is_time_limit(error):
         return LONGER
-    return QUOTA if waits(error) else NEXT_STEP[reaction(error)]
+    if waits(error):
+        return QUOTA if isinstance(error, ClickHouseFailure) and error.code == QUOTA_EXCEEDED else WAITS
+    return NEXT_STEP[reaction(error)]
 
 
 @contextmanager
@@ -126,9 +150,9 @@ def told_of(what: str) -> Iterator[None]:
     try:
         yield
     except (ClickHouseFailure, psycopg.Error) as error:
-        kind: type[MigrationError] = BusyError if uncut(error) is Reaction.RETRY else MigrationError
         if waits(error):
-            kind = WaitError
+            raise WaitError(f"{what} waits: {describe(error)} {SAFE} {next_step(error)}") from error
+        kind = BusyError if uncut(error) is Reaction.RETRY else MigrationError
         raise kind(f"{what} was stopped: {describe(error)} {SAFE} {next_step(error)}") from error
 
 

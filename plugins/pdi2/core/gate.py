@@ -3,6 +3,7 @@
 from datetime import datetime, timedelta
 from typing import Any
 
+from pdi2.core import replicas
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import FAILED, Ledger, Team, TeamStatus
@@ -30,6 +31,7 @@ class RollbackError(MigrationError):
 def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
     """Every team that exists now must be verified in the ledger; raises GateError with those that are not."""
     certificate = _judge(ledger, warehouse, settings)
+    certificate["replicas"] = replicas.survey(warehouse)
     ledger.record("certified", **certificate, trial=settings.team_ids is not None)
     return certificate
 
@@ -67,7 +69,7 @@ def not_verified(team_id: int, team: Team | None) -> str | None:
 
 
 def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
-    """What changed since the teams were verified is compared, and repaired.
+    """What changed since the teams were verified is compared, and repaired, and every replica has it.
 
     Then one transaction: the gate once more, the row to CompletedSuccessfully, reads to "new", an audit event. Raises
     GateError where a team or the approval that was asked for is missing, WaitError while the migration is paused.
@@ -80,6 +82,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     _check_approval(ledger, settings)
     _judge(ledger, warehouse, settings)
     rechecked = verify_changes(ledger, warehouse, settings)
+    everywhere = replicas.wait_for_all(ledger, warehouse)
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
         ledger.hold_events()
@@ -87,7 +90,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
         refuse_while_paused(ledger, "The switch of reads")
         switches.change(_left_at(ledger), Status.COMPLETED_SUCCESSFULLY, progress=100)
         switches.set_reads("new")
-        ledger.record("reads_switched", **certificate, rechecked=rechecked)
+        ledger.record("reads_switched", **certificate, rechecked=rechecked, replicas=everywhere)
 
 
 def _check_approval(ledger: Ledger, settings: Settings) -> None:

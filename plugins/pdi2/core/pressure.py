@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from clickhouse_connect.driver.exceptions import DatabaseError
 
@@ -17,6 +17,7 @@ LOOK_EVERY_SECONDS = 2.0
 WAIT_IN_SLOT_SECONDS = 60.0
 """Then the task is put off, and its worker slot is free meanwhile."""
 
+TELL_EVERY_SECONDS = 20.0
 UNKNOWN_TABLE = 60
 PARTS_SHARE = 0.5
 """Of the number of parts at which ClickHouse delays inserts."""
@@ -28,13 +29,20 @@ MOST_MEMORY = 0.9
 
 def look(warehouse: Warehouse) -> tuple[str | None, int]:
     """Why no slice should begin now (None: nothing is in the way), and how many parts the new table has room for."""
-    parts, delayed_at, lag, memory = warehouse.rows("pressure")[0]
+    parts, delayed_at, lag, active, total_replicas, away, memory = warehouse.rows("pressure")[0]
     memory_limit = _memory_limit(warehouse)
     policy, free, total = disks_of_new(warehouse)
     room = int(PARTS_SHARE * (delayed_at or USUAL_DELAYED_AT)) - (parts or 0)
     reason = None
     if room < 0:
         reason = f"person_distinct_id2 has {parts:,} parts in a partition, and at {delayed_at:,} inserts are delayed"
+    elif total_replicas == 0:
+        reason = "its replica of person_distinct_id2 has no session with Keeper"
+    elif total_replicas and active < total_replicas // 2 + 1:
+        reason = (
+            f"{active} of {total_replicas} replicas of person_distinct_id2 are active, too few for an insert; away: "
+            f"{away.decode()}"
+        )
     elif lag and lag > MOST_LAG_SECONDS:
         reason = f"a replica lags by {lag:,} s"
     elif policy and free <= LEAST_FREE_DISK * total:
@@ -85,25 +93,45 @@ def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int
     Raises WaitError after WAIT_IN_SLOT_SECONDS.
     """
     wait_while_paused(ledger, team_ids)
-    began = time.monotonic()
-    told = None
-    while True:
+    room = 0
+
+    def busy() -> str | None:
+        nonlocal room
         reason, room = look(warehouse)
-        if not reason:
-            break
-        if reason != told:
-            told = reason
-            log.warning("The copy of %s waits: %s", named(team_ids), reason)
-            ledger.record("copy_waits", team_id=team_ids[0], reason=reason)
-        waited = time.monotonic() - began
-        if waited > WAIT_IN_SLOT_SECONDS:
-            ledger.record("copy_put_off", team_id=team_ids[0], reason=reason)
+        return reason
+
+    def record(what: str, reason: str) -> None:
+        ledger.record(what, team_id=team_ids[0], reason=reason)
+
+    waited = patiently(busy, f"The copy of {named(team_ids)}", record)
+    if waited:
+        ledger.record("copy_goes_on", team_id=team_ids[0], waited_seconds=round(waited, 1))
+    return room
+
+
+def patiently(look: Callable[[], str | None], what: str, record: Callable[[str, str], None] | None = None) -> float:
+    """Looks until there is no reason to wait, and returns the seconds waited. The log tells a reason again and again;
+    `record` is told once, and of giving up.
+
+    Raises WaitError after WAIT_IN_SLOT_SECONDS.
+    """
+    began = time.monotonic()
+    told, told_at = "", 0.0
+    while reason := look():
+        now = time.monotonic()
+        if reason != told or now - told_at > TELL_EVERY_SECONDS:
+            log.warning("%s waits: %s", what, reason)
+            told_at = now
+        if reason != told and record:
+            record("copy_waits", reason)
+        told = reason
+        if now - began > WAIT_IN_SLOT_SECONDS:
+            if record:
+                record("copy_put_off", reason)
             raise WaitError(
-                f"The copy of {named(team_ids)} has waited for {waited:.0f} s: {reason}. Finished slices are kept. The "
-                "task gives its worker slot back and goes on later. If this stays, look at ClickHouse's merges, "
+                f"{what} has waited for {now - began:.0f} s: {reason.rstrip('.')}. What is finished is kept. The task "
+                "gives its worker slot back and goes on later. If this stays, look at ClickHouse's merges, "
                 "replication, disk and load."
             )
         time.sleep(LOOK_EVERY_SECONDS)
-    if told:
-        ledger.record("copy_goes_on", team_id=team_ids[0], waited_seconds=round(time.monotonic() - began, 1))
-    return room
+    return time.monotonic() - began if told else 0.0

@@ -1,9 +1,11 @@
 """Opens what a task works with: the ledger on Postgres, ClickHouse, and the run's validated settings."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -15,11 +17,12 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pdi2.core import sessions
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.cluster import catch_up
 from pdi2.core.failures import Reaction, WaitError, describe, told_of, uncut
 from pdi2.core.gate import NoPlanError
 from pdi2.core.ledger import Ledger, NotOwnerError
+from pdi2.core.replicas import catch_up, follow
 from pdi2.core.settings import SCHEMA, Settings
+from pdi2.edge.compat import AirflowRescheduleException
 
 CLICKHOUSE = "posthog_clickhouse"
 POSTGRES = "posthog_postgres"
@@ -33,6 +36,10 @@ FORBIDS_CONNECTING = {
 }
 """The client library reads all settings as it connects, and sends none with that."""
 CONNECT_SECONDS = 10
+PUT_OFF_SECONDS = 60
+"""How long a task leaves its worker slot to others while the server is busy, a replica away or the migration paused: no
+try of Airflow's is used up."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,12 @@ def opened(purpose: str) -> Iterator[Workbench]:
             with told_of(purpose):
                 warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))
                 catch_up(warehouse)
+                follow(ledger, warehouse)
                 yield Workbench(ledger, warehouse, settings)
-        except (AirflowException, NotOwnerError, NoPlanError, WaitError):
+        except WaitError as wait:
+            log.warning("%s", wait)
+            raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=PUT_OFF_SECONDS)) from wait
+        except (AirflowException, NotOwnerError, NoPlanError):
             raise
         except Exception as error:
             if not ledger.connection.closed:

@@ -16,7 +16,7 @@ from airflow.sdk.definitions.context import Context
 from pdi2.core import certificate, dual_writes, gate, payoff, planning
 from pdi2.core import preflight as checks
 from pdi2.core.copying import copy_team, copy_together
-from pdi2.core.failures import WaitError, describe
+from pdi2.core.failures import WaitError, describe, waits
 from pdi2.core.pressure import wait_while_paused
 from pdi2.core.settings import Settings, SettingsError
 from pdi2.core.slices import named
@@ -26,7 +26,15 @@ from pdi2.core.verifying import verify_team, verify_together
 from pdi2.core.way_back import way_back
 from pdi2.edge import END, POOL, VERDICT
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException, TaskAwaitingInput
-from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, reach
+from pdi2.edge.connections import (
+    PUT_OFF_SECONDS,
+    Workbench,
+    current_settings,
+    open_ledger,
+    open_warehouse,
+    opened,
+    reach,
+)
 from pdi2.edge.retries import RETRY_ARGS, raise_together, task
 
 log = logging.getLogger(__name__)
@@ -37,9 +45,6 @@ FOLLOWED_BY = {
     checks.Verdict.STOP_OLD_WRITES: "stop_old_writes",
     checks.Verdict.NOTHING: END,
 }
-PUT_OFF_SECONDS = 60
-"""How long a task leaves its worker slot to others while the server is busy or the migration paused: no try of
-Airflow's is used up."""
 NEW_TABLE = Asset("person_distinct_id2")
 """Updated at the switch and never before; its event carries the certificate."""
 POOL_NEEDED = (
@@ -192,11 +197,7 @@ class Approve(ApprovalOperator):
 def switch_reads() -> None:
     """Reads to the new table, in one transaction with the gate; later, while the migration is paused."""
     with opened("switch_reads") as bench:
-        try:
-            gate.switch_reads(bench.ledger, bench.warehouse, bench.settings)
-        except WaitError as wait:
-            log.warning("%s", wait)
-            _put_off()
+        gate.switch_reads(bench.ledger, bench.warehouse, bench.settings)
         get_current_context()["outlet_events"][NEW_TABLE].extra = bench.ledger.latest("reads_switched") or {}
 
 
@@ -244,10 +245,10 @@ def _each_team(
     What waits is put off only where nothing failed.
     """
     failures: list[Exception] = []
-    waits = False
+    put_off = False
 
     def work(team_ids: list[int]) -> list[int]:
-        nonlocal waits
+        nonlocal put_off
         try:
             with opened(f"{purpose} {named(team_ids)}") as bench:
                 # Airflow calls on_kill of the task when it is killed: no orphan may go on in ClickHouse.
@@ -255,9 +256,8 @@ def _each_team(
                 if len(team_ids) > 1:
                     return together(bench, team_ids)
                 _with_team(bench, team_ids[0], alone)
-        except WaitError as wait:
-            log.warning("%s", wait)
-            waits = True
+        except AirflowRescheduleException:
+            put_off = True
         except Exception as error:
             failures.append(error)
         return []
@@ -266,21 +266,15 @@ def _each_team(
     for team_id in work(left) if len(left) > 1 else left:
         work([team_id])
     raise_together(failures)
-    if waits:
-        _put_off()
-
-
-def _put_off() -> NoReturn:
-    raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
+    if put_off:
+        raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
 
 
 def _with_team(bench: Workbench, team_id: int, work: Callable[[Workbench, int], object]) -> None:
     try:
         wait_while_paused(bench.ledger, [team_id])
         work(bench, team_id)
-    except WaitError:
-        raise
     except Exception as error:
-        if not bench.ledger.connection.closed:
+        if not bench.ledger.connection.closed and not waits(error):
             bench.ledger.set_failed([team_id], describe(error))
         raise

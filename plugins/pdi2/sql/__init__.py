@@ -1,9 +1,10 @@
 """Every statement the migration issues, one file each, named by what it does.
 
-Values are bound by the drivers: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Two things are put into the text
-here, and nowhere else: `{name:Identifier}`, because ClickHouse binds those in few places, and `{name:Literal}`, a long
-list as the driver writes it, because a bound one would go into the address of the request. Where several statements
-share a rule it has a file of its own, and `/* include name */` stands for it.
+Values are bound by the drivers: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Three things are put into the
+text here, and nowhere else: `{name:Identifier}`, because ClickHouse binds those in few places; `{name:Literal}`, a long
+list as the driver writes it, because a bound one would go into the address of the request; and `{name:Engine}`, an
+engine's definition as system.tables has it of a table that is there. Where several statements share a rule it has a file
+of its own, and `/* include name */` stands for it.
 """
 
 import re
@@ -15,7 +16,7 @@ from typing import Any
 from clickhouse_connect.driver.binding import format_query_value
 
 INCLUDE = re.compile(r"/\* include (\w+) \*/")
-PUT_IN = re.compile(r"\{(\w+):(Identifier|Literal)\}")
+PUT_IN = re.compile(r"\{(\w+):(Identifier|Literal|Engine)\}")
 SIMPLE = re.compile(r"[a-z_]\w*", re.ASCII)
 
 
@@ -27,7 +28,7 @@ def clickhouse(name: str, parameters: Mapping[str, Any] | None = None) -> str:
         value = given[found[1]]
         if found[2] == "Literal":
             return str(format_query_value(value))
-        if not SIMPLE.fullmatch(value):
+        if found[2] == "Identifier" and not SIMPLE.fullmatch(value):
             raise ValueError(f"{value!r} is no plain identifier.")
         return str(value)
 

@@ -15,4 +15,13 @@ SELECT (SELECT max(parts) FROM (
        (SELECT max(absolute_delay)
         FROM system.replicas
         WHERE database = currentDatabase() AND table IN ('person_distinct_id', 'person_distinct_id2')) AS lag,
+       (SELECT maxOrNull(active_replicas)
+        FROM system.replicas
+        WHERE database = currentDatabase() AND table = 'person_distinct_id2') AS active,
+       (SELECT maxOrNull(total_replicas)
+        FROM system.replicas
+        WHERE database = currentDatabase() AND table = 'person_distinct_id2') AS total,
+       (SELECT any(arrayStringConcat(mapKeys(mapFilter((name, active) -> NOT active, replica_is_active)), ', '))
+        FROM system.replicas
+        WHERE database = currentDatabase() AND table = 'person_distinct_id2') AS away,
        (SELECT value FROM system.metrics WHERE metric = 'MemoryTracking') AS memory

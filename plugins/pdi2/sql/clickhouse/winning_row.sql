@@ -8,4 +8,4 @@ reinterpretAsUUID(toUInt128(winner)) AS person_id,
 toInt64(bitShiftRight(winner, 193)) - 4294967297 AS version,
 toUInt32(bitShiftRight(winner, 193)) AS _timestamp,
 toUInt64(bitShiftRight(winner, 129)) AS _offset,
-0 AS _partition
+{stamp:UInt64} AS _partition

@@ -1,0 +1,170 @@
+"""Replicas of the embedded engine on one machine: test equipment, and plain about what it is.
+
+What replicates is ClickHouse's own: Replicated tables, their queues, quorums and fetches, with ClickHouse's TestKeeper
+within the process or ZooKeeper beside it. What only clickhouse-server does is ours: the interserver address
+(cluster_engine), the sending of parts (cluster_exchange), HTTP (clickhouse_http). Out of reach stay ON CLUSTER and
+clusterAllReplicas, for no replica has a native port, and users.
+
+Without a Keeper's port two databases of one process, whose tables have one path in TestKeeper and two names of a
+replica, are two replicas, and up in a second: one is away while its tables are detached, and lags under SYSTEM STOP
+FETCHES. To lose Keeper, its session or a replica's process takes processes: `running` has them.
+"""
+
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+
+from demo import clickhouse_server, cluster_engine, cluster_exchange
+from demo.clickhouse_engine import Engine
+from demo.clickhouse_server import Server
+from demo.cluster_zookeeper import ZooKeeper
+from demo.schema import KEEPER_PATH, create_clickhouse
+
+CONFIG = """<logger><level>information</level><console>false</console><log>{path}.log</log></logger>
+    <tcp_port>{tcp_port}</tcp_port>
+    <zookeeper>{keeper}
+        <session_timeout_ms>10000</session_timeout_ms>
+        <operation_timeout_ms>5000</operation_timeout_ms>
+        <sessions_path>/clickhouse/sessions/{name}-{shard}</sessions_path>
+    </zookeeper>
+    <macros><shard>{shard}</shard><replica>{name}</replica></macros>
+    <interserver_http_port>{interserver_port}</interserver_http_port>
+    <interserver_http_host>127.0.0.1</interserver_http_host>
+    <background_fetches_pool_size>4</background_fetches_pool_size>
+    <background_schedule_pool_size>16</background_schedule_pool_size>
+    <remote_servers><posthog>{shards}</posthog></remote_servers>"""
+"""Each has a path for sessions of its own: all embedded engines have one server's UUID and would end each other's."""
+TEST_KEEPER = "<implementation>testkeeper</implementation>"
+DIRECTORIES = """SELECT arrayJoin(data_paths) FROM system.tables WHERE (database, name) IN
+    (SELECT (database, table) FROM system.replicas WHERE replica_path = '{replica_path}')"""
+
+
+def engine(
+    path: Path,
+    max_memory: int,
+    *,
+    name: str,
+    shard: str,
+    keeper_port: int,
+    interserver_port: int,
+    tcp_port: int,
+    shards: list[list[int]],
+) -> Engine:
+    """One replica's engine, with its exchange of parts. `shards` has the TCP ports that system.clusters shows."""
+    cluster_engine.prepare("127.0.0.1", interserver_port)
+    ready = threading.Event()
+
+    def directories_of(replica_path: str) -> list[str]:
+        ready.wait()
+        return [directory for (directory,) in opened.ask(DIRECTORIES.format(replica_path=replica_path))]
+
+    cluster_exchange.Exchange(interserver_port, directories_of)  # first: tables fetch as soon as they start
+    node = f"<node><host>127.0.0.1</host><port>{keeper_port}</port></node>"
+    more = CONFIG.format(
+        path=path.resolve(),
+        name=name,
+        shard=shard,
+        keeper=node if keeper_port else TEST_KEEPER,
+        interserver_port=interserver_port,
+        tcp_port=tcp_port,
+        shards="".join(f"<shard>{''.join(map(_replica, ports))}</shard>" for ports in shards),
+    )
+    opened = Engine(path, max_memory, more)
+    ready.set()
+    return opened
+
+
+def _replica(port: int) -> str:
+    return f"<replica><host>127.0.0.1</host><port>{port}</port></replica>"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@dataclass
+class Replica(Server):
+    """A Server that is one replica, in a process of its own. Without ZooKeeper it has a TestKeeper to itself."""
+
+    name: str = "r1"
+    shard: str = "01"
+    zookeeper: ZooKeeper | None = None
+    tcp_port: int = 9000
+    shards: list[list[int]] = field(default_factory=lambda: [[9000]])
+    interserver_port: int = field(default_factory=free_port)
+
+    def options(self) -> dict[str, Any]:
+        names = ("name", "shard", "tcp_port", "shards", "interserver_port")
+        keeper = {"keeper_port": self.zookeeper.port if self.zookeeper else 0}
+        return super().options() | {"replica": keeper | {name: getattr(self, name) for name in names}}
+
+    def freeze(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self.process
+        self.process.send_signal(signal.SIGCONT)
+
+    def exchange(self, **manners: Any) -> None:
+        """How it answers the others' fetches: cluster_exchange says what there is."""
+        cluster_exchange.control(self.interserver_port, **manners)
+
+    def create_tables(self, database: str, keeper_path: str = KEEPER_PATH) -> None:
+        """PostHog's two."""
+        with clickhouse_connect.get_client(host="127.0.0.1", port=self.port, password=self.password) as client:
+            client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
+            client.database = database
+            create_clickhouse(client, keeper_path=keeper_path)
+
+
+@contextmanager
+def running(
+    directory: Path, count: int = 2, *, database: str = "posthog", sharded: bool = False, **options: Any
+) -> Iterator[list[Replica]]:
+    """Replicas of one shard, or `sharded`, as PostHog never has these tables, shards of one replica; PostHog's tables
+    are there. `options` are Server's. Everything is killed at the end, whatever state it is in.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    ports = [9001 + number for number in range(count)]
+    zookeeper = ZooKeeper(directory / "zookeeper", free_port())
+    replicas: list[Replica] = []
+    with ExitStack() as stack:
+        stack.callback(zookeeper.kill)
+        zookeeper.start()
+        for number, port in enumerate(ports, 1):
+            replica = Replica(
+                directory / f"r{number}",
+                name=f"r{number}",
+                shard=f"{number:02}" if sharded else "01",
+                zookeeper=zookeeper,
+                tcp_port=port,
+                shards=[[port] for port in ports] if sharded else [ports],
+                **options,
+            )
+            stack.callback(replica.kill)
+            replica.start()
+            replica.create_tables(database, KEEPER_PATH.replace("noshard", "{shard}") if sharded else KEEPER_PATH)
+            replicas.append(replica)
+        yield replicas
+
+
+@contextmanager
+def servers(directory: Path, replicas: int, **options: Any) -> Iterator[Sequence[Server]]:
+    """A server, or as many replicas, with PostHog's tables in the database default; `options` are Server's."""
+    if replicas > 1:
+        with running(directory, replicas, database="default", **options) as several:
+            yield several
+        return
+    with clickhouse_server.running(directory, **options) as server:
+        with clickhouse_connect.get_client(host="127.0.0.1", port=server.port, password=server.password) as client:
+            create_clickhouse(client)
+        yield [server]
