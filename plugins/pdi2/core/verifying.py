@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
-from time import sleep
+from time import monotonic, sleep
 from typing import Any
 from uuid import UUID
 
@@ -96,6 +96,7 @@ def verify_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Se
 
 def verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> dict[str, int]:
     """Compares, repairs, compares again; returns findings by kind. Raises VerifyError where some remain."""
+    began = monotonic()
     before = marks(ledger, warehouse, teams)
     compared = compare(ledger, warehouse, teams, settings)
     agreed = digests(ledger.connection, warehouse, teams) if compared.found else compared.digests
@@ -107,6 +108,7 @@ def verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Setting
             "mark": before[team_id],
             "digest": seen.get(team_id, EMPTY),
             "truth_digest": truth.get(team_id, EMPTY),
+            "seconds": (monotonic() - began) / len(teams.ids),
         }
         for team_id in teams.ids
     )

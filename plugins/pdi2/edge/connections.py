@@ -61,9 +61,9 @@ def opened(purpose: str) -> Iterator[Workbench]:
         ledger = open_ledger()
         stack.enter_context(ledger.connection)
         ledger.hold()
-        warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))
         try:
             with told_of(purpose):
+                warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))
                 catch_up(warehouse)
                 yield Workbench(ledger, warehouse, settings)
         except (AirflowException, NotOwnerError, NoPlanError, WaitError):

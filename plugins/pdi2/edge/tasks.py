@@ -54,8 +54,13 @@ def preflight() -> str | list[str]:
     except SettingsError as error:
         found, settings = error.problems, Settings()
     with ExitStack() as stack:
-        result = checks.check(*reach(found, stack), settings, found)
+        try:
+            result = checks.check(*reach(found, stack), settings, found)
+        except Exception as error:
+            tell("problems", getattr(error, "problems", [describe(error)]))
+            raise
     log.info(result.message)
+    tell("message", result.message)
     return FOLLOWED_BY[result.verdict]
 
 
@@ -84,7 +89,9 @@ def plan_teams() -> list[dict[str, Any]]:
     if settings.dry_run:
         ledger = open_ledger()
         with ledger.connection, open_warehouse("plan_teams", settings.max_memory_usage) as warehouse:
-            log.info(planning.forecast(ledger, warehouse, settings))
+            plan = planning.forecast(ledger, warehouse, settings)
+        log.info(plan)
+        tell("plan", plan)
         return []
     with opened("plan_teams") as bench:
         most = conf.getint("core", "max_map_length")
@@ -222,6 +229,11 @@ def roll_back() -> None:
     ledger = open_ledger()
     with ledger.connection:
         log.info(gate.roll_back(ledger))
+
+
+def tell(key: str, value: Any) -> None:
+    """As XCom, for the migration page: of a run that does not own the ledger, Airflow alone knows."""
+    get_current_context()["ti"].xcom_push(key, value)
 
 
 def _each_team(
