@@ -125,7 +125,10 @@ def test_every_endpoint_is_on_the_lists_of_this_file(app: Any) -> None:
     from pdi2.edge import page
 
     routes = {(method, route.path) for route in page.app.routes for method in getattr(route, "methods", ["?"])}
-    known = {("GET", re.sub("/page.js$", "/{name}", re.sub("/7$", "/{team_id}", re.sub("/1$", "/{run_id}", path)))) for path in GETS}
+    known = {
+        ("GET", re.sub("/page.js$", "/{name}", re.sub("/7$", "/{team_id}", re.sub("/1$", "/{run_id}", path))))
+        for path in GETS
+    }
 
     assert routes == known | {("POST", path) for path in POSTS}
 
@@ -251,15 +254,19 @@ def protected(answer: Any, path: str = "") -> None:
         "sandbox": "",
         "frame-ancestors": "'self'",
     }
-    assert policy == certificate if path.startswith("/certificates") else {
-        "default-src": "'none'",
-        "script-src": "'self'",
-        "style-src": "'self'",
-        "connect-src": "'self'",
-        "base-uri": "'none'",
-        "form-action": "'none'",
-        "frame-ancestors": "'self'",
-    }
+    assert (
+        policy == certificate
+        if path.startswith("/certificates")
+        else {
+            "default-src": "'none'",
+            "script-src": "'self'",
+            "style-src": "'self'",
+            "connect-src": "'self'",
+            "base-uri": "'none'",
+            "form-action": "'none'",
+            "frame-ancestors": "'self'",
+        }
+    )
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["Cache-Control"] == "no-store"
 

@@ -72,14 +72,14 @@ def status(
         alive = dag_run.state in runs.GOING_ON if dag_run else True
         seen = watching.status(connection, owner, airflow, alive)
         other = dag_run if wanted and not owner else _newer(session, seen["run"])
-        told = other and runs.summary(other, None, {}) | runs.told(session, [other]).get(runs.name(other), {})
+        told = runs.told(session, [other]).get(runs.name(other), {}) if other else {}
     if dag_run and airflow["unanswered"]:
         last = max((at for at in seen.get("last", {}).values() if at), default=None)
         airflow["unanswered_since"] = runs.unanswered_since(session, dag_run, airflow["unanswered"], last)
     pool = Pool.get_pool(POOL, session=session)
     return {
         **seen,
-        "other": told and told | {"link": _run_link(told["airflow_run"])},
+        "other": other and runs.summary(other, None, told) | told | {"link": _run_link(runs.name(other))},
         "airflow": {
             **airflow,
             "state": dag_run.state if dag_run else None,
