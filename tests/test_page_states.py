@@ -166,7 +166,8 @@ def test_a_run_that_has_ended_stands_still(system: System, viewer: Visitor, ledg
     ledger.end_run("failed")
     system.postgres.execute(
         """
-        UPDATE pdi2_migration.run SET started_at = started_at - interval '1 hour', ended_at = ended_at - interval '1 hour';
+        UPDATE pdi2_migration.run
+        SET started_at = started_at - interval '1 hour', ended_at = ended_at - interval '1 hour';
         UPDATE pdi2_migration.slice SET finished_at = finished_at - interval '1 hour';
         UPDATE pdi2_migration.team SET verified_at = verified_at - interval '1 hour';
         UPDATE pdi2_migration.event SET at = at - interval '1 hour';
@@ -186,7 +187,8 @@ def test_a_peak_does_not_depend_on_how_wide_the_bars_are(system: System, viewer:
     enable(system, ledger)
     ledger.plan({7: 1_000_000})
     ledger.record("planned", teams=1, rows=1_000_000, verified_before=0)
-    insert = "INSERT INTO pdi2_migration.slice (team_id, lower, rows_copied, seconds, finished_at) VALUES (7, %s, %s, %s, %s)"
+    columns = "team_id, lower, rows_copied, seconds, finished_at"
+    insert = f"INSERT INTO pdi2_migration.slice ({columns}) VALUES (7, %s, %s, %s, %s)"
     now = datetime.now(UTC)
     system.postgres.execute("UPDATE pdi2_migration.run SET started_at = %s", [now - timedelta(days=1)])
     system.postgres.execute("UPDATE pdi2_migration.event SET at = %s", [now - timedelta(days=1)])

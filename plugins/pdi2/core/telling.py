@@ -5,8 +5,18 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pdi2.core.certificate import MILESTONES
-
+MILESTONES = [
+    "run_started",
+    "dual_writes_enabled",
+    "dual_writes_proven",
+    "planned",
+    "certified",
+    "switch_approved",
+    "switch_rejected",
+    "reads_switched",
+    "old_writes_stopped",
+    "rolled_back",
+]
 TOLD_BY_DEFAULT = [
     *MILESTONES,
     "dual_writes_missed",
@@ -40,6 +50,23 @@ def sentence(what: str, detail: Mapping[str, Any]) -> tuple[str, datetime | None
     if what == "dual_writes_watched" and isinstance(until, int | float):
         return text, datetime.fromtimestamp(until, UTC)
     return text, None
+
+
+def row(found: Mapping[str, Any] | None) -> str:
+    """What a table or Postgres says of an id."""
+    if not found:
+        return "no row"
+    who = "deleted" if found.get("is_deleted") else f"person {found.get('person_id')}"
+    return who if found.get("version") is None else f"{who}, version {found['version']}"
+
+
+def setting(value: Any) -> str:
+    """A parameter's value as the form shows it."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def counted(number: float, one: str, many: str = "") -> str:

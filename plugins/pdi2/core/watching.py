@@ -70,7 +70,7 @@ def status(
         "paused": paused and asdict(paused),
         **(figures or {}),
         "findings": ledger.findings_by_kind(),
-        "failures": _failures(connection, run, alive),
+        "failures": _failures(connection, run, alive, airflow.get("states", {})),
         "read_times": _detail(happened, "read_times"),
         "certificate": _detail(happened, "certified"),
         "report": _detail(happened, "report"),
@@ -129,12 +129,15 @@ def _told(*situation: Any) -> dict[str, Any]:
     return {**asdict(told), "runbook": runbook.row_about(told.topic)}
 
 
-def _failures(connection: Connection[Any], run: Mapping[str, Any], alive: bool) -> list[dict[str, Any]]:
-    """What failed, grouped by cause, with the runbook's row."""
+def _failures(
+    connection: Connection[Any], run: Mapping[str, Any], alive: bool, states: Mapping[str, Mapping[str, int]]
+) -> list[dict[str, Any]]:
+    """What failed, grouped by cause, with the runbook's row. A task that Airflow tries again has not failed."""
     chosen = {"team_ids": run["settings"].get("team_ids"), "newest": run["newest"], "alive": alive}
     return [
         {**line, "runbook": runbook.row_of_message(line["error"] or "")}
         for line in _all(connection, "watch_failures", {**_period(run), **chosen})
+        if line["teams"] or not alive or "failed" in states.get(line["task"], {})
     ]
 
 
