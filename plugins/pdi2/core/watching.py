@@ -60,11 +60,12 @@ def status(
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
     told = {**airflow, "paused": bool(paused)}
     switched_at = row.finished_at if row else None
+    newest = _newest(connection, run)
     return {
         **seen,
         "alive": alive,
         "phase": steps.phase(run, found, alive, switches.reads_are_new()),
-        "verdict": _told(switch, _newest(connection, run), current, alive, told),
+        "verdict": _told(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
         "steps": [asdict(step) for step in found],
         "waits": [asdict(wait) for wait in steps.waits(run, current, happened, copies, switched_at)],
         "paused": paused and asdict(paused),
