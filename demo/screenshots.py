@@ -106,7 +106,7 @@ def run(pictures: Path, directory: Path) -> int:
         for context, name in ((light, "migration"), (dark, "migration-dark")):
             watcher = context.new_page()
             watcher.goto(f"{up.address}/plugin/migration")
-            watcher.frame_locator("iframe").get_by_role("progressbar").wait_for()
+            watcher.frame_locator("iframe").get_by_role("progressbar").first.wait_for()
             _save(watcher, pictures / f"{name}.png")
         _wait(lambda: status()["phase"].startswith("Waiting for approval"))
         page.goto(f"{up.address}/plugin/migration")

@@ -17,7 +17,19 @@ pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
 WEB = ROOT / "plugins" / "pdi2" / "web"
 PASSWORDS = {"ann": "of ann", "vera": "of vera", "nobody": "of nobody"}
-GETS = ["/", "/files/page.js", "/status", "/teams", "/teams/7", "/findings", "/events"]
+GETS = [
+    "/",
+    "/files/page.js",
+    "/runbook",
+    "/status",
+    "/runs",
+    "/certificates/1",
+    "/teams",
+    "/teams/7",
+    "/findings",
+    "/events",
+]
+LISTS = [path for path in GETS[3:] if "certificates" not in path]
 POSTS = ["/pause", "/resume"]
 HERE = {"Origin": "http://testserver"}
 STRANGERS = [None, "", "null", "https://evil.example", "http://testserver.evil.example", "testserver"]
@@ -114,7 +126,10 @@ def test_every_endpoint_is_on_the_lists_of_this_file(app: Any) -> None:
     from pdi2.edge import page
 
     routes = {(method, route.path) for route in page.app.routes for method in getattr(route, "methods", ["?"])}
-    known = {("GET", re.sub("/page.js$", "/{name}", re.sub("/7$", "/{team_id}", path))) for path in GETS}
+    known = {
+        ("GET", re.sub("/page.js$", "/{name}", re.sub("/7$", "/{team_id}", re.sub("/1$", "/{run_id}", path))))
+        for path in GETS
+    }
 
     assert routes == known | {("POST", path) for path in POSTS}
 
@@ -147,14 +162,16 @@ def test_who_may_not_read_the_dag_sees_nothing(system: System, app: Any, path: s
 @pytest.mark.parametrize("name", ["ann", "vera"])
 def test_who_may_read_the_dag_reads_and_thereby_changes_nothing(system: System, app: Any, name: str) -> None:
     many_ids(system, 10)
-    migrate(system, system.ledger())
+    ledger = system.ledger()
+    migrate(system, ledger)
+    ledger.keep_certificate({"of-run-1.json": "{}", "of-run-1.html": "<!doctype html>"})
     before = dump(system)
     visitor = Visitor(app, name)
 
     for path in GETS:
         answer = visitor.get(path)
         assert answer.status_code == 200, path
-        protected(answer)
+        protected(answer, path)
     assert visitor.get("/status").json()["user"] == {"name": name, "may_act": name == "ann"}
     assert dump(system) == before
 
@@ -228,18 +245,29 @@ def test_there_is_nothing_to_pause_where_no_run_is_at_work(system: System, admin
     assert [what for what, _ in events(system)] == ["dual_writes_enabled", "run_started"]
 
 
-def protected(answer: Any) -> None:
+def protected(answer: Any, path: str = "") -> None:
     """What every answer tells the browser: run nothing that is not a file of the page's own."""
-    policy = dict(rule.split(" ", 1) for rule in answer.headers["Content-Security-Policy"].split("; "))
-    assert policy == {
+    rules = answer.headers["Content-Security-Policy"].split("; ")
+    policy = {name: allowed for name, _, allowed in (rule.partition(" ") for rule in rules)}
+    certificate = {
         "default-src": "'none'",
-        "script-src": "'self'",
-        "style-src": "'self'",
-        "connect-src": "'self'",
-        "base-uri": "'none'",
-        "form-action": "'none'",
+        "style-src": "'unsafe-inline'",
+        "sandbox": "",
         "frame-ancestors": "'self'",
     }
+    assert (
+        policy == certificate
+        if path.startswith("/certificates")
+        else {
+            "default-src": "'none'",
+            "script-src": "'self'",
+            "style-src": "'self'",
+            "connect-src": "'self'",
+            "base-uri": "'none'",
+            "form-action": "'none'",
+            "frame-ancestors": "'self'",
+        }
+    )
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert answer.headers["Cache-Control"] == "no-store"
 
@@ -381,7 +409,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
     ledger.record("copy_goes_on", team_id=7, waited_seconds=1)
     assert told()[2] == []
     copy_team(ledger, system.warehouse(), 7)
-    assert viewer.get("/status").json()["rows"] == {"source": 520, "done": 500}
+    assert viewer.get("/status").json()["rows"] == {"source": 520, "copied": 500, "verified": 0}
     copy_team(ledger, system.warehouse(), 8)
     assert told()[:2] == ("Verifying teams against Postgres", ["team.verify"])
     copy_and_verify(system, ledger, 7, 8)
@@ -391,7 +419,8 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
     ledger.record("switch_approved", by="ann")
     gate.switch_reads(ledger, system.warehouse(), settings)
     assert told() == ("Reads are on the new table; old writes go on for now", ["stop_old_writes"], ["readers"])
-    assert viewer.get("/status").json()["way_back"]["until"] is not None
+    verdict = viewer.get("/status").json()["verdict"]
+    assert "rollback is possible" in verdict["text"] + verdict["after"]
     gate.stop_old_writes(ledger)
     ledger.record("report")
     ledger.end_run("completed")
@@ -399,7 +428,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
 
     seen = viewer.get("/status").json()
     assert {step["state"] for step in seen["steps"]} == {"done"}
-    assert seen["way_back"]["possible"] is False
+    assert "a rollback is no longer possible" in seen["verdict"]["text"]
     assert seen["switch"] | {"finished_at": None} == {
         "status": "COMPLETED_SUCCESSFULLY",
         "progress": 100,
@@ -407,7 +436,9 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
         "writes": "new",
         "reads": "new",
     }
-    assert sum(seen["throughput"]["rows_per_second"]) * seen["throughput"]["width"] == pytest.approx(520)
+    for kind in ("copied", "verified"):
+        bars = seen["throughput"][kind]["rows_per_second"]
+        assert sum(bars) * seen["throughput"]["width"] == pytest.approx(520)
     assert seen["links"]["run"] == f"/dags/{FILL}/runs/manual__2026-01-01T00%3A00%3A00%2B00%3A00"
     logs = [team["logs"]["copy"] for team in viewer.get("/teams").json()["lines"]]
     assert logs == [f"{seen['links']['run']}/tasks/team.copy/mapped/{index}" for index in (0, 1)]
@@ -423,7 +454,7 @@ def test_a_failed_run_says_why_and_where_it_stopped(system: System, viewer: Visi
     seen = viewer.get("/status").json()
 
     assert seen["phase"] == "Failed: reads stay on the old table"
-    assert seen["failure"]["error"] == "no such table"
+    assert [(one["task"], one["cause"]) for one in seen["failures"]] == [("plan_teams", "no such table")]
     assert [step["state"] for step in seen["steps"]][:4] == ["done", "done", "stopped", "stopped"]
 
 
@@ -452,7 +483,7 @@ def test_a_trial_is_about_its_own_teams(system: System, viewer: Visitor) -> None
 
     seen = viewer.get("/status").json()
 
-    assert seen["rows"] == {"source": 20, "done": 0}
+    assert seen["rows"] == {"source": 20, "copied": 0, "verified": 0}
     assert {step["task"] for step in seen["steps"] if step["state"] == "skipped"} == {
         "approve",
         "switch_reads",
@@ -488,7 +519,7 @@ def crowd(system: System) -> None:
     )
 
 
-@pytest.mark.parametrize("path", [*GETS[2:], "/teams?sort=findings", "/findings?search=9", "/events?offset=1900"])
+@pytest.mark.parametrize("path", [*LISTS, "/teams?sort=findings", "/findings?search=9", "/events?offset=1900"])
 def test_an_answer_about_a_crowd_stays_small_and_takes_few_statements(
     crowd: None, viewer: Visitor, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

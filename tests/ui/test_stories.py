@@ -100,6 +100,7 @@ def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
 
     expect(phase).to_have_text("Waiting for approval of the switch", timeout=AIRFLOW_WORKS)
     assert bar.evaluate("bar => bar.value") == 1
+    assert migration.get_by_role("progressbar", name="Rows verified").evaluate("bar => bar.value") == 1
     expect(migration.get_by_role("definition").filter(has_text="the old table").first).to_be_visible()
     opens_a_team(person, migration)
     sees_hostile_findings(person, migration)

@@ -17,24 +17,14 @@ from pdi2.core import postgres
 from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import Ledger
 from pdi2.core.switches import NAME, Switches
+from pdi2.core.telling import MILESTONES, row, sentence, setting
 from pdi2.core.way_back import way_back
 
 PAGES = jinja2.Environment(
     loader=jinja2.PackageLoader("pdi2.core", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
 )
+PAGES.filters |= {"row": row, "setting": setting}
 MOST_FINDINGS = 1_000
-MILESTONES = [
-    "run_started",
-    "dual_writes_enabled",
-    "dual_writes_proven",
-    "planned",
-    "certified",
-    "switch_approved",
-    "switch_rejected",
-    "reads_switched",
-    "old_writes_stopped",
-    "rolled_back",
-]
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,8 @@ def draw_up(ledger: Ledger, report: dict[str, Any]) -> Certificate:
     name = name.replace(" ", "-")
     text = json.dumps(facts, indent=1)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    page = PAGES.get_template("certificate.html").render(facts, json_name=f"{name}.json", sha256=sha256)
+    told = [(event, sentence(event["what"], event["detail"])[0]) for event in facts["milestones"]]
+    page = PAGES.get_template("certificate.html").render(facts, told=told, json_name=f"{name}.json", sha256=sha256)
     return Certificate({f"{name}.json": text, f"{name}.html": page}, sha256)
 
 

@@ -30,6 +30,7 @@ from pdi2.core.pieces import Budget
 from pdi2.core.pressure import wait_while_busy
 from pdi2.core.slices import FEWEST_ROWS, Slice, Teams, cut, join, together
 from pdi2.core.staging import Tables, hand_over, tables_for, waiting
+from pdi2.core.switches import Switches
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,7 @@ def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]
         missing = pieces.mend(warehouse, tables, Teams(differ, teams.rows)) if differ else 0
     right = {team_id: expected[team_id] for team_id in teams.ids if not missing or team_id not in differ}
     ledger.finish_together(right, cost)
+    Switches(ledger.connection).follow_ledger()
     log.info("Copied %s of %s: %s rows in %.2f s", len(right), teams, f"{sum(right.values()):,}", cost.seconds)
     return set(right)
 
@@ -155,6 +157,7 @@ def _copy_slice(ledger: Ledger, warehouse: Warehouse, rest: Rest) -> None:
     if filled.ranges:
         finished = join(filled.ranges)
         ledger.finish_slice(finished, filled.ids, cost)
+        Switches(ledger.connection).follow_ledger()
         log.info("Copied the %s: %s rows in %.2f s", finished, f"{filled.ids:,}", cost.seconds)
     if failure:
         if reaction(failure) is not Reaction.SPLIT or rest.rows <= FEWEST_ROWS:

@@ -161,10 +161,17 @@ def _is_query_limit(text: str) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Ours in full; of others the first line, with ClickHouse's code and name where there are any."""
+    """Ours in full; of others the first line, with ClickHouse's code and name where there are any.
+
+    The migration page knows an engine that is away by "does not answer".
+    """
     if isinstance(error, MigrationError):
         return str(error)
     text = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_TEXT]
+    if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
+        return f"Postgres does not answer: {text}"
+    if isinstance(error, ClickHouseFailure) and error.code is None and reaction(error) is Reaction.RETRY:
+        return f"ClickHouse does not answer: {text}"
     if not isinstance(error, ClickHouseFailure) or error.code is None:
         return text
     return f"ClickHouse error {error.code} ({error.name}): {text}"

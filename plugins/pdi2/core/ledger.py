@@ -161,6 +161,14 @@ class Ledger:
         if current and self.is_owner():
             self._execute("run_end", {"id": current.id, "outcome": outcome})
 
+    def keep_certificate(self, files: Mapping[str, str]) -> None:
+        """The JSON file and the page of the current run, by name, for whoever cannot read where they were written."""
+        current = self.current_run()
+        assert current is not None  # noqa: S101  (a certificate is of a run)
+        by_form = {name.rpartition(".")[2]: text for name, text in files.items()}
+        name = next(iter(files)).rpartition(".")[0]
+        self._execute("certificate_keep", {"run_id": current.id, "name": name, **by_form})
+
     def record(self, what: str, **detail: Any) -> None:
         self._execute("event_add", {"actor": self.actor, "what": what, "detail": Jsonb(detail)})
 
@@ -259,7 +267,8 @@ class Ledger:
     def set_verified(self, teams: Iterable[Mapping[str, Any]]) -> None:
         """Of each team_id: old_differs; mark, where both databases stood when the verification began, as rechecking
         reads it; digest and truth_digest of the whole team, as the new table's reader sees it and as Postgres has it;
-        tombstones, how many of the application's the new table has of ids that Postgres has not.
+        tombstones, how many of the application's the new table has of ids that Postgres has not; seconds, the team's share
+        of the time.
         """
         self._execute("team_verified", {"teams": Jsonb(list(teams))})
 

@@ -68,7 +68,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "minimum": 0,
         "maximum": 86_400,
         "section": FOLDED,
-        "title": "Settle time, in seconds",
+        "title": "Settle time (s)",
         "description": "How long dual writes are watched, without a miss, before anything is copied. "
         "0: waits for nothing, still checks.",
     },
@@ -78,7 +78,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "minimum": 0,
         "maximum": 3_600,
         "section": FOLDED,
-        "title": "In flight, in seconds",
+        "title": "Replication lag allowance (s)",
         "description": "How long a row may take from Postgres to ClickHouse. A difference that is older is wrong, "
         "and is repaired. Empty: a quarter of the settle time.",
     },
@@ -88,7 +88,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "minimum": 50 * MEBIBYTE,
         "maximum": 64 * 1024 * MEBIBYTE,
         "section": FOLDED,
-        "title": "Memory of a ClickHouse statement, in bytes",
+        "title": "Memory limit per ClickHouse statement (bytes)",
         "description": "No statement of the migration uses more, and slices are sized by it. 200000000 is 200 MB; "
         "from 50 MiB to 64 GiB. How many copies run at once is the number of slots of the pool pdi2_copies.",
     },
@@ -98,7 +98,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "minimum": 0,
         "maximum": 86_400,
         "section": FOLDED,
-        "title": "Read cache, in seconds",
+        "title": "Reader cache lifetime (s)",
         "description": "How long a reader may still use the old table after the switch. Old writes go on for that "
         "long. PostHog remembers its switch for up to 15 minutes (900).",
     },

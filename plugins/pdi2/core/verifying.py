@@ -88,6 +88,7 @@ def verify_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Se
 
 def verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> Counter[str]:
     """Compares, repairs, compares again; returns findings by kind. Raises VerifyError where some remain."""
+    began = time.monotonic()
     before = now(ledger, warehouse)
     compared = compare(ledger, warehouse, teams, settings)
     agreed = digests(ledger.connection, warehouse, teams) if compared.found else compared.digests
@@ -103,6 +104,7 @@ def verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Setting
             "digest": seen.get(team_id, EMPTY),
             "truth_digest": truth.get(team_id, EMPTY),
             "tombstones": tombstones[team_id],
+            "seconds": (time.monotonic() - began) / len(teams.ids),
         }
         for team_id in teams.ids
     )

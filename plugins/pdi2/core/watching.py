@@ -1,119 +1,81 @@
 """What a person who watches the migration sees: facts of the ledger alone, in a bounded number of statements."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 from psycopg import Connection
 from psycopg.rows import dict_row
 
-from pdi2.core import postgres
-from pdi2.core.ledger import TRIAL_PASSED, Ledger
-from pdi2.core.reporting import REJECTED
+from pdi2.core import postgres, progress, runbook, steps, telling
+from pdi2.core.ledger import Ledger
 from pdi2.core.switches import Status, Switches
-from pdi2.core.way_back import way_back
+from pdi2.core.verdict import verdict
 
-RECENT_SECONDS = 300
-"""Speed is that of the last minutes."""
-MOST_BUCKETS = 60
+LONGEST_SENTENCE = 2_000
 
 
-@dataclass(frozen=True)
-class Step:
-    """A line of the run's table of contents; state: done, now, waiting (for its turn), skipped or stopped."""
-
-    task: str
-    title: str
-    state: str
-    at: datetime | None
+def run(connection: Connection[Any], airflow_run: str | None = None) -> dict[str, Any] | None:
+    """The newest run of the ledger, or the one that is named; None where there is none, or no ledger."""
+    if not Ledger(connection, "", "").exists():
+        return None
+    return _one(connection, "watch_run", {"airflow_run": airflow_run})
 
 
-@dataclass(frozen=True)
-class Wait:
-    """What the run waits for; `until` where it is known; `about` names what can be done about it."""
-
-    about: str
-    text: str
-    until: datetime | None = None
+def runs(connection: Connection[Any], limit: int) -> list[dict[str, Any]]:
+    """The newest runs that owned the ledger."""
+    return _all(connection, "watch_runs", {"limit": limit}) if Ledger(connection, "", "").exists() else []
 
 
-STEPS = {
-    "enable_dual_writes": ("Dual writes on", "run_started"),
-    "prove_dual_writes": ("Dual writes proven", "dual_writes_proven"),
-    "plan_teams": ("Teams planned", "planned"),
-    "team.copy": ("Teams copied", None),
-    "team.verify": ("Teams verified", None),
-    "certify": ("Certified", "certified"),
-    "approve": ("Approved", "reads_switched"),
-    "switch_reads": ("Reads switched", "reads_switched"),
-    "stop_old_writes": ("Old writes stopped", "old_writes_stopped"),
-    "report": ("Reported", "report"),
-}
+def status(
+    connection: Connection[Any], run: Mapping[str, Any] | None, airflow: Mapping[str, Any], alive: bool
+) -> dict[str, Any]:
+    """A run, and the migration as a whole. `airflow` is what it knows of the run's tasks; `alive`: it goes on there.
 
-
-def status(connection: Connection[Any]) -> dict[str, Any]:
-    """The migration as a whole. `run` is None where none ever began."""
-    ledger = Ledger(connection, "", "")
+    Of a run that another one followed there are no figures: the ledger has gone on with its teams.
+    """
     switches = Switches(connection)
     row = switches.row()
     now = datetime.now(UTC)
-    seen: dict[str, Any] = {
-        "now": now,
-        "switch": {
-            "status": Status(row.status).name if row else None,
-            "progress": row.progress if row else None,
-            "finished_at": row.finished_at if row else None,
-            "writes": switches.writes(),
-            "reads": switches.reads(),
-        },
+    switch = {
+        "status": Status(row.status).name if row else None,
+        "progress": row.progress if row else None,
+        "finished_at": row.finished_at if row else None,
+        "writes": switches.writes(),
+        "reads": switches.reads(),
     }
-    if not ledger.exists() or (run := _one(connection, "watch_run")) is None:
-        return {**seen, "run": None}
-    settings = run["settings"]
-    since = {"since": run["started_at"]}
-    happened = {line["what"]: line for line in _all(connection, "watch_milestones", since)}
-    totals = _all(connection, "watch_totals", {"team_ids": settings.get("team_ids")})
-    teams = {line["status"]: line["teams"] for line in totals}
-    slices = _one(connection, "watch_slices", {**since, "recent": RECENT_SECONDS}) or {}
-    waits = _all(connection, "watch_waits", since)
+    seen: dict[str, Any] = {"now": now, "switch": switch, "run": run}
+    if run is None:
+        return {**seen, "verdict": _told(switch, None, None, False, {})}
+    alive = alive and not run["ended_at"]
+    happened = {line["what"]: line for line in _all(connection, "watch_milestones", _period(run))}
+    ledger = Ledger(connection, "", "")
     paused = ledger.paused()
-    rows = {"source": _sum(totals, "rows_source"), "done": _sum(totals, "rows_done")}
-    going_on = rows["done"] < rows["source"]
-    speed = _speed(slices, now, going_on)
-    steps = _steps(run, happened, totals, teams)
+    figures = None
+    if run["newest"]:
+        figures = progress.figures(connection, run, now, "planned" in happened, alive and not paused)
+    found = steps.steps(run, happened, figures, alive)
+    current = steps.current(found)
+    copies = _all(connection, "watch_waits", {"since": run["started_at"]})
+    told = {**airflow, "paused": bool(paused)}
+    switched_at = row.finished_at if row else None
+    newest = _newest(connection, run)
     return {
         **seen,
-        "run": run,
-        "phase": _phase(run, steps),
-        "steps": [asdict(step) for step in steps],
-        "way_back": _way_back(switches, settings),
-        "waits": [asdict(wait) for wait in _waits(run, steps, happened, waits, row.finished_at if row else None)],
+        "alive": alive,
+        "phase": steps.phase(run, found, alive, switches.reads_are_new()),
+        "verdict": _told(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
+        "steps": [asdict(step) for step in found],
+        "waits": [asdict(wait) for wait in steps.waits(run, current, happened, copies, switched_at)],
         "paused": paused and asdict(paused),
-        "teams": teams,
-        "rows": rows,
-        "speed": speed,
-        "seconds_left": (rows["source"] - rows["done"]) / speed if speed and not paused else None,
-        "copy": {
-            "slices": _sum(totals, "slices"),
-            "seconds": _sum(totals, "copy_seconds"),
-            "peak_memory": max((line["peak_memory"] or 0 for line in totals), default=0) or None,
-            "old_differs": _sum(totals, "old_differs"),
-        },
+        **(figures or {}),
         "findings": ledger.findings_by_kind(),
-        "throughput": _throughput(connection, slices, now, going_on),
+        "failures": _failures(connection, run, alive, airflow.get("states", {})),
         "read_times": _detail(happened, "read_times"),
         "certificate": _detail(happened, "certified"),
-        "failure": _detail(happened, "task_failed"),
+        "report": _detail(happened, "report"),
     }
-
-
-def _way_back(switches: Switches, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """`possible`, `until` and `text` of way_back.WayBack; None of a rollback, which has no settings."""
-    if not settings:
-        return None
-    return asdict(way_back(switches, settings["stop_old_writes"], settings["read_cache_seconds"]))
 
 
 def teams(connection: Connection[Any], **chosen: Any) -> dict[str, Any]:
@@ -126,9 +88,9 @@ def team(connection: Connection[Any], team_id: int) -> dict[str, Any] | None:
     chosen = {"team_id": team_id}
     found = _one(connection, "watch_team", chosen)
     return found and {
-        "team": found,
+        "team": {**found, "runbook": found["error"] and runbook.row_of_message(found["error"])},
         "slices": _all(connection, "watch_team_slices", chosen),
-        "events": events(connection, **chosen, limit=20, offset=0)["lines"],
+        "events": events(connection, **chosen, milestones=False, limit=20, offset=0)["lines"],
     }
 
 
@@ -137,125 +99,51 @@ def findings(connection: Connection[Any], **chosen: Any) -> dict[str, Any]:
     return _page(connection, "watch_findings", chosen)
 
 
-def events(connection: Connection[Any], **chosen: Any) -> dict[str, Any]:
-    """A page of the audit log, the newest first: `team_id`, `limit`, `offset`."""
-    return _page(connection, "watch_events", chosen)
+def events(connection: Connection[Any], milestones: bool, **chosen: Any) -> dict[str, Any]:
+    """A page of the audit log in sentences, the newest first: `milestones` only, `team_id`, `limit`, `offset`."""
+    names = telling.TOLD_BY_DEFAULT if milestones else None
+    page = _page(connection, "watch_events", {**chosen, "names": names})
+    for line in page["lines"]:
+        text, until = telling.sentence(line["what"], line.pop("detail"))
+        line |= {"text": text[:LONGEST_SENTENCE], "until": until}
+    return page
 
 
-def _steps(
-    run: Mapping[str, Any], happened: Mapping[str, Any], totals: list[dict[str, Any]], teams: Mapping[str, int]
-) -> list[Step]:
-    """Of a rollback, which has no settings, there are none."""
-    settings = run["settings"]
-    if not settings:
-        return []
-    done: dict[str, datetime | None] = {
-        task: happened[event]["at"] for task, (_, event) in STEPS.items() if event and event in happened
-    }
-    if "switch_approved" in happened:
-        done["approve"] = happened["switch_approved"]["at"]
-    if "planned" in happened and teams.keys() <= {"copied", "verified"}:
-        done["team.copy"] = max((line["copied_at"] for line in totals if line["copied_at"]), default=None)
-    if "planned" in happened and teams.keys() <= {"verified"}:
-        done["team.verify"] = max((line["verified_at"] for line in totals if line["verified_at"]), default=None)
-    skipped = {"approve"} if not settings.get("require_approval") else set()
-    if settings.get("team_ids"):
-        skipped |= {"approve", "switch_reads", "stop_old_writes"}
-    elif not settings.get("stop_old_writes"):
-        skipped |= {"stop_old_writes"}
-    left = [task for task in STEPS if task not in done and task not in skipped]
-    now = left[:2] if left[:1] == ["team.copy"] else left[:1]
-
-    def state(task: str) -> str:
-        if task in skipped:
-            return "skipped"
-        if task in done:
-            return "done"
-        if run["ended_at"]:
-            return "stopped"
-        return "now" if task in now else "waiting"
-
-    return [Step(task, title, state(task), done.get(task)) for task, (title, _) in STEPS.items()]
-
-
-def _phase(run: Mapping[str, Any], steps: list[Step]) -> str:
-    """One line: where the migration is."""
-    if run["ended_at"]:
-        return {
-            "completed": "Complete: reads are on the new table",
-            TRIAL_PASSED: "The trial passed: reads stay on the old table",
-            REJECTED: "The switch was rejected: reads stay on the old table",
-            "rolled back": "Rolled back: reads are on the old table",
-        }.get(run["outcome"], "Failed: reads stay on the old table")
-    return {
-        "enable_dual_writes": "Turning dual writes on",
-        "prove_dual_writes": "Proving that every write reaches both tables",
-        "plan_teams": "Planning the teams",
-        "team.copy": "Copying and verifying teams",
-        "team.verify": "Verifying teams against Postgres",
-        "certify": "Certifying that every team is verified",
-        "approve": "Waiting for approval of the switch",
-        "switch_reads": "Switching reads to the new table",
-        "stop_old_writes": "Reads are on the new table; old writes go on for now",
-        "report": "Reporting",
-    }[next((step.task for step in steps if step.state == "now"), "report")]
-
-
-def _waits(
-    run: Mapping[str, Any],
-    steps: list[Step],
-    happened: Mapping[str, Any],
-    copies: list[dict[str, Any]],
-    switched_at: datetime | None,
-) -> list[Wait]:
-    now = next((step.task for step in steps if step.state == "now"), None)
-    if now == "prove_dual_writes" and (watched := _detail(happened, "dual_writes_watched")):
-        return [Wait("dual_writes", watched["message"], datetime.fromtimestamp(watched["until"], UTC))]
-    if now in ("team.copy", "team.verify"):
-        return [Wait("server", f"The copy of team {copy['team_id']} waits: {copy['reason']}") for copy in copies]
-    if now == "approve":
-        return [Wait("approval", "A person approves the switch in Airflow, or rejects it.")]
-    if now == "stop_old_writes" and switched_at:
-        until = switched_at + timedelta(seconds=run["settings"]["read_cache_seconds"])
-        return [Wait("readers", "A reader may still use the old table until its cache has run out.", until)]
-    return []
-
-
-def _speed(slices: Mapping[str, Any], now: datetime, going_on: bool) -> float | None:
-    """Rows a second of the last minutes, or of all the copying once it is over; None where no slice was finished."""
-    if going_on:
-        rows, seconds = slices.get("recent"), min(RECENT_SECONDS, _seconds(slices.get("began"), now))
-    else:
-        rows, seconds = slices.get("rows"), _seconds(slices.get("began"), slices.get("ended"))
-    return rows / max(1.0, seconds) if rows else None
-
-
-def _seconds(began: datetime | None, ended: datetime | None) -> float:
-    return (ended - began).total_seconds() if began and ended else 0.0
-
-
-def _throughput(
-    connection: Connection[Any], slices: Mapping[str, Any], now: datetime, going_on: bool
-) -> dict[str, Any] | None:
-    """Rows a second by buckets of `width` seconds since `began`; up to now while there is something to copy."""
-    began = slices.get("began")
-    if began is None:
+def certificate(connection: Connection[Any], run_id: int) -> dict[str, str] | None:
+    """Of the ledger's run of that number: `name` without an ending, `json`, `html`."""
+    if not Ledger(connection, "", "").exists():
         return None
-    ended = now if going_on else slices["ended"]
-    width = max(1, math.ceil(_seconds(began, ended) / MOST_BUCKETS))
-    buckets = [0.0] * (int(_seconds(began, ended) / width) + 1)
-    for line in _all(connection, "watch_throughput", {"began": began, "width": width}):
-        if line["bucket"] < len(buckets):
-            buckets[line["bucket"]] = line["rows"] / width
-    return {"began": began, "width": width, "rows_per_second": buckets}
+    return _one(connection, "watch_certificate", {"run_id": run_id})
+
+
+def _period(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {"since": run["started_at"], "until": run["until"]}
+
+
+def _newest(connection: Connection[Any], known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Which table is read is up to the newest run, whichever is looked at."""
+    return known if known["newest"] else run(connection) or known
+
+
+def _told(*situation: Any) -> dict[str, Any]:
+    told = verdict(*situation)
+    return {**asdict(told), "runbook": runbook.row_about(told.topic)}
+
+
+def _failures(
+    connection: Connection[Any], run: Mapping[str, Any], alive: bool, states: Mapping[str, Mapping[str, int]]
+) -> list[dict[str, Any]]:
+    """What failed, grouped by cause, with the runbook's row. A task that Airflow tries again has not failed."""
+    chosen = {"team_ids": run["settings"].get("team_ids"), "newest": run["newest"], "alive": alive}
+    return [
+        {**line, "runbook": runbook.row_of_message(line["error"] or "")}
+        for line in _all(connection, "watch_failures", {**_period(run), **chosen})
+        if line["teams"] or not alive or "failed" in states.get(line["task"], {})
+    ]
 
 
 def _detail(happened: Mapping[str, Any], what: str) -> dict[str, Any] | None:
     return happened[what]["detail"] if what in happened else None
-
-
-def _sum(lines: list[dict[str, Any]], key: str) -> Any:
-    return sum(line[key] or 0 for line in lines)
 
 
 def _page(connection: Connection[Any], name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,56 +1,31 @@
-"""The migration page: static files, and JSON read from the ledger, behind Airflow's login and permissions.
+"""The migration page: static files, the ledger and Airflow's runs as JSON, and the certificates."""
 
-Whoever may read the DAG's runs reads; whoever may trigger the DAG may pause and resume. GET changes nothing: it has
-a read-only transaction. The page shows what clients sent as distinct_ids, so nothing but JSON and static files leaves.
-"""
-
-import json
-import logging
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-import psycopg
-from airflow.api_fastapi.app import API_BASE_URL, API_ROOT_PATH
-from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.app import API_ROOT_PATH
 from airflow.api_fastapi.common.db.common import SessionDep
-from airflow.api_fastapi.core_api.security import GetUserDep, requires_access_dag
-from airflow.exceptions import AirflowNotFoundException
-from airflow.models.connection import Connection
+from airflow.api_fastapi.core_api.security import GetUserDep
 from airflow.models.dagrun import DagRun
 from airflow.models.pool import Pool
-from airflow.providers.postgres.hooks.postgres import PostgresHook
-from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
-from sqlalchemy import select
+from fastapi import Depends, HTTPException, Path, Query, Request, Response
+from fastapi.responses import FileResponse
+from sqlalchemy.orm import Session
 
-from pdi2.core import postgres, watching
-from pdi2.core.ledger import Ledger, TeamStatus
-from pdi2.edge import POOL
-from pdi2.edge.connections import POSTGRES
+from pdi2.core import watching
+from pdi2.core.ledger import TeamStatus
+from pdi2.core.runbook import RUNBOOK
+from pdi2.edge import POOL, runs
+from pdi2.edge.guard import acting, acts, app, may_act, reading, same_origin
+from pdi2.edge.runs import FILL, ROLLBACK
 
-log = logging.getLogger(__name__)
-
-FILL, ROLLBACK = "fill_person_distinct_id2", "rollback_person_distinct_id2"
 PREFIX = "/pdi2"
 ROOT = API_ROOT_PATH.rstrip("/")
-CONNECT_SECONDS = 5
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+CERTIFICATE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'self'"
+"""A certificate is one file, with its style in it. It needs no script, no form and no origin."""
+RUNS_LISTED = 20
 FILES = {path.name: str(path) for path in (files("pdi2") / "web").iterdir()}
-
-may_read = requires_access_dag("GET", DagAccessEntity.RUN, FILL)
-may_act = requires_access_dag("POST", DagAccessEntity.RUN, FILL)
-
-app = FastAPI(title="pdi2", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(may_read)])
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 Offset = Annotated[int, Query(ge=0, le=10_000_000)]
@@ -59,34 +34,6 @@ Id = Annotated[int, Path(ge=0, le=2**63 - 1)]
 MaybeId = Annotated[int | None, Query(ge=0, le=2**63 - 1)]
 TeamSort = Literal["team_id", "status", "rows", "copied", "speed", "attempts", "memory", "verified", "findings"]
 FindingKind = Literal["missing", "stale", "wrong_person", "resurrected", "ahead"]
-
-
-@app.middleware("http")
-async def add_headers(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await answer(request)
-    response.headers.update(HEADERS)
-    return response
-
-
-@app.exception_handler(psycopg.Error)
-@app.exception_handler(AirflowNotFoundException)
-def unreadable(request: Request, error: Exception) -> JSONResponse:
-    """The cause goes to the log alone: it may name hosts and users."""
-    log.error("The migration page cannot read the ledger", exc_info=error)
-    return JSONResponse(
-        {
-            "detail": f"The ledger cannot be read through the Airflow connection {POSTGRES} ({type(error).__name__}). "
-            "Nothing was changed, and a migration at work goes on. The API server's log has the cause."
-        },
-        status_code=503,
-    )
-
-
-def same_origin(request: Request) -> None:
-    """A browser names the page that a POST comes from; the session's cookie alone is no proof of intent."""
-    origin = urlsplit(request.headers.get("origin", ""))
-    if not origin.netloc or origin.netloc not in (request.headers["host"], urlsplit(API_BASE_URL).netloc):
-        raise HTTPException(403, "Only Airflow's own pages may ask for this.")
 
 
 @app.get("/")
@@ -101,18 +48,41 @@ def file(name: str) -> FileResponse:
     return FileResponse(FILES[name])
 
 
+@app.get("/runbook")
+def runbook() -> FileResponse:
+    """As it is written. An installation that copied the package's folder alone may have left it behind."""
+    if not RUNBOOK.is_file():
+        raise HTTPException(404, "The runbook was not installed with the package: see docs/runbook.md of the project.")
+    return FileResponse(str(RUNBOOK), media_type="text/plain; charset=utf-8")
+
+
 @app.get("/status")
-def status(request: Request, user: GetUserDep, session: SessionDep) -> dict[str, Any]:
-    """The migration as a whole, what Airflow says of its run and pool, and where the operator acts."""
-    with _reading() as connection:
-        seen = watching.status(connection)
-    airflow_run = seen["run"]["airflow_run"] if seen["run"] else ""
-    dag_id, _, run_id = airflow_run.partition(" ")
+def status(
+    request: Request, user: GetUserDep, session: SessionDep, dag: Text = None, run: Text = None
+) -> dict[str, Any]:
+    """A run (the newest of the ledger, where none is named), what Airflow says of it, and where the operator acts."""
+    wanted = f"{dag} {run}" if dag and run else None
+    with reading() as connection:
+        owner = watching.run(connection, wanted)
+        airflow_run = wanted or (owner["airflow_run"] if owner else "")
+        dag_run = runs.run(session, airflow_run)
+        if wanted and not owner and not dag_run:
+            raise HTTPException(404, "Neither Airflow nor the ledger knows this run.")
+        airflow = runs.tasks(session, dag_run) if dag_run else {}
+        alive = dag_run.state in runs.GOING_ON if dag_run else True
+        seen = watching.status(connection, owner, airflow, alive)
+        other = dag_run if wanted and not owner else _newer(session, seen["run"])
+        told = runs.told(session, [other]).get(runs.name(other), {}) if other else {}
+    if dag_run and airflow["unanswered"]:
+        last = max((at for at in seen.get("last", {}).values() if at), default=None)
+        airflow["unanswered_since"] = runs.unanswered_since(session, dag_run, airflow["unanswered"], last)
     pool = Pool.get_pool(POOL, session=session)
     return {
         **seen,
+        "other": other and runs.summary(other, None, told) | told | {"link": _run_link(runs.name(other))},
         "airflow": {
-            "state": session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id)),
+            **airflow,
+            "state": dag_run.state if dag_run else None,
             "pool": pool and {"slots": pool.slots, "occupied": pool.occupied_slots(session=session)},
         },
         "links": {
@@ -122,8 +92,37 @@ def status(request: Request, user: GetUserDep, session: SessionDep) -> dict[str,
             "run": _run_link(airflow_run),
             "approval": f"{_run_link(airflow_run)}/tasks/approve/required_actions",
         },
-        "user": {"name": user.get_name(), "may_act": _may_act(request, user)},
+        "user": {"name": user.get_name(), "may_act": acts(request, user)},
     }
+
+
+@app.get("/runs")
+def list_of_runs(session: SessionDep) -> dict[str, Any]:
+    """The newest runs of the three DAGs with their outcome, and those that the ledger alone still knows."""
+    with reading() as connection:
+        owners = {line["airflow_run"]: line for line in watching.runs(connection, RUNS_LISTED)}
+    listed = runs.newest(session, RUNS_LISTED)
+    told = runs.told(session, listed)
+    lines = [runs.summary(one, owners.pop(runs.name(one), None), told.get(runs.name(one), {})) for one in listed]
+    oldest = min((line["started_at"] for line in lines if line["started_at"]), default=None)
+    lines += [_gone(line) for line in owners.values() if oldest is None or line["started_at"] > oldest]
+    for line in lines:
+        line["link"] = line["dag_id"] and _run_link(line["airflow_run"])
+    return {"total": len(lines), "lines": lines}
+
+
+@app.get("/certificates/{run_id}")
+def certificate(run_id: Id, form: Literal["html", "json"] = "html", download: bool = False) -> Response:
+    """What `report` wrote of the ledger's run of that number, to read here or to keep."""
+    with reading() as connection:
+        found = watching.certificate(connection, run_id)
+    if found is None:
+        raise HTTPException(404, f"Run {run_id} of the ledger has no certificate: it has not ended, or never began.")
+    media_type = "text/html" if form == "html" else "application/json"
+    headers = {"Content-Security-Policy": CERTIFICATE_POLICY}
+    if download:
+        headers["Content-Disposition"] = f'attachment; filename="{found["name"]}.{form}"'
+    return Response(found[form], media_type=media_type, headers=headers)
 
 
 @app.get("/teams")
@@ -135,7 +134,7 @@ def teams(
     limit: Limit = 50,
     offset: Offset = 0,
 ) -> dict[str, Any]:
-    with _reading() as connection:
+    with reading() as connection:
         page = watching.teams(
             connection,
             status=status,
@@ -153,7 +152,7 @@ def teams(
 @app.get("/teams/{team_id}")
 def team(team_id: Id) -> dict[str, Any]:
     """A team, and the newest of its slices, findings and events."""
-    with _reading() as connection:
+    with reading() as connection:
         found = watching.team(connection, team_id)
     if found is None:
         raise HTTPException(404, f"Team {team_id} is not in the ledger.")
@@ -170,7 +169,7 @@ def findings(
     limit: Limit = 50,
     offset: Offset = 0,
 ) -> dict[str, Any]:
-    with _reading() as connection:
+    with reading() as connection:
         return watching.findings(
             connection,
             team_id=team_id,
@@ -183,58 +182,46 @@ def findings(
 
 
 @app.get("/events")
-def events(limit: Limit = 50, offset: Offset = 0) -> dict[str, Any]:
-    with _reading() as connection:
-        return watching.events(connection, team_id=None, limit=limit, offset=offset)
+def events(milestones: bool = True, limit: Limit = 50, offset: Offset = 0) -> dict[str, Any]:
+    with reading() as connection:
+        return watching.events(connection, milestones, team_id=None, limit=limit, offset=offset)
 
 
 @app.post("/pause", status_code=204, dependencies=[Depends(may_act), Depends(same_origin)])
 def pause(user: GetUserDep) -> None:
     """Copies stop after their current slices, and no team begins, until somebody resumes."""
-    with _acting(user) as ledger:
+    with acting(user) as ledger:
         run = ledger.current_run()
         if run is None or run.ended_at:
-            raise HTTPException(409, "No run is at work, so there is nothing to pause.")
+            raise HTTPException(409, "No run is going on, so there is nothing to pause.")
         if not ledger.paused():
             ledger.record("paused")
 
 
 @app.post("/resume", status_code=204, dependencies=[Depends(may_act), Depends(same_origin)])
 def resume(user: GetUserDep) -> None:
-    with _acting(user) as ledger:
+    with acting(user) as ledger:
         if ledger.exists() and ledger.paused():
             ledger.record("resumed")
 
 
-def _may_act(request: Request, user: Any) -> bool:
-    try:
-        may_act(request, user)
-    except HTTPException:
-        return False
-    return True
+def _newer(session: Session, owner: dict[str, Any] | None) -> DagRun | None:
+    """A run of the migration that came after the ledger's owner and has changed nothing, or not yet."""
+    newest = runs.newest_of(session, FILL)
+    if newest is None or (owner and (runs.name(newest) == owner["airflow_run"] or _before(newest, owner))):
+        return None
+    return newest
 
 
-def _connect() -> Any:
-    """As the tasks do, but for a limit of time: no thread of the API server may wait for a dead database."""
-    connection = Connection.get_connection_from_secrets(POSTGRES)
-    connection.set_extra(json.dumps({"connect_timeout": CONNECT_SECONDS, **connection.extra_dejson}))
-    return PostgresHook(connection=connection).get_conn()
+def _before(dag_run: DagRun, owner: dict[str, Any]) -> bool:
+    return dag_run.queued_at is not None and dag_run.queued_at < owner["started_at"]
 
 
-@contextmanager
-def _reading() -> Iterator[Any]:
-    """One moment of the ledger, in a transaction that cannot write."""
-    with _connect() as connection:
-        connection.read_only = True
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        postgres.execute(connection, "watch_limit")
-        yield connection
-
-
-@contextmanager
-def _acting(user: Any) -> Iterator[Ledger]:
-    with _connect() as connection:
-        yield Ledger(connection, "", user.get_name())
+def _gone(line: dict[str, Any]) -> dict[str, Any]:
+    """A run of another Airflow, or one that this Airflow has forgotten."""
+    kind = "migration" if line["settings"] else "rollback"
+    known = {name: line[name] for name in ("airflow_run", "actor", "started_at", "ended_at", "outcome")}
+    return {**known, "dag_id": None, "kind": kind, "certificate": line["id"] if line["certificate"] else None}
 
 
 def _run_link(airflow_run: str) -> str:
@@ -256,6 +243,6 @@ VIEWS = [
     for destination, route, query in (
         ("nav", "migration", ""),
         ("dag", "migration-of-dag", "?dag={DAG_ID}"),
-        ("dag_run", "migration-of-run", "?dag={DAG_ID}"),
+        ("dag_run", "migration-of-run", "?dag={DAG_ID}&run={RUN_ID}"),
     )
 ]

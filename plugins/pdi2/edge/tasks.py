@@ -66,14 +66,19 @@ def preflight() -> str:
     except SettingsError as error:
         found, settings = error.problems, Settings()
     with ExitStack() as stack:
-        ledger, warehouse = reach(found, stack)
-        result = checks.check(ledger, warehouse, settings, found)
+        try:
+            ledger, warehouse = reach(found, stack)
+            result = checks.check(ledger, warehouse, settings, found)
+        except Exception as error:
+            tell("problems", getattr(error, "problems", [describe(error)]))
+            raise
         log.info(result.message)
         if ledger and result.verdict in (checks.Verdict.MIGRATE, checks.Verdict.PLAN_ONLY):
             back = way_back(Switches(ledger.connection), settings.stop_old_writes, settings.read_cache_seconds)
             log.info(back.text)
+    tell("message", result.message)
     # A branch that skips tasks leaves no return value.
-    get_current_context()["ti"].xcom_push(VERDICT, str(result.verdict))
+    tell(VERDICT, str(result.verdict))
     return FOLLOWED_BY[result.verdict]
 
 
@@ -102,7 +107,9 @@ def plan_teams() -> list[dict[str, Any]]:
     if settings.dry_run:
         ledger = open_ledger()
         with ledger.connection, open_warehouse("plan_teams", settings.max_memory_usage) as warehouse:
-            log.info(planning.forecast(ledger, warehouse, settings))
+            plan = planning.forecast(ledger, warehouse, settings)
+        log.info(plan)
+        tell("plan", plan)
         return []
     with opened("plan_teams") as bench:
         most = conf.getint("core", "max_map_length")
@@ -232,6 +239,11 @@ def roll_back() -> None:
     ledger = open_ledger()
     with ledger.connection:
         log.info(gate.roll_back(ledger))
+
+
+def tell(key: str, value: Any) -> None:
+    """As XCom, for the migration page: of a run that does not own the ledger, Airflow alone knows."""
+    get_current_context()["ti"].xcom_push(key, value)
 
 
 def _each_team(

@@ -3,8 +3,8 @@
 Values are bound by the drivers: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Three things are put into the
 text here, and nowhere else: `{name:Identifier}`, because ClickHouse binds those in few places; `{name:Literal}`, a long
 list as the driver writes it, because a bound one would go into the address of the request; and `{name:Engine}`, an
-engine's definition as system.tables has it of a table that is there. Where several statements share a rule it has a file
-of its own, and `/* include name */` stands for it.
+engine's definition as system.tables has it of a table that is there. Where several statements share a rule, it has a
+file of its own, and `/* include name */` stands for it.
 """
 
 import re

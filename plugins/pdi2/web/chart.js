@@ -1,6 +1,7 @@
-// Rows a second over time, as bars. What they show is said in words as well.
+// Rows a second over time, as bars with an axis. What they show is said in words as well.
 
-import { el, compact, time } from "./dom.js";
+import { el, speed } from "./dom.js";
+import { time } from "./time.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 100;
@@ -13,19 +14,38 @@ function shape(tag, attributes, ...children) {
 }
 
 export function throughput(found) {
-  if (!found) return [el("p", { class: "quiet" }, "No slice was copied in this run yet.")];
-  const { began, width, rows_per_second: rates } = found;
-  const most = Math.max(...rates, 1);
-  const latest = rates.at(-1);
+  if (!found) return [el("p", { class: "quiet" }, "Nothing was copied or verified in this run yet.")];
+  return [
+    ...bars("Copied", found.copied, found),
+    ...bars("Verified", found.verified, found),
+    el("p", { class: "quiet" }, `Each bar is ${found.width} s. The peak is the best 5 s, whatever the width of the bars.`),
+  ];
+}
+
+function bars(title, { rows_per_second: rates, peak }, { began, width }) {
+  if (!peak) return [el("p", { class: "quiet" }, `${title}: nothing yet.`)];
+  const top = ceiling(Math.max(...rates));
   const at = (bucket) => new Date(new Date(began).getTime() + bucket * width * 1000).toISOString();
-  const bars = rates.map((rate, bucket) => {
-    const height = (HEIGHT * rate) / most;
+  const words = `${title}: ${speed(peak)} at the peak, ${speed(rates.at(-1))} last.`;
+  const drawn = rates.map((rate, bucket) => {
+    const height = (HEIGHT * rate) / top;
     return shape("rect", { x: bucket + 0.1, y: HEIGHT - height, width: 0.8, height });
   });
-  const words = `Rows a second in steps of ${width} s: ${compact(most)} at most, ${compact(latest)} last.`;
+  const line = shape("line", { x1: 0, x2: rates.length, y1: HEIGHT / 2, y2: HEIGHT / 2, "vector-effect": "non-scaling-stroke" });
   return [
-    shape("svg", { viewBox: `0 0 ${rates.length} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": words }, ...bars),
-    el("div", { class: "axis" }, time(at(0)), time(at(rates.length))),
     el("figcaption", {}, words),
+    el(
+      "div",
+      { class: "chart" },
+      el("div", { class: "scale" }, el("span", {}, speed(top)), el("span", {}, speed(top / 2)), el("span", {}, "0")),
+      shape("svg", { viewBox: `0 0 ${rates.length} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": words }, line, ...drawn),
+      el("div", { class: "axis" }, time(at(0)), time(at(rates.length))),
+    ),
   ];
+}
+
+// The next of 1, 2, 5, 10, 20 … so that the axis has plain numbers.
+function ceiling(value) {
+  const unit = 10 ** Math.floor(Math.log10(value));
+  return [1, 2, 5, 10].map((step) => step * unit).find((step) => step >= value) ?? value;
 }

@@ -13,9 +13,21 @@ export function el(tag, attributes = {}, ...children) {
 // Leaves an element alone that says the same already, so that nothing flickers and no screen reader repeats itself.
 export function say(element, ...children) {
   const made = element.cloneNode(false);
-  made.append(...children.filter((child) => child !== null));
+  made.append(...children.filter((child) => child !== null && child !== undefined));
   if (!element.isEqualNode(made)) element.replaceChildren(...made.childNodes);
 }
+
+// What unfolds stays unfolded while the page is drawn anew; `name` tells one from the other.
+const unfolded = new Set();
+export function fold(name, summary, ...children) {
+  const note = (event) => (event.currentTarget.open ? unfolded.add(name) : unfolded.delete(name));
+  return el("details", { open: unfolded.has(name), ontoggle: note }, el("summary", {}, summary), ...children);
+}
+
+export const pairs = (facts) =>
+  Object.entries(facts)
+    .filter(([, value]) => value !== null && value !== undefined)
+    .map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, ...[value].flat())));
 
 // Characters that show nothing, or that turn the text around them, are written out.
 export const visible = (text) =>
@@ -25,30 +37,14 @@ export const visibleLines = (text) => text.split("\n").map(visible).join("\n");
 
 const whole = new Intl.NumberFormat("en");
 const short = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
-const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
-const today = new Intl.DateTimeFormat(undefined, { timeStyle: "medium" });
 
 export const number = (value) => (value === null || value === undefined ? "–" : whole.format(Math.round(value)));
 export const compact = (value) => (value === null || value === undefined ? "–" : short.format(value));
-export const speed = (value) => (value ? `${compact(value)}/s` : "–");
-export const memory = (bytes) => (bytes ? `${number(bytes / 1e6)} MB` : "–");
-export const percent = (share) => `${(Math.floor(share * 1000) / 10).toFixed(1)} %`;
+export const speed = (value) => (value === null || value === undefined ? "–" : `${compact(value)} rows/s`);
+export const memory = (bytes) => (bytes ? `${number(bytes / 1e6)} MB` : "not measured");
+export const percent = (share) => (share === null || share === undefined ? "–" : `${(Math.floor(share * 1000) / 10).toFixed(1)} %`);
 export const ms = (seconds) => `${(seconds * 1000).toFixed(seconds < 0.1 ? 1 : 0)} ms`;
-
-export function duration(seconds) {
-  if (seconds === null || seconds === undefined) return "–";
-  const left = Math.max(0, Math.round(seconds));
-  const parts = [Math.floor(left / 86400), Math.floor(left / 3600) % 24, Math.floor(left / 60) % 60, left % 60];
-  const first = Math.min(parts.findIndex((part) => part), 3);
-  return first < 0 ? "0 s" : parts.slice(first, first + 2).map((part, at) => `${part} ${["d", "h", "min", "s"][first + at]}`).join(" ");
-}
-
-export function time(at) {
-  if (!at) return "–";
-  const date = new Date(at);
-  const form = date.toDateString() === new Date().toDateString() ? today : moment;
-  return el("time", { datetime: at, title: moment.format(date) }, form.format(date));
-}
+export const counted = (value, one, many = `${one}s`) => `${number(value)} ${value === 1 ? one : many}`;
 
 // A link to Airflow's own pages. Airflow shows this page in a sandboxed frame that may not navigate the window around
 // it, so the link is followed from there.

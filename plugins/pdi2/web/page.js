@@ -2,68 +2,72 @@
 
 import { get, post } from "./api.js";
 import { throughput } from "./chart.js";
-import { compact, duration, el, followTheme, link, memory, ms, number, percent, say, speed, time, visible, visibleLines } from "./dom.js";
+import { el, followTheme, link, memory, ms, number, pairs, percent, say, speed, visible } from "./dom.js";
 import { List } from "./list.js";
-import { events, findings, pairs, showTeam, teams } from "./tables.js";
+import { other, verdict, waits } from "./state.js";
+import { certificate, events, findings, runs, showTeam, teams } from "./tables.js";
+import { duration, followZone, seconds, time, zoneName } from "./time.js";
 
 const LOOK_EVERY = 2000;
 const LOOK_AT_REST_EVERY = 15000;
 const $ = (id) => document.getElementById(id);
+const asked = new URLSearchParams(location.search);
+const shownIn = asked.get("dag");
+const ofRun = asked.get("run");
 
 const lists = [
   new List($("teams"), teams((teamId) => showTeam($("team"), $("team-body"), teamId).catch(trouble))),
   new List($("findings"), findings),
   new List($("events"), events),
 ];
+const listOfRuns = new List($("runs"), runs);
 lists[0].filterBy($("teams-filter"));
 lists[1].filterBy($("findings-filter"));
+lists[2].filterBy($("events-filter"));
 
 function show(seen) {
   const { run } = seen;
+  say($("verdict"), verdict(seen));
   $("migration").hidden = !run;
-  say($("phase"), run ? seen.phase : "No migration has begun");
-  say($("run"), ...(run ? about(seen) : ["Trigger the DAG to begin; try dry_run first, which writes nothing."]));
+  say($("phase"), phase(seen));
+  say($("run"), ...about(seen));
   say($("waits"), ...waits(seen));
+  say($("other"), ...other(seen.other));
+  $("other").hidden = !seen.other;
+  $("runs-section").hidden = false;
   actions(seen);
   if (!run) return;
   progress(seen);
   say($("throughput"), ...throughput(seen.throughput));
   say($("switch"), ...pairs(switches(seen)));
   say($("findings-sum"), sumOfFindings(seen.findings));
+  // Of a run that another one followed: the ledger has gone on with its teams.
+  for (const id of ["throughput-section", "teams-section", "findings-section", "events-section"]) $(id).hidden = !run.newest;
 }
 
-function about({ run, now, airflow, links }) {
-  const took = (new Date(run.ended_at ?? now) - new Date(run.started_at)) / 1000;
-  const state = run.outcome ?? (airflow.state && airflow.state !== "running" ? `Airflow says ${airflow.state}` : "at work");
-  return ["Begun by ", visible(run.actor), " at ", time(run.started_at), `, ${duration(took)}, ${state}. `, link(links.run, "Open the run")];
+const phase = (seen) => (seen.run ? seen.phase : ofRun ? "This run changed nothing" : seen.other ? "No migration has changed anything yet" : "No migration has begun");
+
+function about({ run, alive, now, links }) {
+  const zone = `Times are in ${zoneName()}.`;
+  if (!run) return [ofRun ? "" : "Trigger the DAG to begin; try dry_run first, which writes nothing. ", zone];
+  const took = run.ended_at || alive ? `, ${duration(seconds(run.started_at, run.ended_at ?? now))}` : "";
+  const state = run.outcome ?? (alive ? "running" : "stopped without a report");
+  const followed = run.newest ? "" : "Another run followed this one; what it left is in its certificate. ";
+  return ["Started by ", visible(run.actor), " at ", time(run.started_at), `${took}, ${state}. `, followed, link(links.run, "Open the run"), `. ${zone}`];
 }
 
-function waits({ run, waits: reasons, paused, failure, now, airflow, phase }) {
-  if (!run) return [];
-  const told = [];
-  if (paused) told.push(el("li", {}, "Paused by ", visible(paused.actor), " since ", time(paused.at), ". What is at work ends with its slice; nothing else begins until somebody resumes."));
-  for (const wait of reasons) {
-    const left = wait.until && (new Date(wait.until) - new Date(now)) / 1000;
-    told.push(el("li", {}, visibleLines(wait.text), left > 0 ? ` ${duration(left)} left, until ` : "", left > 0 ? time(wait.until) : ""));
-  }
-  if (airflow.pool?.slots === 0 && !run.ended_at) told.push(el("li", {}, "The pool of the copies has no slots: no copy begins until it has."));
-  if (failure && phase.startsWith("Failed")) told.push(el("li", { class: "bad" }, visibleLines(failure.error)));
-  else if (!run.ended_at && airflow.state === "failed") told.push(el("li", { class: "bad" }, "Airflow says that this run failed, and it left no report: it was killed or marked. What is finished is kept; trigger the DAG again."));
-  return told;
-}
-
-function actions({ user, paused, links, steps, run, airflow, switch: now }) {
+function actions({ user, paused, links, steps, run, alive, airflow, switch: now }) {
   const made = [];
-  if (run && user.may_act) {
+  if (run?.newest && user.may_act) {
     if (paused) made.push(el("button", { type: "button", id: "resume", class: "main", onclick: () => act("resume") }, "Resume"));
-    else if (!run.ended_at) made.push(el("button", { type: "button", id: "pause", onclick: () => act("pause") }, "Pause after the current slices"));
-    if (steps?.some((step) => step.task === "approve" && step.state === "now")) made.push(link(links.approval, "Approve the switch", { class: "main" }));
+    else if (alive) made.push(el("button", { type: "button", id: "pause", onclick: () => act("pause") }, "Pause after the current slices"));
+    if (steps.some((step) => step.task === "approve" && step.state === "now")) made.push(link(links.approval, "Approve the switch", { class: "main" }));
     if (now.reads === "new" && now.writes === "both") made.push(link(links.rollback, "Roll back"));
-    if (airflow.pool && !run.ended_at) made.push(link(links.pool, `Copies at once: ${airflow.pool.slots}`));
+    if (airflow.pool && alive) made.push(link(links.pool, `Copies at once: ${airflow.pool.slots}`));
   }
   made.push(link(links.dag, user.may_act ? "Trigger the DAG" : "Open the DAG"));
-  const old = [...$("actions").children].map((child) => child.textContent).join();
-  if (old !== made.map((child) => child.textContent).join()) $("actions").replaceChildren(...made);
+  const told = (nodes) => [...nodes].map((child) => `${child.textContent} ${child.href ?? ""}`).join();
+  if (told($("actions").children) !== told(made)) $("actions").replaceChildren(...made);
 }
 
 async function act(what) {
@@ -75,50 +79,78 @@ async function act(what) {
   look();
 }
 
-function progress({ rows, teams: byStatus, speed: rate, seconds_left: left, copy, steps, findings: kinds }) {
-  const share = rows.source ? rows.done / rows.source : 1;
-  const all = Object.values(byStatus).reduce((sum, count) => sum + count, 0);
-  $("bar").value = share;
-  say($("share"), percent(share));
-  const numbers = {
-    Rows: `${number(rows.done)} of ${number(rows.source)}`,
-    "Teams verified": `${number(byStatus.verified ?? 0)} of ${number(all)}`,
-    "Teams failed": number(byStatus.failed ?? 0),
-    Speed: rate ? `${compact(rate)} rows/s` : "–",
-    "Time left": share < 1 ? duration(left) : "–",
-    "Peak memory": memory(copy.peak_memory),
-    Slices: number(copy.slices),
-    "Findings left": number(Object.values(kinds).reduce((sum, kind) => sum + kind.remaining, 0)),
-  };
-  say($("numbers"), ...pairs(numbers));
-  const words = { done: "done", now: "at work", waiting: "to come", skipped: "skipped", stopped: "not reached" };
+function progress(seen) {
+  const { rows, teams: byStatus, share, speed: rate, seconds_left: left, copy, steps, findings: kinds, report, alive, last } = seen;
+  for (const bar of document.querySelectorAll(".bar")) bar.hidden = !rows;
+  if (rows) {
+    const known = share !== null;
+    for (const kind of ["copied", "verified"]) {
+      $(kind).value = known && rows.source ? rows[kind] / rows.source : share === 1 ? 1 : 0;
+      say($(`${kind}-rows`), known ? `${number(rows[kind])} of ${number(rows.source)} rows` : "not planned yet");
+    }
+    const all = Object.values(byStatus).reduce((sum, count) => sum + count, 0);
+    say($("numbers"), ...pairs({
+      "Work done": percent(share),
+      "Teams verified": known ? `${number(byStatus.verified ?? 0)} of ${number(all)}` : "–",
+      "Teams failed": number(byStatus.failed ?? 0),
+      "Copy speed": speed(rate.copied),
+      "Verification speed": speed(rate.verified),
+      "Time left": alive && left !== null ? `about ${duration(left)}` : "–",
+      "Last row copied": time(last.copied),
+      "Peak memory": memory(copy.peak_memory),
+      Slices: number(copy.slices),
+      "Open findings": number(Object.values(kinds).reduce((sum, kind) => sum + kind.remaining, 0)),
+    }));
+  } else {
+    say($("numbers"), ...(report ? pairs({
+      "Teams verified": `${number(report.verified)} of ${number(report.teams)}`,
+      "Rows copied": number(report.rows_copied),
+      Slices: number(report.slices),
+      "Peak memory": memory(report.peak_memory),
+    }) : []));
+  }
+  const words = { done: "done", now: alive && seen.airflow.unanswered ? "stuck" : "running", waiting: "pending", skipped: "skipped", stopped: "not reached" };
   say($("steps"), ...steps.map((step) =>
-    el("li", { class: step.state, "aria-current": step.state === "now" ? "step" : null }, el("b", {}, step.title), el("span", {}, step.at ? time(step.at) : words[step.state])),
+    el("li", { class: step.state, "aria-current": step.state === "now" ? "step" : null }, el("b", {}, step.title), el("span", {}, step.at ? time(step.at) : words[step.state]), ...counts(step, seen)),
   ));
 }
 
-function switches({ switch: now, run, read_times: reads, copy, certificate }) {
-  const old = reads && `${ms(reads.read_old)} of the old table, ${ms(reads.read_new)} of the new one`;
+// Airflow's own count of a step's tasks, while there is more than one.
+function counts({ task, state }, { airflow: { states = {} } }) {
+  const found = Object.entries(states[task] ?? {}).filter(([name]) => name !== "success" && name !== "skipped");
+  if (state !== "now" || !found.length) return [];
+  return [el("span", {}, found.map(([name, count]) => `${number(count)} ${name.replaceAll("_", " ")}`).join(", "))];
+}
+
+function switches({ switch: now, run, read_times: reads, copy, certificate: certified }) {
+  const old = reads && `${ms(reads.read_old)} from the old table, ${ms(reads.read_new)} from the new one`;
+  const given = Object.entries(run.settings).filter(([, value]) => value !== null);
   return {
-    "The application reads": now.reads ? `the ${now.reads} table` : "as PostHog's row says",
-    "The application writes": now.writes === "both" ? "both tables" : now.writes ? `the ${now.writes} table` : "both, until the row is complete",
+    "The application reads": now.reads ? `the ${now.reads} table` : now.status === "COMPLETED_SUCCESSFULLY" ? "the new table" : "the old table",
+    "The application writes": now.writes === "both" ? "both tables" : now.writes ? `the ${now.writes} table` : "both tables, until the migration is complete",
     "PostHog's migration row": now.status ? `${now.status.toLowerCase().replaceAll("_", " ")}, ${now.progress} %` : "not there",
     "Switched at": time(now.status === "COMPLETED_SUCCESSFULLY" ? now.finished_at : null),
-    "Payoff of a read": reads ? [el("b", {}, `${(reads.read_old / reads.read_new).toFixed(1)} times as fast`), ` for ${number(reads.ids)} ids of team ${reads.team_id}: ${old}`] : "measured when the teams are certified",
-    "Ids the old table gets wrong": number(copy.old_differs),
-    Certificate: certificate ? `${number(certificate.teams)} teams, ${number(certificate.rows_copied)} ids copied${certificate.trial ? ", a trial" : ""}` : "not yet",
-    Parameters: el("span", { class: "detail" }, Object.entries(run.settings).filter(([, value]) => value !== null).map(([name, value]) => `${name} ${value}`).join(", ")),
+    "Read speed-up": reads ? [el("b", {}, `${(reads.read_old / reads.read_new).toFixed(1)} times as fast`), ` for ${number(reads.ids)} ids of team ${reads.team_id}: ${old}`] : "measured when the teams are certified",
+    "Ids the old table gets wrong": copy ? number(copy.old_differs) : null,
+    Certified: certified ? `${number(certified.teams)} teams, ${number(certified.rows_copied)} rows copied${certified.trial ? ", a trial" : ""}` : "not yet",
+    Certificate: run.certificate ? certificate(run.id) : "written when the run ends",
+    Parameters: given.length ? el("ul", { class: "parameters" }, ...given.map(([name, value]) => el("li", {}, `${name}: ${told(value)}`))) : null,
   };
 }
 
+const told = (value) => (Array.isArray(value) ? value.join(", ") : typeof value === "boolean" ? (value ? "on" : "off") : typeof value === "number" ? number(value) : String(value));
+
 function sumOfFindings(kinds) {
-  const told = Object.entries(kinds).map(([kind, { repaired, remaining }]) => `${kind.replace("_", " ")}: ${number(repaired)} repaired, ${number(remaining)} remaining`);
-  return told.length ? told.join("; ") : "None so far.";
+  const words = Object.entries(kinds).map(([kind, { repaired, remaining }]) => `${kind.replace("_", " ")}: ${number(repaired)} repaired, ${number(remaining)} open`);
+  return words.length ? words.join("; ") : "None so far.";
 }
 
+// What was seen last stays, dimmed, with the time it is of.
+let seenAt;
 function trouble(error) {
   $("trouble").hidden = !error;
-  say($("trouble"), error ? error.message : "");
+  document.body.classList.toggle("stale", Boolean(error && seenAt));
+  say($("trouble"), ...(error ? [error.message, ...(seenAt ? [" Everything below is as of ", time(seenAt, { named: true }), "."] : [])] : []));
 }
 
 let timer;
@@ -127,14 +159,15 @@ async function look() {
   clearTimeout(timer);
   let atRest = document.hidden;
   try {
-    const seen = await get("status");
+    const seen = await get("status", ofRun ? { dag: shownIn, run: ofRun } : {});
     show(seen);
     const { now, seconds_left, speed: rate, throughput: chart, ...facts } = seen;
-    const told = JSON.stringify(facts);
-    if (seen.run && told !== last) await Promise.all(lists.map((list) => list.refresh()));
-    last = told;
+    const words = JSON.stringify(facts);
+    if (words !== last) await Promise.all([...(seen.run?.newest ? lists : []), listOfRuns].map((list) => list.refresh()));
+    last = words;
+    seenAt = now;
     trouble(null);
-    atRest ||= !seen.run || seen.run.ended_at !== null;
+    atRest ||= !seen.run || !seen.alive;
   } catch (error) {
     trouble(error);
   }
@@ -143,10 +176,11 @@ async function look() {
 
 document.addEventListener("visibilitychange", () => document.hidden || look());
 followTheme();
+followZone();
 // Airflow shows this tab on every DAG; on one that is not about the migration it says so and rests.
-const shownIn = new URLSearchParams(location.search).get("dag");
 if (!shownIn || shownIn.endsWith("_person_distinct_id2")) look();
 else {
+  $("verdict").hidden = true;
   say($("phase"), "This tab is about another DAG");
   say($("run"), "It shows the migration of fill_person_distinct_id2, and has nothing to say about ", visible(shownIn), ".");
 }

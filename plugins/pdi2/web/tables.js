@@ -1,10 +1,18 @@
-// The columns of the three lists, and the dialog of a team.
+// The columns of the lists, and the dialog of a team.
 
 import { get } from "./api.js";
-import { duration, el, link, memory, number, speed, time, visible, visibleLines } from "./dom.js";
+import { counted, el, link, memory, number, pairs, speed, visible, visibleLines } from "./dom.js";
+import { row } from "./state.js";
+import { duration, seconds, time } from "./time.js";
 
 const badge = (status) => el("span", { class: `badge ${status}` }, status.replace("_", " "));
-const distinctId = (text) => el("bdi", { class: "id" }, visible(text));
+const distinctId = (text) => el("bdi", { class: "id" }, text === "" ? '""' : visible(text));
+
+// What ClickHouse calls it comes first; the sentence around it is in the title and in the dialog.
+export function causeFirst(error) {
+  const found = error.match(/ClickHouse error \d+ \(\w+\).*|(ClickHouse|Postgres) does not answer.*/);
+  return visible(found ? found[0] : error.split("\n")[0]);
+}
 
 export const teams = (open) => ({
   path: "teams",
@@ -18,14 +26,14 @@ export const teams = (open) => ({
       sort: "team_id",
       cell: (team) => el("button", { type: "button", class: "plain", onclick: () => open(team.team_id), "aria-label": `Team ${team.team_id}, details` }, String(team.team_id)),
     },
-    { title: "Status", sort: "status", cell: (team) => [badge(team.status), team.error && el("span", { class: "error", title: visible(team.error) }, visible(team.error.split("\n")[0]))] },
+    { title: "Status", sort: "status", cell: (team) => [badge(team.status), team.error && el("span", { class: "error", title: visible(team.error) }, causeFirst(team.error))] },
     { title: "Rows", sort: "rows", numeric: true, cell: (team) => number(team.rows_source) },
     { title: "Copied", sort: "copied", numeric: true, cell: (team) => number(team.rows_copied) },
     { title: "Speed", sort: "speed", numeric: true, cell: (team) => speed(team.speed) },
-    { title: "Attempts", sort: "attempts", numeric: true, cell: (team) => number(team.attempts) },
+    { title: "Tries", sort: "attempts", numeric: true, cell: (team) => number(team.attempts) },
     { title: "Peak memory", sort: "memory", numeric: true, cell: (team) => memory(team.peak_memory) },
     { title: "Verified", sort: "verified", cell: (team) => time(team.verified_at) },
-    { title: "Findings", sort: "findings", numeric: true, cell: (team) => (team.remaining ? `${number(team.findings)}, ${number(team.remaining)} remaining` : number(team.findings)) },
+    { title: "Findings", sort: "findings", numeric: true, cell: (team) => (team.remaining ? el("span", { class: "open" }, `${number(team.findings)}, ${number(team.remaining)} open`) : number(team.findings)) },
     { title: "Logs", cell: (team) => logs(team) },
   ],
 });
@@ -47,7 +55,7 @@ export const findings = {
     { title: "Old table", cell: (found) => answer(found.old) },
     { title: "New table", cell: (found) => answer(found.clickhouse) },
     { title: "Postgres", cell: (found) => answer(found.postgres) },
-    { title: "What was done", cell: (found) => [visible(found.action ?? ""), found.repaired ? "; repaired" : "; remains"] },
+    { title: "What was done", cell: (found) => [found.action ? `${visible(found.action)}: ` : "", el("span", { class: found.repaired ? "" : "open" }, found.repaired ? "repaired" : "open")] },
     { title: "Found", cell: (found) => time(found.found_at) },
   ],
 };
@@ -66,10 +74,43 @@ export const events = {
   columns: [
     { title: "When", cell: (event) => time(event.at) },
     { title: "Who", cell: (event) => visible(event.actor) },
-    { title: "What", cell: (event) => visible(event.what.replaceAll("_", " ")) },
-    { title: "Detail", cell: (event) => el("span", { class: "detail" }, event.detail === "{}" ? "" : visible(event.detail)) },
+    { title: "What", cell: (event) => el("span", { class: "sentence" }, visibleLines(event.text), event.until ? " " : "", event.until ? time(event.until) : "", event.until ? "." : "") },
   ],
 };
+
+export const runs = {
+  path: "runs",
+  caption: "Runs of the migration, its rollback and its audit; the newest first",
+  empty: "No run yet.",
+  key: (run) => run.airflow_run,
+  columns: [
+    { title: "Started", cell: (run) => time(run.started_at) },
+    { title: "Kind", cell: (run) => run.kind },
+    { title: "Outcome", cell: (run) => el("span", { class: `badge ${OUTCOMES[run.outcome] ?? ""}` }, run.outcome ?? "left no report") },
+    { title: "Started by", cell: (run) => visible(run.actor) },
+    { title: "Took", cell: (run) => (run.ended_at && run.started_at ? duration(seconds(run.started_at, run.ended_at)) : "–") },
+    { title: "Certificate", cell: (run) => (run.certificate ? certificate(run.certificate) : "–") },
+    { title: "Airflow", cell: (run) => (run.link ? link(run.link, "Open the run", { "aria-label": `Open the run ${run.run_id}` }) : "–") },
+  ],
+};
+
+const OUTCOMES = {
+  completed: "verified",
+  "trial passed": "verified",
+  "no drift": "verified",
+  failed: "failed",
+  "refused: nothing was changed": "failed",
+  running: "copying",
+};
+
+export const certificate = (run) =>
+  el(
+    "span",
+    { class: "links" },
+    link(`certificates/${run}`, "Open"),
+    link(`certificates/${run}?download=true`, "Download"),
+    link(`certificates/${run}?form=json&download=true`, "JSON"),
+  );
 
 export async function showTeam(dialog, body, teamId) {
   const [{ team, slices, events: happened }, found] = await Promise.all([get(`teams/${teamId}`), get("findings", { team_id: teamId, limit: 20 })]);
@@ -77,18 +118,19 @@ export async function showTeam(dialog, body, teamId) {
   const facts = {
     Status: badge(team.status),
     "Rows in the old table": number(team.rows_source),
-    Copied: `${number(team.rows_copied)} in ${number(team.slices_done)} slices`,
+    Copied: `${counted(team.rows_copied, "row")} in ${counted(team.slices_done, "slice")}`,
     "Copying took": team.copy_seconds ? `${duration(team.copy_seconds)}, ${speed(team.rows_copied / team.copy_seconds)}` : "–",
-    Attempts: number(team.attempts),
+    "Verifying took": team.verify_seconds ? duration(team.verify_seconds) : "–",
+    Tries: number(team.attempts),
     "Peak memory": memory(team.peak_memory),
-    "Memory a statement may use": team.memory_budget ? `${memory(team.memory_budget)}, after the server ran short` : "as the run says",
+    "Memory limit per statement": team.memory_budget ? `${memory(team.memory_budget)}, after the server ran short` : "as the run's parameters say",
     "Copied at": time(team.copied_at),
     "Verified at": time(team.verified_at),
     "Ids that the old table's reader got wrong": number(team.old_differs),
     Logs: logs(team),
   };
   body.replaceChildren(
-    ...(team.error ? [el("pre", { class: "error", tabindex: "0", role: "region", "aria-label": "Error" }, visibleLines(team.error))] : []),
+    ...(team.error ? [el("pre", { class: "error", tabindex: "0", role: "region", "aria-label": "Error" }, visibleLines(team.error)), row(team.runbook, "team")] : []).filter(Boolean),
     el("dl", { class: "facts" }, ...pairs(facts)),
     table(`Findings (${number(found.total)})`, findings.columns.filter((column) => column.title !== "Team"), found.lines),
     table("Newest slices", SLICES, slices),
@@ -103,8 +145,6 @@ const SLICES = [
   { title: "Took", numeric: true, cell: (slice) => `${slice.seconds.toFixed(2)} s` },
   { title: "Peak memory", numeric: true, cell: (slice) => memory(slice.peak_memory) },
 ];
-
-export const pairs = (facts) => Object.entries(facts).map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, ...[value].flat())));
 
 function table(caption, columns, lines) {
   if (!lines.length) return el("p", { class: "quiet" }, `${caption}: none`);

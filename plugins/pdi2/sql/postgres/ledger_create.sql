@@ -39,6 +39,8 @@ ALTER TABLE pdi2_migration.team
     ADD COLUMN IF NOT EXISTS truth_digest text;
 -- Ids that Postgres does not have and that end in a tombstone of the application's own.
 ALTER TABLE pdi2_migration.team ADD COLUMN IF NOT EXISTS tombstones bigint;
+-- How long verifying the team took; its share, where teams were verified together.
+ALTER TABLE pdi2_migration.team ADD COLUMN IF NOT EXISTS verify_seconds double precision;
 -- The run that planned the team last, and the number of its mapped tasks there.
 ALTER TABLE pdi2_migration.team
     ADD COLUMN IF NOT EXISTS airflow_run text,
@@ -84,3 +86,11 @@ CREATE TABLE IF NOT EXISTS pdi2_migration.event (
     detail jsonb NOT NULL DEFAULT '{}'
 );
 CREATE INDEX IF NOT EXISTS event_by_name ON pdi2_migration.event (what, id);
+
+-- The certificate's two files, for the page: what `report` wrote to is often out of the API server's reach.
+CREATE TABLE IF NOT EXISTS pdi2_migration.certificate (
+    run_id bigint PRIMARY KEY REFERENCES pdi2_migration.run,
+    name text NOT NULL,
+    json text NOT NULL,
+    html text NOT NULL
+);

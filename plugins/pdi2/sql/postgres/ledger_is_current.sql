@@ -1,9 +1,10 @@
 -- Whether the newest parts of what ledger_create.sql makes are there.
 SELECT to_regclass('pdi2_migration.event') IS NOT NULL
    AND to_regclass('pdi2_migration.finding_identity_by_hash') IS NOT NULL
-   AND count(*) = 6
+   AND to_regclass('pdi2_migration.certificate') IS NOT NULL
+   AND count(*) = 7
 FROM pg_attribute
 WHERE NOT attisdropped
   AND (attrelid = to_regclass('pdi2_migration.finding') AND attname = 'written'
-       OR attrelid = to_regclass('pdi2_migration.team') 
-           AND attname IN ('mark', 'digest', 'truth_digest', 'map_index', 'tombstones'))
+       OR attrelid = to_regclass('pdi2_migration.team')
+           AND attname IN ('mark', 'digest', 'truth_digest', 'map_index', 'tombstones', 'verify_seconds'))

@@ -1,8 +1,14 @@
--- Progress follows the ledger, in rows; 100 is for the switch alone.
+-- The share of the work that is done, as the migration page shows it (watch_totals.sql): copying a row costs copy_share
+-- of what it costs to copy and verify it. 100 is for the switch alone. A trial counts its own teams.
 UPDATE posthog_asyncmigration
 SET progress = (
-    SELECT least(99, floor(99.0 * coalesce(sum(rows_source + 1) FILTER (WHERE status = 'verified'), 0)
-                           / greatest(sum(rows_source + 1), 1)))
+    SELECT least(99, floor(99.0 * coalesce(
+        sum(CASE WHEN status = 'verified' THEN rows_source + 1
+                 WHEN status = 'copied' THEN %(copy_share)s * (rows_source + 1)
+                 ELSE %(copy_share)s * least(rows_copied, rows_source) END) / sum(rows_source + 1), 0)))
     FROM pdi2_migration.team
+    WHERE coalesce(
+        (SELECT jsonb_typeof(settings -> 'team_ids') <> 'array' OR settings -> 'team_ids' @> to_jsonb(team_id)
+         FROM pdi2_migration.run ORDER BY id DESC LIMIT 1), true)
 )
 WHERE name = %(name)s AND status = 5

@@ -1,5 +1,9 @@
-SELECT id, at, actor, what, left((detail - 'known')::text, 4000) AS detail, count(*) OVER () AS total
+-- Newest first; of a team only its own; of these names only, where there are any.
+SELECT id, at, actor, what,
+       CASE WHEN length((detail - 'known')::text) < 20000 THEN detail - 'known' ELSE '{}' END AS detail,
+       count(*) OVER () AS total
 FROM pdi2_migration.event
-WHERE %(team_id)s::bigint IS NULL OR (detail ->> 'team_id')::bigint = %(team_id)s
+WHERE (%(team_id)s::bigint IS NULL OR (detail ->> 'team_id')::bigint = %(team_id)s)
+  AND (%(names)s::text[] IS NULL OR what = ANY(%(names)s))
 ORDER BY id DESC
 LIMIT %(limit)s OFFSET %(offset)s

@@ -1,9 +1,13 @@
--- rows_done: of a team that is still being copied, an id counts for a row, which is nearly so.
+-- By status. Of a team that is still being copied, an id counts as a row, which is nearly so. A team counts as one row
+-- more, so that a team without rows is work too. The same as in migration_row_progress.sql.
 SELECT status,
        count(*) AS teams,
        sum(rows_source)::bigint AS rows_source,
        sum(CASE WHEN status IN ('copied', 'verified') THEN rows_source ELSE least(rows_copied, rows_source) END)::bigint
            AS rows_done,
+       sum(rows_source + 1)::bigint AS work,
+       (%(copy_share)s * sum(CASE WHEN status IN ('copied', 'verified') THEN rows_source + 1
+                                  ELSE least(rows_copied, rows_source) END))::double precision AS work_copied,
        sum(slices_done)::bigint AS slices,
        sum(copy_seconds) AS copy_seconds,
        max(peak_memory) AS peak_memory,

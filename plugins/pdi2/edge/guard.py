@@ -1,0 +1,117 @@
+"""Who may see the page and who may act, how it opens the ledger, and what it says where it cannot.
+
+Whoever may read the DAG's runs reads; whoever may trigger the DAG may pause and resume. GET changes nothing: it has
+a read-only transaction. The page shows what clients sent as distinct_ids, so every answer
+forbids all but its own files.
+"""
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import psycopg
+from airflow.api_fastapi.app import API_BASE_URL
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.core_api.security import requires_access_dag
+from airflow.exceptions import AirflowNotFoundException
+from airflow.models.connection import Connection
+from airflow.providers.postgres.hooks.postgres import PostgresHook
+from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
+
+from pdi2.core import postgres
+from pdi2.core.ledger import Ledger
+from pdi2.edge.connections import POSTGRES
+from pdi2.edge.runs import FILL
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 5
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+may_read = requires_access_dag("GET", DagAccessEntity.RUN, FILL)
+may_act = requires_access_dag("POST", DagAccessEntity.RUN, FILL)
+
+app = FastAPI(title="pdi2", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(may_read)])
+
+
+@app.middleware("http")
+async def add_headers(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+    response = await answer(request)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    return response
+
+
+@app.exception_handler(psycopg.Error)
+def unreadable(request: Request, error: Exception) -> JSONResponse:
+    """The cause goes to the log alone: it may name hosts and users."""
+    log.error("The migration page cannot read the ledger", exc_info=error)
+    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+        return _unavailable("There is no ledger yet, or it is of an earlier release: the next run makes what it lacks.")
+    return _unavailable(
+        f"The ledger cannot be read through the Airflow connection {POSTGRES} ({type(error).__name__}). "
+        "Nothing was changed, and a migration that is running goes on. The API server's log has the cause."
+    )
+
+
+@app.exception_handler(AirflowNotFoundException)
+def not_connected(request: Request, error: Exception) -> JSONResponse:
+    log.error("The migration page has no connection", exc_info=error)
+    return _unavailable(
+        f"The Airflow connection {POSTGRES} does not exist, so the ledger cannot be read. Nothing was "
+        f"changed. Create it under Admin, Connections, with the type postgres, or set "
+        f"AIRFLOW_CONN_{POSTGRES.upper()} for the API server too."
+    )
+
+
+def _unavailable(detail: str) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status_code=503)
+
+
+def same_origin(request: Request) -> None:
+    """A browser names the page that a POST comes from; the session's cookie alone is no proof of intent."""
+    origin = urlsplit(request.headers.get("origin", ""))
+    if not origin.netloc or origin.netloc not in (request.headers["host"], urlsplit(API_BASE_URL).netloc):
+        raise HTTPException(403, "Only Airflow's own pages may ask for this.")
+
+
+def acts(request: Request, user: Any) -> bool:
+    try:
+        may_act(request, user)
+    except HTTPException:
+        return False
+    return True
+
+
+def _connect() -> Any:
+    """As the tasks do, but for a limit of time: no thread of the API server may wait for a dead database."""
+    connection = Connection.get_connection_from_secrets(POSTGRES)
+    connection.set_extra(json.dumps({"connect_timeout": CONNECT_SECONDS, **connection.extra_dejson}))
+    return PostgresHook(connection=connection).get_conn()
+
+
+@contextmanager
+def reading() -> Iterator[Any]:
+    """One moment of the ledger, in a transaction that cannot write."""
+    with _connect() as connection:
+        connection.read_only = True
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        postgres.execute(connection, "watch_limit")
+        yield connection
+
+
+@contextmanager
+def acting(user: Any) -> Iterator[Ledger]:
+    with _connect() as connection:
+        yield Ledger(connection, "", user.get_name())

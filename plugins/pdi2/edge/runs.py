@@ -1,0 +1,138 @@
+"""What Airflow alone knows of the runs: how they stand, which tasks wait for their next try, what a dry run planned."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.taskinstancehistory import TaskInstanceHistory
+from airflow.models.xcom import XComModel
+from airflow.utils.state import DagRunState, TaskInstanceState
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from pdi2.core.telling import CAUSE, cause
+
+FILL = "fill_person_distinct_id2"
+ROLLBACK = "rollback_person_distinct_id2"
+AUDIT = "audit_person_distinct_id2"
+LISTED = 5
+GOING_ON = (DagRunState.QUEUED, DagRunState.RUNNING)
+
+
+def run(session: Session, airflow_run: str) -> DagRun | None:
+    """The ledger calls a run of Airflow by its DAG's id and its own."""
+    dag_id, _, run_id = airflow_run.partition(" ")
+    return session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+
+
+def newest(session: Session, limit: int) -> list[DagRun]:
+    chosen = select(DagRun).where(DagRun.dag_id.in_((FILL, ROLLBACK, AUDIT)))
+    return list(session.scalars(chosen.order_by(DagRun.queued_at.desc(), DagRun.id.desc()).limit(limit)))
+
+
+def newest_of(session: Session, dag_id: str) -> DagRun | None:
+    chosen = select(DagRun).where(DagRun.dag_id == dag_id)
+    return session.scalar(chosen.order_by(DagRun.queued_at.desc(), DagRun.id.desc()).limit(1))
+
+
+def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
+    """By task and state how many there are; which wait for another try, and the engine that does not answer them."""
+    of_run = (TaskInstance.dag_id == dag_run.dag_id, TaskInstance.run_id == dag_run.run_id)
+    columns = (TaskInstance.task_id, TaskInstance.state, func.count())
+    states: dict[str, dict[str, int]] = {}
+    for task_id, state, count in session.execute(select(*columns).where(*of_run).group_by(*columns[:2])):
+        states.setdefault(task_id, {})[state or "waiting"] = count
+    retry = TaskInstance.state == TaskInstanceState.UP_FOR_RETRY
+    waiting = list(session.scalars(select(TaskInstance).where(*of_run, retry)))
+    away = Counter(hit.group(1) for task in waiting if (hit := CAUSE.search(task.retry_reason or "")) and hit.group(1))
+    return {
+        "states": states,
+        "retrying": _retrying(waiting) if waiting else None,
+        "unanswered": away.most_common(1)[0][0] if away else None,
+    }
+
+
+def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at: datetime | None) -> datetime | None:
+    """The end of the first try that `engine` did not answer; it answered whatever is older than the last row."""
+    tries = select(func.min(TaskInstanceHistory.end_date)).where(
+        TaskInstanceHistory.dag_id == dag_run.dag_id,
+        TaskInstanceHistory.run_id == dag_run.run_id,
+        TaskInstanceHistory.retry_reason.contains(f"{engine} does not answer"),
+    )
+    return session.scalar(tries.where(TaskInstanceHistory.end_date > last_row_at) if last_row_at else tries)
+
+
+def told(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, Any]]:
+    """By run, as the ledger calls it, what its tasks left as XCom for the page: problems, message, plan."""
+    chosen = select(XComModel.dag_id, XComModel.run_id, XComModel.key, XComModel.value).where(
+        XComModel.dag_run_id.in_([dag_run.id for dag_run in dag_runs]),
+        XComModel.key.in_(("problems", "message", "plan")),
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for dag_id, run_id, key, value in session.execute(chosen):
+        found.setdefault(f"{dag_id} {run_id}", {})[key] = value
+    return found
+
+
+def summary(dag_run: DagRun, ledger: Mapping[str, Any] | None, told: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the list of runs. `ledger` is its line there, None where it never owned the migration."""
+    return {
+        "airflow_run": name(dag_run),
+        "dag_id": dag_run.dag_id,
+        "run_id": dag_run.run_id,
+        "kind": _kind(dag_run, ledger),
+        "actor": dag_run.triggering_user_name or "airflow",
+        "started_at": dag_run.start_date or dag_run.queued_at,
+        "ended_at": dag_run.end_date,
+        "state": dag_run.state,
+        "outcome": _outcome(dag_run, ledger, told),
+        "certificate": ledger["id"] if ledger and ledger["certificate"] else None,
+    }
+
+
+def name(dag_run: DagRun) -> str:
+    return f"{dag_run.dag_id} {dag_run.run_id}"
+
+
+def _kind(dag_run: DagRun, ledger: Mapping[str, Any] | None) -> str:
+    if dag_run.dag_id != FILL:
+        return "rollback" if dag_run.dag_id == ROLLBACK else "audit"
+    settings = {**(dag_run.conf or {}), **(ledger["settings"] if ledger else {})}
+    if settings.get("dry_run"):
+        return "dry run"
+    return "trial" if settings.get("team_ids") else "migration"
+
+
+def _outcome(dag_run: DagRun, ledger: Mapping[str, Any] | None, told: Mapping[str, Any]) -> str:
+    if ledger and ledger["outcome"]:
+        return ledger["outcome"]
+    if dag_run.state in GOING_ON:
+        return dag_run.state
+    if dag_run.state == DagRunState.FAILED:
+        return "refused: nothing was changed" if told.get("problems") and not ledger else "failed"
+    if dag_run.dag_id == AUDIT:
+        return "no drift"
+    return "planned: nothing was written" if told.get("plan") else "nothing to do"
+
+
+def _retrying(waiting: list[TaskInstance]) -> dict[str, Any]:
+    causes = Counter(cause(task.retry_reason or "The task ended without a word.") for task in waiting)
+    tries = [task.try_number + 1 for task in waiting]
+    return {
+        "tasks": len(waiting),
+        "next_tries": [min(tries), max(tries)],
+        "tries": max(task.max_tries for task in waiting) + 1,
+        "due": min((due for task in waiting if (due := _due(task))), default=None),
+        "causes": [{"cause": text, "tasks": count} for text, count in causes.most_common(LISTED)],
+        "reason": next((task.retry_reason for task in waiting if task.retry_reason), None),
+    }
+
+
+def _due(task: TaskInstance) -> datetime | None:
+    """By the retry policy's own delay. A task that was killed has none: Airflow's default decides."""
+    if task.end_date is None or task.retry_delay_override is None:
+        return None
+    return task.end_date + timedelta(seconds=task.retry_delay_override)

@@ -1,0 +1,29 @@
+-- What failed in the run, grouped by what ClickHouse calls it, or else by the text without its numbers: teams that are
+-- failed now, and tasks that are no team's. The one that came first is first, and the gate, which only counts them, last.
+-- Tasks of teams fail and are tried again: they count only where the run has ended and left no team as failed, as one
+-- does that was killed or never reached ClickHouse.
+WITH failed AS (
+    SELECT error, team_id, NULL::text AS task, NULL::timestamptz AS at
+    FROM pdi2_migration.team
+    WHERE %(newest)s AND status = 'failed' AND (%(team_ids)s::bigint[] IS NULL OR team_id = ANY(%(team_ids)s))
+    UNION ALL
+    SELECT detail ->> 'error', NULL, detail ->> 'task', at
+    FROM pdi2_migration.event
+    WHERE what = 'task_failed' AND at >= %(since)s
+      AND (detail ->> 'task' NOT LIKE 'team.%%'
+           OR NOT %(alive)s AND NOT EXISTS (SELECT FROM pdi2_migration.team WHERE status = 'failed'))
+      AND (%(until)s::timestamptz IS NULL OR at < %(until)s)
+)
+SELECT coalesce(substring(error FROM 'ClickHouse error [0-9]+ \([A-Z_0-9]+\)'),
+                substring(error FROM '(ClickHouse|Postgres) does not answer')
+                    || ' does not answer',
+                left(regexp_replace(split_part(error, E'\n', 1), '[0-9][0-9,.]*', 'N', 'g'), 200)) AS cause,
+       count(DISTINCT team_id) AS teams,
+       min(team_id) AS team_id,
+       min(task) AS task,
+       min(at) AS at,
+       left(min(error), 2000) AS error
+FROM failed
+GROUP BY cause
+ORDER BY coalesce(min(task), '') IN ('certify', 'switch_reads'), min(at) NULLS FIRST, teams DESC
+LIMIT 10

@@ -1,0 +1,93 @@
+// The first line (safe or not, and what to do), what the run waits for, and what is wrong now.
+
+import { counted, el, fold, link, visible, visibleLines } from "./dom.js";
+import { duration, seconds, time } from "./time.js";
+
+export function verdict({ verdict: told }) {
+  const words = [told.text, told.until ? " " : "", told.until ? time(told.until, { named: true }) : "", told.after];
+  return el(
+    "div",
+    { class: `verdict ${told.tone}` },
+    el("p", {}, el("strong", {}, ...words)),
+    el("p", {}, "What to do: ", told.do),
+    row(told.runbook, `verdict ${told.topic}`),
+  );
+}
+
+export function waits(seen) {
+  const { run, alive, waits: reasons = [], paused, airflow } = seen;
+  if (!run) return [];
+  const told = [];
+  if (paused) told.push(el("li", {}, "Paused by ", visible(paused.actor), " since ", time(paused.at), ". What is running ends with its slice; nothing else begins until somebody resumes."));
+  for (const wait of reasons) told.push(el("li", {}, visibleLines(wait.text), ...until(wait.until, seen.now)));
+  if (alive && airflow.unanswered) told.push(unanswered(seen));
+  if (alive && airflow.retrying) told.push(retrying(seen));
+  if (alive && airflow.pool?.slots === 0) told.push(el("li", {}, "The pool of the copies has no slots: no copy begins until it has."));
+  if (run.newest && !run.ended_at && !alive) told.push(el("li", { class: "bad" }, `Airflow says that this run is ${airflow.state}, and it left no report: it was killed or marked by hand. What is finished is kept; trigger the DAG again.`));
+  return [...told, ...failures(seen)];
+}
+
+function until(at, now) {
+  const left = at ? seconds(now, at) : 0;
+  return left > 0 ? [` ${duration(left)} left, until `, time(at)] : [];
+}
+
+function unanswered({ airflow, last, now }) {
+  const since = airflow.unanswered_since;
+  const copied = last?.copied ? [" The last row was copied at ", time(last.copied), "."] : [" No row was copied yet."];
+  const long = since ? [" since ", time(since), ` (${duration(seconds(since, now))})`] : [];
+  return el("li", { class: "bad" }, `${airflow.unanswered} does not answer`, ...long, ".", ...copied);
+}
+
+function retrying({ airflow: { retrying: found }, now }) {
+  const [first, last] = found.next_tries;
+  const which = first === last ? `try ${first}` : `tries ${first} to ${last}`;
+  const left = found.due ? seconds(now, found.due) : 0;
+  const due = found.due ? [left > 0 ? " The next is due at " : " The next was due at ", time(found.due), left > 0 ? `, in ${duration(left)}.` : "."] : [];
+  return el(
+    "li",
+    {},
+    `${counted(found.tasks, "task is", "tasks are")} up for retry: ${which} of ${found.tries}.`,
+    ...due,
+    el("ul", {}, ...found.causes.map(({ cause, tasks }) => el("li", {}, `${counted(tasks, "task")}: `, visible(cause)))),
+    found.reason ? fold("retry", "What the last try met", el("pre", {}, visibleLines(found.reason))) : null,
+  );
+}
+
+// Grouped by cause, and the cause first.
+function failures({ failures: groups = [] }) {
+  return groups.map((group) => {
+    const who = group.teams ? counted(group.teams, "team") : group.task;
+    const whole = group.error === group.cause ? null : el("pre", {}, visibleLines(group.error));
+    return el(
+      "li",
+      { class: "bad" },
+      el("strong", {}, who, ": ", visible(group.cause)),
+      whole && fold(`failure ${group.cause}`, group.teams ? `The whole error of team ${group.team_id}` : "The whole error", whole),
+      row(group.runbook, `runbook ${group.cause}`),
+    );
+  });
+}
+
+// A row of docs/runbook.md, in place.
+export function row(found, name) {
+  if (!found) return null;
+  const facts = { Meaning: found.meaning, "Safe?": found.safe, "What to do": found.do };
+  const lines = Object.entries(facts).map(([title, text]) => el("div", {}, el("dt", {}, title), el("dd", {}, ...marked(text))));
+  return fold(name, el("span", {}, "Runbook: ", ...marked(found.about)), el("dl", { class: "facts" }, ...lines), link("runbook", "The whole runbook"));
+}
+
+const marked = (text) => text.replaceAll("**", "").split("`").map((part, at) => (at % 2 ? el("code", {}, part) : part));
+
+// A run that changed nothing, or not yet: a dry run's plan, preflight's reasons.
+export function other(found) {
+  if (!found) return [];
+  const what = { "dry run": "Dry run", trial: "Trial", migration: "Run", audit: "Audit", rollback: "Rollback" }[found.kind];
+  return [
+    el("h2", {}, `${what}: ${found.outcome}`),
+    el("p", { class: "quiet" }, "Started by ", visible(found.actor), " at ", time(found.started_at), ". ", link(found.link, "Open the run")),
+    found.problems ? el("ol", { class: "problems" }, ...found.problems.map((problem) => el("li", {}, visibleLines(problem)))) : null,
+    found.plan ? el("pre", { class: "plan", tabindex: "0", role: "region", "aria-label": "The plan" }, visibleLines(found.plan)) : null,
+    !found.plan && !found.problems && found.message ? el("p", {}, visibleLines(found.message)) : null,
+  ];
+}

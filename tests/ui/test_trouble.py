@@ -1,0 +1,203 @@
+"""The page where something is wrong, and where somebody looks from a phone or another time zone.
+
+On the system of test_stories.py, whose migration was rolled back; by itself it makes one. ClickHouse is killed last.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from .conftest import Person, Up, axe
+from .test_stories import AIRFLOW_WORKS, FILL, ROLLBACK
+
+pytestmark = pytest.mark.ui
+
+PHONE = {"width": 390, "height": 844}
+LETTER = 12
+"""Pixels that a letter takes, and more."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rolled_back(browser: Browser, up: Up) -> None:
+    """A migration and its rollback, where the stories made none."""
+    context = browser.new_context()
+    person = Person(context, up)
+    person.logs_in("admin")
+
+    def told() -> dict[str, Any]:
+        return context.request.get(f"{up.address}/pdi2/status").json()
+
+    for dag_id, phase in ((FILL, "Complete"), (ROLLBACK, "Rolled back")):
+        if not (told().get("phase") or "").startswith("Rolled back"):
+            trigger(person, dag_id, **({"settle_seconds": 5, "stop_old_writes": False} if dag_id == FILL else {}))
+            deadline = time.monotonic() + AIRFLOW_WORKS / 1000
+            while not (told().get("phase") or "").startswith(phase):
+                assert time.monotonic() < deadline, told()
+                time.sleep(1)
+    context.close()
+
+
+@pytest.fixture
+def page(person: Person) -> Page:
+    """The page by itself, as Airflow frames it."""
+    person.logs_in("admin")
+    person.page.goto(f"{person.up.address}/pdi2/")
+    expect(person.page.get_by_role("heading", level=1)).not_to_have_text("Loading")
+    return person.page
+
+
+def trigger(person: Person, dag_id: str = FILL, **conf: Any) -> str:
+    """Through Airflow's API; the form is test_stories' subject. Returns the run's id."""
+    answer = person.page.request.post(
+        f"{person.up.address}/api/v2/dags/{dag_id}/dagRuns", data={"logical_date": None, "conf": conf}
+    )
+    assert answer.ok, answer.text()
+    return answer.json()["dag_run_id"]
+
+
+def test_after_the_rollback_the_first_line_says_to_restart_posthog(page: Page) -> None:
+    first = page.get_by_role("region", name="Safe or not")
+
+    expect(first).to_contain_text("Safe: rolled back.")
+    expect(first).to_contain_text("Restart PostHog's processes")
+    first.get_by_text("Runbook: Rolled back").click()
+    expect(first.get_by_role("definition").first).to_be_visible()
+    with page.expect_response(lambda answer: "/pdi2/status" in answer.url):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(first.get_by_role("definition").first).to_be_visible()
+
+
+def test_every_run_is_listed_and_its_certificate_opens_and_downloads(person: Person, page: Page) -> None:
+    runs = page.get_by_role("region", name="Runs of the migration")
+    expect(runs.get_by_text("rolled back")).to_be_visible()
+    completed = runs.get_by_role("row").filter(has_text="completed")
+
+    with page.expect_download() as saved:
+        completed.get_by_role("link", name="Download").click()
+    assert "Certificate of migration" in Path(saved.value.path()).read_text()
+    assert saved.value.suggested_filename.endswith("-completed.html")
+    completed.get_by_role("link", name="Open", exact=True).click()
+
+    expect(page.get_by_role("heading", name="Certificate of migration")).to_be_visible()
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).fontSize") != "32px", "its style applies"
+
+
+def test_a_dry_run_shows_its_plan_on_its_own_tab(person: Person, page: Page) -> None:
+    run_id = trigger(person, dry_run=True)
+    person.page.goto(f"{person.up.address}/dags/{FILL}/runs/{quote(run_id, safe='')}/plugin/migration-of-run")
+
+    tab = person.page.frame_locator("iframe")
+
+    expect(tab.get_by_role("heading", level=1)).to_have_text("This run changed nothing", timeout=AIRFLOW_WORKS)
+    expect(tab.get_by_role("region", name="The plan")).to_contain_text("rows to copy", timeout=AIRFLOW_WORKS)
+    expect(tab.get_by_role("heading", name="Dry run: planned: nothing was written")).to_be_visible()
+
+
+def test_the_audit_log_shows_milestones_as_sentences(page: Page) -> None:
+    log = page.get_by_role("region", name="What happened, and who did it")
+
+    expect(log.get_by_text("Reads were switched to the new table.").first).to_be_visible()
+    expect(log.get_by_text("Reads were measured")).to_have_count(0)
+    page.get_by_role("search", name="Audit log").get_by_label("Show").select_option("everything")
+    expect(log.get_by_text("Reads were measured on team")).not_to_have_count(0)
+    assert not [text for text in log.get_by_role("cell").all_inner_texts() if "{" in text or "_at" in text]
+
+
+def test_times_are_in_the_zone_that_was_picked_in_airflow(page: Page) -> None:
+    page.evaluate("localStorage.setItem('timezone', JSON.stringify('Asia/Kathmandu'))")
+    page.reload()
+
+    expect(page.get_by_text("Times are in Asia/Kathmandu, GMT+5:45.")).to_be_visible()
+    started = page.locator("#run time")
+    shown = started.evaluate(
+        "at => new Date(at.dateTime).toLocaleTimeString('en-GB', {timeZone: 'Asia/Kathmandu', hourCycle: 'h23'})"
+    )
+    expect(started).to_contain_text(shown)
+
+
+def test_an_empty_id_and_the_kinds_of_findings_are_told_apart(person: Person, page: Page) -> None:
+    with person.up.postgres.connect("posthog") as postgres:
+        postgres.execute(
+            "INSERT INTO pdi2_migration.finding (team_id, distinct_id, kind, repaired)"
+            " SELECT 4242, '', kind, false"
+            " FROM unnest(ARRAY['missing', 'stale', 'wrong_person', 'resurrected']) AS kind"
+        )
+    page.get_by_role("search", name="Findings").get_by_label("Team").fill("4242")
+    findings = page.get_by_role("region", name="Ids of which")
+
+    expect(findings.get_by_role("rowheader", name='""', exact=True)).to_have_count(4)
+    marks = findings.locator(".badge").evaluate_all(
+        "found => found.map(one => getComputedStyle(one, '::before')).map(mark => mark.clipPath)"
+    )
+    assert len(set(marks)) == 4
+    with person.up.postgres.connect("posthog") as postgres:
+        postgres.execute("DELETE FROM pdi2_migration.finding WHERE team_id = 4242")
+
+
+def test_on_a_phone_nothing_is_one_letter_wide(browser: Browser, up: Up) -> None:
+    context = browser.new_context(viewport=PHONE)
+    person = Person(context, up)
+    person.logs_in("admin")
+    person.page.goto(f"{up.address}/pdi2/")
+    expect(person.page.get_by_role("region", name="Teams of the migration").get_by_role("row").nth(1)).to_be_visible()
+
+    widths = person.page.locator("td, dd, .id, .sentence, li").evaluate_all(
+        "found => found.filter(one => one.textContent.trim().length > 3 && one.offsetWidth).map(one => one.offsetWidth)"
+    )
+    assert min(widths) > 3 * LETTER
+    assert person.page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert axe(person.page) == []
+    context.close()
+
+
+def test_a_ledger_that_does_not_answer_leaves_what_was_seen_and_says_as_of_when(person: Person, page: Page) -> None:
+    with person.up.postgres.connect("posthog") as postgres, postgres.transaction():
+        postgres.execute("LOCK TABLE pdi2_migration.run IN ACCESS EXCLUSIVE MODE")
+
+        expect(page.get_by_role("alert")).to_contain_text("The ledger cannot be read")
+        expect(page.get_by_role("alert")).to_contain_text("Everything below is as of ")
+        assert float(page.locator("#migration").evaluate("one => getComputedStyle(one).opacity")) < 1
+    expect(page.get_by_role("alert")).to_be_hidden()
+    assert page.locator("#migration").evaluate("one => getComputedStyle(one).opacity") == "1"
+
+
+def test_a_dead_clickhouse_is_named_with_the_retries_and_then_refuses_the_next_run(person: Person, page: Page) -> None:
+    run_id = trigger(person, settle_seconds=600)
+    expect(page.get_by_role("heading", level=1)).to_have_text(
+        "Proving that every write reaches both tables", timeout=AIRFLOW_WORKS
+    )
+    expect(page.locator("#copied-rows")).to_have_text("not planned yet")
+    expect(page.locator("#numbers").get_by_text("100.0 %")).to_have_count(0)
+    os.kill(clickhouse_of(person.up), signal.SIGKILL)
+
+    waits = page.get_by_role("list", name="What the migration waits for, and what is wrong")
+    expect(waits).to_contain_text("ClickHouse does not answer since", timeout=AIRFLOW_WORKS)
+    expect(waits).to_contain_text("1 task is up for retry: try 2 of 7. The next")
+    expect(page.get_by_role("region", name="Safe or not")).to_contain_text("Safe, but nothing moves")
+
+    person.page.request.patch(
+        f"{person.up.address}/api/v2/dags/{FILL}/dagRuns/{quote(run_id, safe='')}", data={"state": "failed"}
+    )
+    expect(page.get_by_role("heading", level=1)).to_have_text(
+        "Failed: reads stay on the old table", timeout=AIRFLOW_WORKS
+    )
+    expect(page.get_by_text("Times are in")).to_contain_text("failed")
+    trigger(person)
+    refused = page.get_by_role("region", name="A run that changed nothing")
+    expect(refused).to_contain_text("refused: nothing was changed", timeout=AIRFLOW_WORKS)
+    expect(refused.get_by_role("listitem").first).to_contain_text("ClickHouse cannot be reached")
+
+
+def clickhouse_of(up: Up) -> int:
+    """The process that `make up` serves ClickHouse in."""
+    for children in Path(f"/proc/{up.pid}/task").glob("*/children"):
+        for pid in children.read_text().split():
+            if b"clickhouse_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
+    raise AssertionError("no ClickHouse")
