@@ -54,8 +54,8 @@ test: venv ## Run every test but those marked chaos
 test-chaos: venv ## Run every test, those that break the engines and the run included
 	$(BIN)/python -m pytest -n 2 -m "not ui"
 
-test-fast: venv ## Run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not ui"
+test-fast: venv ## Run a case of each test that takes no more than a few seconds
+	$(BIN)/python -m pytest -n 2 --dist loadfile --first-cases -m "not slow and not chaos and not ui"
 
 screenshots: venv ## Take the README's pictures from a real migration in Chromium
 	$(BIN)/python -m demo screenshots

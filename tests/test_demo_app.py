@@ -248,6 +248,7 @@ def everything(postgres: psycopg.Connection, clickhouse: Client, seeded: Seeded)
     return [seeded, truth, new, old]
 
 
+@pytest.mark.slow
 def test_the_seed_is_the_same_for_the_same_seed(postgres_server: embedded.Postgres, clickhouse_path: str) -> None:
     found = []
     for number, chosen in enumerate([1, 1, 2]):
