@@ -59,7 +59,8 @@ def main() -> int:
     traffic.add_argument("--rate", type=float, default=20, help="writes a second, of all processes")
     traffic.add_argument("--writers", type=int, default=2, help="processes that write")
     traffic.add_argument("--also", action="append", default=[], metavar="HABIT",
-                         help="one more writer: stale:SECONDS, clock:SECONDS, or deaf to the dual write")  # fmt: skip
+                         help="one more writer: stale:SECONDS, clock:SECONDS, deaf to the dual write, or silent "
+                              "(some of its deletions send nothing to ClickHouse, as in PostHog 1.33)")  # fmt: skip
     traffic.add_argument("--seconds", type=float, default=math.inf)
     traffic.add_argument("--cache-seconds", type=float, default=2, help="how old a process's switches may be")
     traffic.add_argument("--flush-seconds", type=float, default=1, help="between two inserts of a consumer, about")
