@@ -2,7 +2,11 @@
 
 import argparse
 import math
+import sys
 from pathlib import Path
+from typing import Any
+
+from demo.alone import InUseError, end_in_good_order
 
 _TRAFFIC = """Writers and a reader over the wire protocols, until Ctrl-C. ClickHouse's password is taken from the
 environment variable CLICKHOUSE_PASSWORD."""
@@ -13,8 +17,8 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="seed, migrate through Airflow, and report (make demo)")
-    run.add_argument("--rows", type=int, default=1_000_000, help="rows of the old table, about")
-    run.add_argument("--teams", type=int, default=40)
+    run.add_argument("--rows", type=int, default=200_000, help="rows of the old table, about")
+    run.add_argument("--teams", type=int, default=16)
     run.add_argument("--seed", type=int, default=1, help="the same seed gives the same data")
     run.add_argument("--directory", type=Path, default=Path(".demo"), help="made anew each time")
 
@@ -78,7 +82,21 @@ def main() -> int:
     soak.add_argument("--directory", type=Path, default=Path(".demo-soak"), help="made anew each time")
 
     options = vars(parser.parse_args())
-    match options.pop("command"):
+    command = options.pop("command")
+    if command not in ("traffic", "clickhouse"):  # these two have an order of their own
+        end_in_good_order()
+    try:
+        return _run(command, options)
+    except InUseError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped")
+        return 0 if command == "up" else 130
+
+
+def _run(command: str, options: dict[str, Any]) -> int:
+    match command:
         case "run":
             from demo.story import tell
 

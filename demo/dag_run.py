@@ -36,7 +36,7 @@ class DagRun:
             )
 
     def start(self, dag_id: str, conf: Mapping[str, Any]) -> subprocess.Popen[str]:
-        """Begins the run, once Airflow is loaded. Raises AirflowError where it could not be."""
+        """Begin the run, once Airflow is loaded. Raises AirflowError where it could not be."""
         assert self.process.stdin
         assert self.process.stdout
         if self.process.stdout.readline().strip() != READY:
@@ -60,7 +60,7 @@ def loading(environment: Mapping[str, str], log: Path) -> Iterator[DagRun]:
 def main() -> int:
     told, sys.stdout = sys.stdout, sys.stderr  # whatever Airflow prints belongs in its log
     from airflow.dag_processing.dagbag import DagBag
-    from airflow.sdk.execution_time.supervisor import in_process_api_server
+    from airflow.sdk.execution_time.supervisor import InProcessTestSupervisor
     from airflow.utils.db import initdb
     from airflow.utils.state import DagRunState
 
@@ -68,7 +68,7 @@ def main() -> int:
 
     initdb()
     bag = DagBag(ROOT / "dags")
-    in_process_api_server().transport  # what the tasks talk to: seconds of imports
+    InProcessTestSupervisor._api_client().get("health")  # what the tasks talk to: it takes seconds to build
     print(READY, file=told, flush=True)
     dag_id, conf = json.loads(sys.stdin.readline())
     return int(bag.dags[dag_id].test(run_conf=conf).state != DagRunState.SUCCESS)

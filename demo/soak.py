@@ -8,7 +8,6 @@ last verification is for the audit to repair, and only then must both databases 
 
 import json
 import secrets
-import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from rich.table import Table as RichTable
 
 from demo import airflow, clickhouse_server, traffic
 from demo import postgres as embedded
+from demo.alone import anew
 from demo.chaos import Mishap, Scene, drawn, kill, met
 from demo.reader import team_in, truth_of
 from demo.schema import MIGRATION, Table, create_clickhouse, create_postgres
@@ -191,11 +191,10 @@ def run(
     *, seed: int, seconds: float, rate: float, writers: int, teams: int, rows: int, fault_every: float, directory: Path
 ) -> int:
     """Returns 0 if nobody read a wrong person, the new table equals Postgres, and the migration is finished."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
     mishaps = drawn(seed, int(seconds // fault_every))
     console.print(f"Seed {seed}: {len(mishaps)} faults in {seconds:g} s")
     with (
+        anew(directory),
         embedded.running(directory / "postgres") as postgres,
         clickhouse_server.running(directory / "clickhouse", faults_token=secrets.token_urlsafe()) as clickhouse,
     ):
