@@ -35,7 +35,7 @@ def anew(directory: Path) -> Iterator[None]:
 
 
 def end_in_good_order() -> None:
-    """Ctrl-C, SIGTERM and a closed terminal all raise KeyboardInterrupt from now on, once: the end is not interrupted."""
+    """Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt from now on, once: the end is not interrupted."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
             signal.signal(number, _interrupt)

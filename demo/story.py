@@ -155,9 +155,9 @@ ORDER BY kind
 
 
 _CERTIFICATE = """
-SELECT detail->>'place', detail->'files'->>0 FROM pdi2_migration.event
-WHERE what = 'certificate_written'
-ORDER BY id DESC LIMIT 1
+SELECT detail->>'place', name FROM pdi2_migration.event, jsonb_array_elements_text(detail->'files') AS name
+WHERE what = 'certificate_written' AND name LIKE '%.html'
+ORDER BY event.id DESC LIMIT 1
 """
 
 
