@@ -85,7 +85,7 @@ lint: venv ## Check style and types (30 s)
 lock: venv ## Pin anew what setup.cfg asks for (30 s)
 	$(UV) pip compile --quiet setup.cfg --extra test --extra ui --python-version 3.11 --generate-hashes \
 		--custom-compile-command "make lock" --output-file requirements.lock
-	rm -rf plugins/*.egg-info
+	rm -rf docs/*.egg-info
 
 clean: ## Remove what the other targets made (at once)
-	rm -rf .venv .venv-matrix .demo .demo-up .demo-soak .demo-screenshots .demo*.lock build plugins/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-matrix .demo .demo-up .demo-soak .demo-screenshots .demo*.lock build docs/*.egg-info plugins/*.egg-info .pytest_cache .mypy_cache .ruff_cache
