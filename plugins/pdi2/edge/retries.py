@@ -1,13 +1,17 @@
 """The one place that tells Airflow which failures a retry can help."""
 
+import logging
 import random
 from datetime import timedelta
 
 from airflow.sdk import RetryPolicy
 from airflow.sdk.definitions.context import Context
 from airflow.sdk.definitions.retry_policy import RetryDecision
+from airflow.sdk.exceptions import AirflowException
 
 from pdi2.core.failures import NEXT_STEP, SAFE, BusyError, MigrationError, Reaction, describe, reaction
+
+log = logging.getLogger(__name__)
 
 FIRST_DELAY = timedelta(seconds=15)
 LONGEST_DELAY = timedelta(minutes=10)
@@ -28,12 +32,28 @@ class RetryWhatHelps(RetryPolicy):
         react = reaction(exception)
         if react is not Reaction.RETRY:
             told = isinstance(exception, MigrationError)
-            next_step = "The error above says what to do." if told else f"{SAFE} {NEXT_STEP[react]}"
+            next_step = "The error itself says what to do." if told else f"{SAFE} {NEXT_STEP[react]}"
             return RetryDecision.fail(f"A retry cannot help. {next_step}")
         if try_number > max_tries:
             return RetryDecision.fail(EXHAUSTED)
         delay = min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY) * random.uniform(0.75, 1.25)  # noqa: S311
-        return RetryDecision.retry(delay, f"Try {try_number} met a passing failure: {describe(exception)}")
+        return RetryDecision.retry(
+            delay, f"Try {try_number} met a passing failure, and Airflow tries again: {describe(exception)}"
+        )
+
+
+def last_words(context: Context) -> None:
+    """What happens next, or what to do, as the last line of a failed task's log: the callback of a failure and a retry.
+
+    Airflow 3.3 writes a policy's reason into the group that it folds around the traceback, and ends that group after
+    this callback. So the group ends here; Airflow's page shows nothing of an end that ends nothing.
+    """
+    exception, ti = context.get("exception"), context["ti"]
+    if not isinstance(exception, Exception) or isinstance(exception, AirflowException):
+        return  # Airflow's own: it says so itself
+    reason = RetryWhatHelps().evaluate(exception, ti.try_number, ti.max_tries, context).reason or ""
+    log.info("::endgroup::")
+    log.error(reason if describe(exception) in reason else f"{describe(exception)}\n{reason}")
 
 
 def raise_together(failures: list[Exception]) -> None:

@@ -18,14 +18,15 @@ from pdi2.core import certificate, dual_writes, gate, payoff, planning, reportin
 from pdi2.core import preflight as checks
 from pdi2.core.copying import copy_team, copy_together
 from pdi2.core.failures import WaitError, describe
+from pdi2.core.ledger import Ledger
 from pdi2.core.pressure import wait_while_paused
 from pdi2.core.settings import Settings, SettingsError
 from pdi2.core.slices import named
 from pdi2.core.staging import forget_all
 from pdi2.core.verifying import verify_team, verify_together
-from pdi2.edge import POOL, certificates
+from pdi2.edge import POOL, certificates, figures
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, reach
-from pdi2.edge.retries import RETRIES, RetryWhatHelps, raise_together
+from pdi2.edge.retries import RETRIES, RetryWhatHelps, last_words, raise_together
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,13 @@ NEW_TABLE = Asset("person_distinct_id2")
 """Updated at the switch and never before; its event carries the certificate."""
 TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
 
-default_args = {"retries": RETRIES, "retry_policy": RetryWhatHelps(), "retry_delay": timedelta(seconds=15)}
+default_args = {
+    "retries": RETRIES,
+    "retry_policy": RetryWhatHelps(),
+    "retry_delay": timedelta(seconds=15),
+    "on_failure_callback": last_words,
+    "on_retry_callback": last_words,
+}
 
 
 @task.branch
@@ -60,12 +67,18 @@ def preflight() -> str | list[str]:
 
 
 @task
-def enable_dual_writes() -> None:
+def enable_dual_writes() -> dict[str, Any]:
     """Sets writes to both tables and the migration row to Starting."""
     settings = current_settings()
     ledger = open_ledger()
     with ledger.connection, open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
         dual_writes.enable(ledger, warehouse, settings)
+        done = figures.of_dual_writes(ledger)
+    log.info(
+        "The application writes both tables as of %s (before that, its switch said: %s). PostHog's migration row says "
+        "Starting.", done["since"], done["writes_before"],
+    )  # fmt: skip
+    return done
 
 
 @task.sensor(mode="reschedule", poke_interval=5, timeout=timedelta(days=7).total_seconds())
@@ -89,11 +102,12 @@ def plan_teams() -> list[dict[str, Any]]:
     with opened("plan_teams") as bench:
         most = conf.getint("core", "max_map_length")
         batches = planning.freeze(bench.ledger, bench.warehouse, bench.settings, most)
+        log.info(figures.of_plan(bench.ledger, [batch.team_ids for batch in batches]))
     return [{"team_ids": batch.team_ids, "label": batch.label} for batch in batches]
 
 
 @task(map_index_template=TEAM_LABEL, pool=POOL)
-def copy(batch: dict[str, Any]) -> None:
+def copy(batch: dict[str, Any]) -> dict[str, Any]:
     """Copies the batch's teams from their checkpoints. One team's failure stops no other."""
     _each_team(
         batch,
@@ -101,10 +115,11 @@ def copy(batch: dict[str, Any]) -> None:
         lambda bench, team_ids: copy_together(bench.ledger, bench.warehouse, team_ids),
         lambda bench, team_id: copy_team(bench.ledger, bench.warehouse, team_id),
     )
+    return _told(figures.of_copy, batch)
 
 
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
-def verify(batch: dict[str, Any]) -> None:
+def verify(batch: dict[str, Any]) -> dict[str, Any]:
     """Proves the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
     ledger = open_ledger()
     with ledger.connection:
@@ -117,6 +132,7 @@ def verify(batch: dict[str, Any]) -> None:
     )
     if not copied:
         raise AirflowSkipException("No team of this batch is copied; the copy task says why.")
+    return _told(figures.of_verification, batch)
 
 
 @task.short_circuit(trigger_rule="all_done", ignore_downstream_trigger_rules=True)
@@ -222,6 +238,14 @@ def roll_back() -> None:
     ledger = open_ledger()
     with ledger.connection:
         log.info(gate.roll_back(ledger))
+
+
+def _told(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
+    ledger = open_ledger()
+    with ledger.connection:
+        done = of(ledger, batch["team_ids"])
+    log.info("%s: %s", batch["label"], done)
+    return done
 
 
 def _each_team(
