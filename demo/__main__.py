@@ -27,7 +27,7 @@ def main() -> int:
     up.add_argument("--teams", type=int, default=40)
     up.add_argument("--directory", type=Path, default=Path(".demo-up"), help="made anew each time")
     up.add_argument("--port", type=int, default=8080, help="of Airflow, on 127.0.0.1")
-    up.add_argument("--rate", type=float, default=5, help="changes a second that the application makes; 0: none")
+    up.add_argument("--rate", type=float, default=5, help="changes per second that the application makes; 0: none")
     up.add_argument("--zipf", action="store_true", help="sizes of teams follow Zipf's law; else one team has half")
 
     seed = commands.add_parser(
@@ -60,7 +60,7 @@ def main() -> int:
     )
     traffic.add_argument("--clickhouse-user", default="default")
     traffic.add_argument("--clickhouse-database", default="default")
-    traffic.add_argument("--rate", type=float, default=20, help="writes a second, of all processes")
+    traffic.add_argument("--rate", type=float, default=20, help="writes per second, of all processes together")
     traffic.add_argument("--writers", type=int, default=2, help="processes that write")
     traffic.add_argument("--also", action="append", default=[], metavar="HABIT",
                          help="one more writer: stale:SECONDS, clock:SECONDS, deaf to the dual write, or silent "
@@ -74,7 +74,7 @@ def main() -> int:
     soak = commands.add_parser("soak", help="migrations and rollbacks under traffic and faults, proven (make soak)")
     soak.add_argument("--seed", type=int, default=1, help="the same seed gives the same faults")
     soak.add_argument("--seconds", type=float, default=600)
-    soak.add_argument("--rate", type=float, default=200, help="writes a second")
+    soak.add_argument("--rate", type=float, default=200, help="writes per second")
     soak.add_argument("--writers", type=int, default=2, help="processes that write")
     soak.add_argument("--teams", type=int, default=40)
     soak.add_argument("--rows", type=int, default=1_000_000)

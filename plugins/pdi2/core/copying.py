@@ -18,6 +18,7 @@ from pdi2.core.pieces import Budget
 from pdi2.core.pressure import wait_while_busy
 from pdi2.core.slices import FEWEST_ROWS, Slice, Teams, cut, join, together
 from pdi2.core.staging import Tables, hand_over, tables_for, waiting
+from pdi2.core.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def _copy_slice(ledger: Ledger, warehouse: Warehouse, rest: Rest) -> None:
     if filled.ranges:
         finished = join(filled.ranges)
         ledger.finish_slice(finished, filled.ids, cost)
-        log.info("Copied the %s: %s rows in %.2f s", finished, f"{filled.ids:,}", cost.seconds)
+        log.info("Copied the %s: %s in %.2f s", finished, counted(filled.ids, "row"), cost.seconds)
     if failure:
         if reaction(failure) is not Reaction.SPLIT or rest.rows <= FEWEST_ROWS:
             raise failure

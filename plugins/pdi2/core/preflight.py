@@ -15,6 +15,7 @@ from pdi2.core.ledger import AT_WORK, Ledger
 from pdi2.core.planning import rows_by_team
 from pdi2.core.settings import Settings
 from pdi2.core.switches import NAME, Status, Switches
+from pdi2.core.words import counted
 
 OLDEST_CLICKHOUSE = (23, 6)
 OLDEST_POSTGRES = 120000
@@ -85,7 +86,9 @@ class PreflightError(MigrationError):
 
     def __init__(self, problems: list[str]) -> None:
         listed = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
-        super().__init__(f"The migration cannot begin, for {len(problems)} reason(s); nothing was changed.\n{listed}")
+        super().__init__(
+            f"The migration cannot begin, for {counted(len(problems), 'reason')}; nothing was changed.\n{listed}"
+        )
         self.problems = problems
 
 

@@ -7,6 +7,7 @@ import pendulum
 
 from pdi2.core import dual_writes, postgres
 from pdi2.core.ledger import Ledger, TeamStatus
+from pdi2.core.words import counted
 
 
 def of_dual_writes(ledger: Ledger) -> dict[str, Any]:
@@ -25,9 +26,9 @@ def of_plan(ledger: Ledger, batches: Sequence[Sequence[int]]) -> str:
         return "No team is left to copy: every one of them is verified already."
     largest = max(teams, key=lambda team: team.rows_source)
     return (
-        f"Planned {_count(len(teams), 'team')} with {_count(sum(team.rows_source for team in teams), 'row')} in "
-        f"{_count(len(batches), 'task')}, the largest first: team {largest.team_id} with "
-        f"{_count(largest.rows_source, 'row')}."
+        f"Planned {counted(len(teams), 'team')} with {counted(sum(team.rows_source for team in teams), 'row')} in "
+        f"{counted(len(batches), 'task')}, the largest first: team {largest.team_id} with "
+        f"{counted(largest.rows_source, 'row')}."
     )
 
 
@@ -54,7 +55,3 @@ def of_verification(ledger: Ledger, team_ids: Sequence[int]) -> dict[str, Any]:
         "verified": sum(team.status == TeamStatus.VERIFIED for team in teams),
         "findings": {kind: {"repaired": repaired, "remaining": remaining} for kind, repaired, remaining in found},
     }
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -68,7 +68,7 @@ def preflight() -> str | list[str]:
 
 @task
 def enable_dual_writes() -> dict[str, Any]:
-    """Sets writes to both tables and the migration row to Starting."""
+    """Has the application write both tables, and sets the migration row to Starting."""
     settings = current_settings()
     ledger = open_ledger()
     with ledger.connection, open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
@@ -83,7 +83,7 @@ def enable_dual_writes() -> dict[str, Any]:
 
 @task.sensor(mode="reschedule", poke_interval=5, timeout=timedelta(days=7).total_seconds())
 def prove_dual_writes() -> PokeReturnValue:
-    """Watches until every write of the settle time reached both tables; frees its worker slot between looks."""
+    """Watches until every write of the settle time has reached both tables; frees its worker slot between looks."""
     with opened("prove_dual_writes") as bench:
         observation = dual_writes.observe(bench.ledger, bench.warehouse, bench.settings)
     log.info(observation.message)
@@ -92,7 +92,7 @@ def prove_dual_writes() -> PokeReturnValue:
 
 @task(trigger_rule="none_failed_min_one_success")
 def plan_teams() -> list[dict[str, Any]]:
-    """Freezes the list of teams in the ledger; a batch a mapped task."""
+    """Freezes the list of teams in the ledger; one mapped task per batch of teams."""
     settings = current_settings()
     if settings.dry_run:
         ledger = open_ledger()
@@ -149,7 +149,7 @@ def certify() -> dict[str, Any] | None:
 
 
 class Approve(ApprovalOperator):
-    """Where `require_approval` asks for it, shows a person what was compared and waits for their approval."""
+    """If `require_approval` is on, shows a person what was compared and waits for their approval."""
 
     def execute(self, context: Context) -> Any:
         if not current_settings().require_approval:
@@ -192,7 +192,7 @@ class Approve(ApprovalOperator):
 
 @task(outlets=[NEW_TABLE])
 def switch_reads() -> None:
-    """Reads to the new table, in one transaction with the gate."""
+    """Switches reads to the new table, in one transaction with the gate."""
     with opened("switch_reads") as bench:
         gate.switch_reads(bench.ledger, bench.warehouse, bench.settings)
         get_current_context()["outlet_events"][NEW_TABLE].extra = bench.ledger.latest("reads_switched") or {}
@@ -221,7 +221,7 @@ def stop_old_writes() -> PokeReturnValue:
 
 @task
 def report() -> dict[str, Any]:
-    """Ends the run whatever became of it: facts in the ledger, and Errored with the reason if it failed."""
+    """Ends the run, whatever became of it: writes the facts to the ledger, and Errored with the reason if it failed."""
     settings, ledger = current_settings(), open_ledger()
     with ledger.connection:
         if not ledger.is_owner():
