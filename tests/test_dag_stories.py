@@ -250,8 +250,8 @@ def test_a_trial_never_switches_and_the_full_run_does_not_repeat_it(system: Syst
         pytest.param(
             lambda system: system.postgres.execute("UPDATE posthog_asyncmigration SET status = 1"),
             {},
-            ["PostHog's own runner is at work"],
-            id="PostHog's own runner at work",
+            ["PostHog's own runner is running"],
+            id="PostHog's own runner is running",
         ),
         pytest.param(
             lambda system: move_away_both_databases(),

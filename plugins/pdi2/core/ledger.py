@@ -23,7 +23,7 @@ from pdi2.core.slices import Slice
 TRIAL_PASSED = "trial passed"
 FAILED = "failed"
 AT_WORK = (
-    "Another run is at work on this migration at this moment (it holds the advisory lock). Nothing was changed. "
+    "Another run of this migration is running at this moment (it holds the advisory lock). Nothing was changed. "
     "Wait until it has ended, then trigger this run again."
 )
 

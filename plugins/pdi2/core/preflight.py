@@ -156,7 +156,7 @@ def _switch_problems(ledger: Ledger) -> list[str]:
     problems = []
     if row and row.status == Status.RUNNING:
         problems.append(
-            f"PostHog's own runner is at work on {NAME} (status Running). Stop it on PostHog's page for "
+            f"PostHog's own runner is running {NAME} (status Running). Stop it on PostHog's page for "
             "async migrations, then trigger this run again."
         )
     if row and row.status == Status.STARTING and not ledger.set_starting():
