@@ -56,7 +56,7 @@ def test_the_last_line_of_a_failed_tasks_log_says_what_to_do(system: System, log
     run = system.run()
 
     assert run.state == "failed"
-    *_, ending, advice = lines_of(log, "pdi2.edge.retries")
+    ending, advice, *_ = lines_of(log, "pdi2.edge.retries")
     assert ending == "::endgroup::"
     problem, next_step = advice.splitlines()[0], advice.splitlines()[-1]
     assert problem.startswith("The migration cannot begin, for ")
