@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from demo.alone import InUseError, end_in_good_order
+from demo.dag_run import AirflowError
 
 _TRAFFIC = """Writers and a reader over the wire protocols, until Ctrl-C. ClickHouse's password is taken from the
 environment variable CLICKHOUSE_PASSWORD."""
@@ -87,7 +88,7 @@ def main() -> int:
         end_in_good_order()
     try:
         return _run(command, options)
-    except InUseError as error:
+    except (AirflowError, InUseError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
