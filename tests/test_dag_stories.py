@@ -537,7 +537,7 @@ def test_a_writer_that_ignores_the_switch_is_caught_before_anything_is_copied(sy
     assert system.teams() == {}
     missed = system.ledger().latest("dual_writes_missed")
     assert missed["misses"] >= 1
-    assert f"team {team_id}, distinct_id 'live " in missed["examples"]
+    assert f'team {team_id}, distinct_id "live ' in missed["examples"]
     assert system.status() == 3
     assert system.switches()["reads"] == "old"
     assert "A writer ignores the dual-write switch" in errors(system)[-1]
