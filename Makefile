@@ -27,7 +27,7 @@ venv: .venv/installed ## Create .venv with everything that requirements.lock pin
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
-demo: venv ## Watch a whole migration in this terminal (40 s; ROWS=200000)
+demo: venv ## Watch a whole migration in this terminal (40 s; ROWS=150000)
 	$(BIN)/python -m demo run $(if $(ROWS),--rows $(ROWS))
 
 up: venv ## Airflow's UI on a live, seeded system, until Ctrl-C (ready in 1 min; PORT=8080)
