@@ -19,10 +19,10 @@ export AIRFLOW__CORE__LOAD_EXAMPLES := False
 .PRECIOUS: .venv-matrix/airflow-%/installed .venv-matrix/%/installed .venv-matrix/postgres-%/package.json
 .PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-airflow test-cluster test-matrix test-postgres test-ui zookeeper screenshots lint lock clean
 
-help: ## List the targets
+help: ## List the targets, with how long each takes on 2 cores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-venv: .venv/installed ## Create .venv with everything that requirements.lock pins
+venv: .venv/installed ## Create .venv with everything that requirements.lock pins (1 to 3 min, once)
 
 .venv/installed: requirements.lock
 	test -x $(UV) || $(PYTHON) -m venv .venv
@@ -31,52 +31,53 @@ venv: .venv/installed ## Create .venv with everything that requirements.lock pin
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
-demo: venv $(if $(REPLICAS),zookeeper) ## Watch a whole migration on this machine (ROWS=1000000 REPLICAS=2)
+demo: venv $(if $(REPLICAS),zookeeper) ## Watch a whole migration in this terminal (40 s; ROWS=150000 REPLICAS=2)
 	$(BIN)/python -m demo run $(if $(ROWS),--rows $(ROWS)) $(if $(REPLICAS),--replicas $(REPLICAS))
 
-up: venv $(if $(REPLICAS),zookeeper) ## Airflow's UI on a seeded system, on this machine, until Ctrl-C (REPLICAS=2)
-	exec $(BIN)/python -m demo up $(if $(REPLICAS),--replicas $(REPLICAS))
+up: venv $(if $(REPLICAS),zookeeper) ## Airflow's UI on a live, seeded system, until Ctrl-C (ready in 1 min; PORT=8080 REPLICAS=2)
+	exec $(BIN)/python -m demo up $(if $(PORT),--port $(PORT)) $(if $(REPLICAS),--replicas $(REPLICAS))
 
-compose-env: ## Write .env with new secrets, for docker compose up
+compose-env: ## Write .env with new secrets, for docker compose up (at once)
 	$(PYTHON) -m demo.compose_env
 
-bench: venv zookeeper ## Measure the copy against PostHog's statement and a plain one (SIZE=60M for one size)
+bench: venv zookeeper ## Measure the copy and verify against PostHog's statement and plain ones (20 min; SIZE=60M for one size)
 	PYTHONPATH=plugins $(BIN)/python -m bench $(if $(SIZE),--size $(SIZE))
 
-soak: venv $(if $(REPLICAS),zookeeper) ## Migrate under traffic and faults for ten minutes (SEED=1 SECONDS=600 REPLICAS=2)
+soak: venv $(if $(REPLICAS),zookeeper) ## Migrate under traffic and faults, and prove it (12 min; SEED=1 SECONDS=600 REPLICAS=2)
 	$(BIN)/python -m demo soak $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) \
 		$(if $(REPLICAS),--replicas $(REPLICAS))
 
-bench-scale: venv ## Migrate 5M rows of 100 and of 10,000 teams through Airflow's scheduler, and say what it cost
+bench-scale: venv ## Migrate 5M rows of 100 and of 10,000 teams through Airflow's scheduler (15 min)
 	PYTHONPATH=plugins $(BIN)/python -m bench.scale
 
-bench-large: venv ## Copy and verify one team of 5M and one of 60M rows, and say what it cost
+bench-large: venv ## Copy and verify one team of 5M and one of 60M rows (25 min, 15 GB of disk)
 	PYTHONPATH=plugins $(BIN)/python -m bench.large
 
-test: venv ## Run every test but those marked chaos
+test: venv ## Run every test but those marked chaos and ui (10 min)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-chaos: venv ## Run every test, those that break the engines and the run included
-	$(BIN)/python -m pytest -n 2 -m "not ui and not cluster"
+test-chaos: venv ## Run the chaos tests too, which break the engines and the run (25 min)
+	$(BIN)/python -m pytest -n 2 -m "not ui and not cluster and not pooler"
 
-test-cluster: venv zookeeper ## Run migrations on replicas and a ZooKeeper that are killed, frozen and cut off
+test-cluster: venv zookeeper ## Migrate on replicas and a ZooKeeper that are killed, frozen and cut off (15 min)
 	$(BIN)/python -m pytest -m cluster tests/test_real_cluster.py
 
 zookeeper:
 	test -e /usr/share/java/zookeeper.jar \
 		|| (apt-get update && apt-get install --yes --no-install-recommends zookeeper default-jre-headless)
 
-test-fast: venv ## Run the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not chaos and not ui and not cluster"
+test-fast: venv ## Run one case of each test that takes no more than a few seconds (90 s)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --first-cases \
+		-m "not slow and not chaos and not ui and not cluster and not pooler"
 
-screenshots: venv ## Take the README's pictures from a real migration in Chromium
+screenshots: venv ## Take the README's pictures from a real migration in Chromium (3 min)
 	$(BIN)/python -m demo screenshots
 
-test-ui: venv ## Drive Airflow's UI and the migration page in real Chromium, installed where it is missing
+test-ui: venv ## Drive Airflow's UI and the migration page in real Chromium (5 min)
 	command -v chromium >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends chromium)
 	$(BIN)/python -m pytest -m ui tests/ui
 
-test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on every ClickHouse of tests/engines, and on this one
+test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on each ClickHouse of tests/engines (30 min)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 	PDI2_DDL=later $(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 
@@ -114,16 +115,16 @@ clickhouse-%: .venv-matrix/%/installed
 		chdb==$(shell awk '$$1 == "$*" {print $$2}' tests/engines)
 	touch $@
 
-lint: venv ## Check style and types
+lint: venv ## Check style and types (30 s)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy plugins/pdi2 demo
 	$(BIN)/yamllint --strict docker-compose.yaml
 
-lock: venv ## Pin anew what setup.cfg asks for
+lock: venv ## Pin anew what setup.cfg asks for (30 s)
 	$(UV) pip compile --quiet setup.cfg --extra test --extra ui --python-version 3.11 --generate-hashes \
 		--custom-compile-command "make lock" --output-file requirements.lock
-	rm -rf plugins/*.egg-info
+	rm -rf docs/*.egg-info
 
-clean: ## Remove what the other targets made
-	rm -rf .venv .venv-matrix .demo .demo-up .demo-soak .demo-screenshots .pytest_cache .mypy_cache .ruff_cache
+clean: ## Remove what the other targets made (at once)
+	rm -rf .venv .venv-matrix .demo .demo-up .demo-soak .demo-screenshots .demo*.lock build docs/*.egg-info plugins/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Compares person_distinct_id2 with Postgres as the migration's verify does; fails where they drift apart."""
+"""Compares person_distinct_id2 with Postgres as the migration's verify does; fails if they have drifted apart."""
 
 from pathlib import Path
 

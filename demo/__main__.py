@@ -2,7 +2,12 @@
 
 import argparse
 import math
+import sys
 from pathlib import Path
+from typing import Any
+
+from demo.alone import InUseError, end_in_good_order
+from demo.dag_run import AirflowError
 
 _TRAFFIC = """Writers and a reader over the wire protocols, until Ctrl-C. ClickHouse's password is taken from the
 environment variable CLICKHOUSE_PASSWORD."""
@@ -13,8 +18,8 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     run = commands.add_parser("run", help="seed, migrate through Airflow, and report (make demo)")
-    run.add_argument("--rows", type=int, default=1_000_000, help="rows of the old table, about")
-    run.add_argument("--teams", type=int, default=40)
+    run.add_argument("--rows", type=int, default=150_000, help="rows of the old table, about")
+    run.add_argument("--teams", type=int, default=12)
     run.add_argument("--seed", type=int, default=1, help="the same seed gives the same data")
     run.add_argument("--directory", type=Path, default=Path(".demo"), help="made anew each time")
     run.add_argument("--replicas", type=int, default=1, help="of ClickHouse; several need Debian's zookeeper")
@@ -24,7 +29,7 @@ def main() -> int:
     up.add_argument("--teams", type=int, default=40)
     up.add_argument("--directory", type=Path, default=Path(".demo-up"), help="made anew each time")
     up.add_argument("--port", type=int, default=8080, help="of Airflow, on 127.0.0.1")
-    up.add_argument("--rate", type=float, default=5, help="changes a second that the application makes; 0: none")
+    up.add_argument("--rate", type=float, default=5, help="changes per second that the application makes; 0: none")
     up.add_argument("--zipf", action="store_true", help="sizes of teams follow Zipf's law; else one team has half")
     up.add_argument("--replicas", type=int, default=1, help="of ClickHouse; several need Debian's zookeeper")
 
@@ -58,10 +63,11 @@ def main() -> int:
     )
     traffic.add_argument("--clickhouse-user", default="default")
     traffic.add_argument("--clickhouse-database", default="default")
-    traffic.add_argument("--rate", type=float, default=20, help="writes a second, of all processes")
+    traffic.add_argument("--rate", type=float, default=20, help="writes per second, of all processes together")
     traffic.add_argument("--writers", type=int, default=2, help="processes that write")
     traffic.add_argument("--also", action="append", default=[], metavar="HABIT",
-                         help="one more writer: stale:SECONDS, clock:SECONDS, or deaf to the dual write")  # fmt: skip
+                         help="one more writer: stale:SECONDS, clock:SECONDS, deaf to the dual write, or silent "
+                              "(some of its deletions send nothing to ClickHouse, as in PostHog 1.33)")  # fmt: skip
     traffic.add_argument("--seconds", type=float, default=math.inf)
     traffic.add_argument("--cache-seconds", type=float, default=2, help="how old a process's switches may be")
     traffic.add_argument("--flush-seconds", type=float, default=1, help="between two inserts of a consumer, about")
@@ -71,7 +77,7 @@ def main() -> int:
     soak = commands.add_parser("soak", help="migrations and rollbacks under traffic and faults, proven (make soak)")
     soak.add_argument("--seed", type=int, default=1, help="the same seed gives the same faults")
     soak.add_argument("--seconds", type=float, default=600)
-    soak.add_argument("--rate", type=float, default=200, help="writes a second")
+    soak.add_argument("--rate", type=float, default=200, help="writes per second")
     soak.add_argument("--writers", type=int, default=2, help="processes that write")
     soak.add_argument("--teams", type=int, default=40)
     soak.add_argument("--rows", type=int, default=1_000_000)
@@ -80,7 +86,21 @@ def main() -> int:
     soak.add_argument("--directory", type=Path, default=Path(".demo-soak"), help="made anew each time")
 
     options = vars(parser.parse_args())
-    match options.pop("command"):
+    command = options.pop("command")
+    if command not in ("traffic", "clickhouse"):  # these two have an order of their own
+        end_in_good_order()
+    try:
+        return _run(command, options)
+    except (AirflowError, InUseError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped")
+        return 0 if command == "up" else 130
+
+
+def _run(command: str, options: dict[str, Any]) -> int:
+    match command:
         case "run":
             from demo.story import tell
 

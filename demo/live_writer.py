@@ -2,7 +2,8 @@
 
 It makes every change that PostHog makes, but none that the old table's own rule gets wrong however well it is fed:
 an id never returns to a person, moves once a second at most, and is deleted only if its links arrived once. And an
-id is created again only if the new table never had it: it would hide behind its tombstone (PostHog #12610).
+id whose deletion was told is created again only if the new table never had it: it would hide behind its tombstone
+(PostHog #12610). A writer with the habit `silent` also deletes as PostHog 1.31 to 1.33 do: see demo/past_lives.py.
 """
 
 import collections
@@ -16,6 +17,7 @@ from uuid import UUID
 import psycopg
 from clickhouse_connect.driver.client import Client
 
+from demo import past_lives
 from demo.reader import ids_with_one_row, links_of, some_ids
 from demo.schema import Table
 from demo.switches import Switches
@@ -24,6 +26,8 @@ from demo.writer import Change, Writer
 
 SHARES = {"create": 40, "identify": 28, "merge": 16, "delete": 8, "delete_person": 4, "create_again": 4}
 """How often each change is tried; what is not possible at the moment becomes the creation of an id."""
+SILENT_SHARES = {"delete_silently": 16, "create_again": 12}
+"""Besides these, by a writer with the habit `silent`."""
 
 TEAMS_SECONDS = 5.0
 ADOPTED_A_TEAM = 100
@@ -40,18 +44,22 @@ class Habits:
     deaf: bool = False
     """It never hears of the dual write: the old table alone, for ever."""
     clock_ahead: float = 0.0
+    silent: bool = False
+    """Some of its deletions are those of PostHog 1.31 to 1.33: nothing is sent to ClickHouse. Such ids come back."""
 
     @classmethod
     def parse(cls, text: str) -> "Habits":
-        """`stale:SECONDS`, `deaf`, or `clock:SECONDS` (behind where negative)."""
+        """`stale:SECONDS`, `deaf`, `silent`, or `clock:SECONDS` (behind where negative)."""
         match text.split(":"):
+            case ["silent"]:
+                return cls(silent=True)
             case ["deaf"]:
                 return cls(deaf=True)
             case ["stale", seconds]:
                 return cls(cache_seconds=float(seconds))
             case ["clock", seconds]:
                 return cls(clock_ahead=float(seconds))
-        raise ValueError(f"{text!r} is none of stale:SECONDS, deaf, clock:SECONDS")
+        raise ValueError(f"{text!r} is none of stale:SECONDS, deaf, silent, clock:SECONDS")
 
 
 @dataclasses.dataclass
@@ -85,7 +93,9 @@ class LiveWriter(Writer):
         """Process `number` of `processes`, each of which has ids of its own."""
         self.connect_postgres = connect_postgres
         self.chance = random.Random(f"{seed} {number}")
+        self.shares = SHARES | SILENT_SHARES if habits.silent else SHARES
         postgres = connect_postgres()
+        past_lives.prepare(postgres)
         switches = Switches(postgres, habits.cache_seconds)
         if habits.deaf:
             switches.writes = lambda: frozenset({Table.OLD})  # type: ignore[method-assign]
@@ -113,7 +123,7 @@ class LiveWriter(Writer):
             if self.began > self.teams_expire:
                 self._refresh_teams()
             team_id = self.chance.choice(list(self.ids))
-            [kind] = self.chance.choices(list(SHARES), list(SHARES.values()))
+            [kind] = self.chance.choices(list(self.shares), list(self.shares.values()))
             if not getattr(self, f"_try_{kind}")(team_id):
                 kind = "create"
                 self.create(team_id, self._new_name())
@@ -140,10 +150,10 @@ class LiveWriter(Writer):
         return False
 
     def _try_create_again(self, team_id: int) -> bool:
-        if self.free_again:
-            self.create(*self.free_again.pop())
-            return True
-        return False
+        if not self.free_again:
+            return False
+        self.create(*self.free_again.pop(), version=self.chance.choice([0, None]))
+        return True
 
     def _try_identify(self, team_id: int) -> bool:
         moved, target = self._pick(team_id, self._movable), self._pick(team_id, self._owned)
@@ -174,6 +184,11 @@ class LiveWriter(Writer):
         self.delete_person(team_id, gone.person)
         return True
 
+    def _try_delete_silently(self, team_id: int) -> bool:
+        if gone := self._pick(team_id, self._owned):
+            self.delete_person(team_id, gone.person, silently=True)
+        return bool(gone)
+
     def _pick(self, team_id: int, fits: Callable[[Id], bool] = lambda _: True) -> Id | None:
         ids = self.ids[team_id]
         candidates = (self.chance.choice(ids) for _ in range(TRIES)) if ids else iter(())
@@ -198,6 +213,9 @@ class LiveWriter(Writer):
         odd = f" {self.chance.choice(ODD)}" if self.chance.random() < 0.05 else ""
         return next(self.names) + odd
 
+    def _before_commit(self, changes: list[Change]) -> None:
+        past_lives.note(self.postgres, changes)
+
     def _send(self, changes: list[Change]) -> None:
         super()._send(changes)
         in_new_table = any(message.table is Table.NEW for message in self.outbox)
@@ -219,7 +237,7 @@ class LiveWriter(Writer):
             one.past.add(change.linked)
         elif one:
             self.ids[change.team_id].remove(self.known.pop(key))
-            if not one.in_new_table and not in_new_table:
+            if change.silent or not (one.in_new_table or in_new_table):
                 self.free_again.append(key)
 
     def _know(self, one: Id) -> None:

@@ -98,15 +98,6 @@ def ids_with_one_row(clickhouse: Client, team_id: int, distinct_ids: Iterable[st
     return [distinct_id for (distinct_id,) in clickhouse.query(query, parameters=parameters).result_rows]
 
 
-def newest_version(clickhouse: Client, team_id: int, distinct_id: str) -> int:
-    """The greatest version that the new table holds of an id; 0 where it holds none."""
-    query = """
-        SELECT max(version) FROM person_distinct_id2
-        WHERE team_id = {team_id:Int64} AND distinct_id = {distinct_id:String}
-    """
-    return clickhouse.query(query, parameters={"team_id": team_id, "distinct_id": distinct_id}).result_rows[0][0]
-
-
 def seconds_to_count_persons(clickhouse: Client, table: Table, team_id: int) -> float:
     """How long ClickHouse takes to count a team's persons: the read below most of PostHog's insights."""
     start = time.perf_counter()

@@ -1,10 +1,9 @@
-"""`make demo`: a whole migration, from seeded tables to a switched reader, told while it happens."""
+"""`make demo`: a whole migration under a live application, from seeded tables to a switched reader, told meanwhile."""
 
-import json
-import shutil
 import statistics
 import subprocess
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,125 +11,138 @@ import clickhouse_connect
 import psycopg
 from clickhouse_connect.driver.client import Client
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.table import Table as RichTable
 
-from demo import airflow, cluster
+from demo import airflow, cluster, dag_run, traffic
 from demo import postgres as embedded
+from demo.alone import anew
 from demo.reader import seconds_to_count_persons, team_in, truth_of
 from demo.schema import Table, create_postgres
 from demo.seed import Seeded, seed
 
-CONF = {"settle_seconds": 4, "read_cache_seconds": 2}
-"""Short, for nobody else reads or writes this demo's tables."""
+CONF = {"settle_seconds": 3, "in_flight_seconds": 1, "read_cache_seconds": 2}
+TRAFFIC: dict[str, Any] = {"rate": 10, "writers": 1, "cache_seconds": 0.5, "flush_seconds": 0.3}
+"""A change reaches both tables within a second and each process hears of a switch within half of one, so CONF is
+enough. A real installation takes the defaults."""
 
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.2
 READS = 5
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 STEPS = {
-    "dual_writes_enabled": "Dual writes are on",
-    "dual_writes_proven": "Dual writes are proven",
+    "dual_writes_enabled": "The application writes both tables",
+    "dual_writes_proven": "Its writes are seen in both tables",
     "planned": "The list of teams is frozen",
-    "certified": "Every team is certified",
+    "certified": "Every team is copied, and equals Postgres id by id",
     "reads_switched": "Reads are on the new table",
-    "old_writes_stopped": "Old writes have stopped",
+    "old_writes_stopped": "Writes to the old table have stopped",
+    "report": "The report is written",
 }
+
+OPENING = """A whole migration on this machine: Postgres, ClickHouse's engine and Airflow are real, and an application
+goes on writing and reading. It takes about 40 seconds."""
+
+NEXT = """
+What next:
+  make up                  the same in Airflow's own UI, with a page to watch and to act
+  make demo ROWS=5000000   a larger one
+  make soak                ten minutes of migrations and rollbacks while things break
+  README.md                how to install it, and to begin with a dry run
+"""
+
+
+@dataclass
+class Clock:
+    """Says what was done, how long it took and when."""
+
+    began: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic)
+
+    def tell(self, done: str) -> None:
+        now = time.monotonic()
+        console.print(f"{now - self.began:4.0f} s  [green]✓[/] {done} [dim]({now - self.last:.1f} s)[/]")
+        self.last = now
 
 
 def tell(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> int:
     """Returns 0 if everything is as it should be at the end, 1 if not."""
-    started = time.monotonic()
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    clock = Clock()
+    console.print(OPENING)
     with (
+        anew(directory),
         embedded.running(directory / "postgres") as server,
         cluster.servers(directory / "clickhouse", replicas) as servers,
     ):
-        engine: dict[str, Any] = {"host": "127.0.0.1", "port": servers[0].port}
         server.create_database("posthog")
+        address: dict[str, Any] = {"host": "127.0.0.1", "port": servers[0].port}
         environment = airflow.environment(
             directory / "airflow",
             server.airflow_connection("posthog"),
-            {"conn_type": "clickhouse", "login": "default", **engine},
+            {"conn_type": "clickhouse", "login": "default", **address},
         )
+        clock.tell("Postgres and ClickHouse are running")
         log = directory / "airflow.log"
-        with log.open("wb") as output, server.connect("posthog") as postgres:
-            metadata = subprocess.Popen(["airflow", "db", "migrate"], env=environment, stdout=output, stderr=output)
-            with clickhouse_connect.get_client(**engine) as clickhouse:
-                seeded = _prepare(postgres, clickhouse, rows, teams, seed)
-            if metadata.wait():
-                console.print(f"[red]Airflow's metadata could not be set up; see {log}")
-                return 1
-            console.print(f"Airflow runs the DAG fill_person_distinct_id2; its log is {log}")
-            command = ["airflow", "dags", "test", "fill_person_distinct_id2", "--conf", json.dumps(CONF)]
-            code = _watch(subprocess.Popen(command, env=environment, stdout=output, stderr=output), postgres)
-            with clickhouse_connect.get_client(**engine) as clickhouse:
-                wrong = _report(postgres, clickhouse, seeded, time.monotonic() - started)
+        with (
+            dag_run.loading(environment, log) as airflow_process,
+            server.connect("posthog") as postgres,
+            clickhouse_connect.get_client(**address) as clickhouse,
+        ):
+            seeded = _prepare(postgres, clickhouse, rows, teams, seed, clock)
+            with traffic.running(server.uri("posthog"), servers[-1].port, **TRAFFIC) as live:
+                clock.tell(f"The application is live: {TRAFFIC['rate']} changes per second, every answer checked")
+                run = airflow_process.start("fill_person_distinct_id2", CONF)
+                clock.tell(f"Airflow runs the DAG fill_person_distinct_id2, its log is {log}")
+                code = _watch(run, postgres, clock)
+                summary = live.end()
+            clock.tell("The application has stopped, and everything it wrote has arrived")
+            wrong = _report(postgres, clickhouse, seeded, summary, time.monotonic() - clock.began)
             for other in servers[1:]:
-                with clickhouse_connect.get_client(host="127.0.0.1", port=other.port) as clickhouse:
-                    clickhouse.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
-                    if ids := sum(_disagreements(postgres, clickhouse, team_id) for team_id in seeded.team_ids):
+                with clickhouse_connect.get_client(host="127.0.0.1", port=other.port) as another:
+                    another.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+                    if ids := sum(_disagreements(postgres, another, team_id) for team_id in seeded.team_ids):
                         wrong.append(f"{ids:,} ids of the new table disagree with Postgres on the other replica")
     if code:
-        wrong.append(f"Airflow ended with exit code {code}; see {log}")
+        wrong.append(f"Airflow ended with exit code {code}; {log} says why")
     for problem in wrong:
         console.print(f"[red]NOT RIGHT: {problem}")
+    if not wrong:
+        console.print(NEXT, end="")
     return 1 if wrong else 0
 
 
-def _prepare(postgres: psycopg.Connection, clickhouse: Client, rows: int, teams: int, number: int) -> Seeded:
+def _prepare(
+    postgres: psycopg.Connection, clickhouse: Client, rows: int, teams: int, number: int, clock: Clock
+) -> Seeded:
     create_postgres(postgres)
     with console.status(f"Seeding about {rows:,} rows of {teams} teams into ClickHouse and Postgres"):
-        began = time.monotonic()
         seeded = seed(postgres, clickhouse, rows=rows, teams=teams, seed=number)
-    console.print(
-        f"Seeded {seeded.old_rows:,} rows of {len(seeded.team_ids)} teams in {time.monotonic() - began:.0f} s; "
-        f"the largest team has half of them"
-    )
+    clock.tell(f"Seeded {seeded.old_rows:,} rows of {len(seeded.team_ids)} teams; the largest has half of them")
     return seeded
 
 
-def _watch(run: subprocess.Popen[bytes], postgres: psycopg.Connection) -> int:
+def _watch(run: subprocess.Popen[str], postgres: psycopg.Connection, clock: Clock) -> int:
     """Shows each step as the ledger records it, and the teams' progress; returns the run's exit code."""
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(), console=console, transient=True,
-    )  # fmt: skip
+    columns = TextColumn("       {task.description}"), BarColumn(), TaskProgressColumn()
     told = 0
-    with bar:
-        progress = bar.add_task("Airflow is starting", total=None, speed="")
-        while (code := run.poll()) is None:
+    with Progress(*columns, console=console, transient=True) as bar:
+        progress = bar.add_task("preflight", total=None)
+        while True:
+            code = run.poll()
+            if _exists(postgres):
+                events = _rows(postgres, "SELECT id, what FROM pdi2_migration.event WHERE id > %s ORDER BY id", told)
+                for told, what in events:  # noqa: B007
+                    if what in STEPS:
+                        clock.tell(STEPS[what])
+                [(teams, verified)] = _rows(postgres, _PROGRESS)
+                if teams:
+                    bar.update(progress, description=f"{verified} of {teams} teams", total=teams, completed=verified)
+            if code is not None:
+                return code
             time.sleep(POLL_SECONDS)
-            if not _exists(postgres):
-                continue
-            events = _rows(postgres, "SELECT id, what FROM pdi2_migration.event WHERE id > %s ORDER BY id", told)
-            for told, what in events:  # noqa: B007
-                if what in STEPS:
-                    console.print(f"  [green]✓[/] {STEPS[what]}")
-            [facts] = _rows(postgres, _PROGRESS)
-            bar.update(progress, **_shown(*facts))
-    return code
 
 
-def _shown(total: int, verified: int, rows: int, done: int, seconds: float, active: int | None) -> dict[str, Any]:
-    if not total:
-        return {}
-    doing = f"team {active}" if active else "all teams"
-    speed = f"{done / seconds:,.0f} rows/s" if seconds else ""
-    return {"description": f"{doing} · {verified} of {total} teams", "total": rows, "completed": done, "speed": speed}
-
-
-_PROGRESS = """
-SELECT count(*),
-       count(*) FILTER (WHERE status = 'verified'),
-       coalesce(sum(rows_source), 0)::bigint,
-       coalesce(sum(rows_source) FILTER (WHERE status IN ('copied', 'verified')), 0)::bigint,
-       coalesce(sum(copy_seconds), 0),
-       (SELECT team_id FROM pdi2_migration.team WHERE status IN ('copying', 'copied')
-        ORDER BY rows_source DESC, team_id LIMIT 1)
-FROM pdi2_migration.team
-"""
+_PROGRESS = "SELECT count(*), count(*) FILTER (WHERE status = 'verified') FROM pdi2_migration.team"
 
 _LEDGER = """
 SELECT count(*), count(*) FILTER (WHERE status = 'verified'), sum(rows_source)::bigint, sum(rows_copied)::bigint,
@@ -146,7 +158,16 @@ ORDER BY kind
 """
 
 
-def _report(postgres: psycopg.Connection, clickhouse: Client, seeded: Seeded, seconds: float) -> list[str]:
+_CERTIFICATE = """
+SELECT detail->>'place', name FROM pdi2_migration.event, jsonb_array_elements_text(detail->'files') AS name
+WHERE what = 'certificate_written' AND name LIKE '%.html'
+ORDER BY event.id DESC LIMIT 1
+"""
+
+
+def _report(
+    postgres: psycopg.Connection, clickhouse: Client, seeded: Seeded, live: dict[str, Any], seconds: float
+) -> list[str]:
     """Prints what was done, looks at every id of every team once more, and returns what is not right."""
     if not _exists(postgres):
         return ["the run ended before it wrote anything"]
@@ -166,12 +187,16 @@ def _report(postgres: psycopg.Connection, clickhouse: Client, seeded: Seeded, se
         table.add_row(f"Differences found: {kind}", f"{found:,} ({repaired:,} repaired, {remaining:,} remaining)")
     table.add_row("Ids the old table's reader gets wrong", f"{old_differs or 0:,}")
     table.add_row("Ids the new table's reader gets wrong", f"{disagreeing:,}")
+    table.add_row("Changes made meanwhile by the application", f"{live['writes']:,}")
+    table.add_row("Answers it read meanwhile", f"{live['reads']:,} ({live['wrong']:,} wrong)")
     table.add_row(f"Reading team {largest}, old table", f"{old * 1000:,.0f} ms")
     table.add_row(f"Reading team {largest}, new table", f"{new * 1000:,.0f} ms ({old / new:.1f} times as fast)")
-    table.add_row("Copying", f"{copy_seconds or 0:.1f} s")
-    table.add_row("Peak memory of the copy", f"{peak / 1e6:,.0f} MB" if peak else "too quick to be seen")
+    table.add_row("ClickHouse's time for the copy", f"{copy_seconds or 0:.1f} s")
+    table.add_row("Peak memory of the copy", f"{peak / 1e6:,.0f} MB" if peak else "not measured: too quick")
     table.add_row("Time in all", f"{seconds:.0f} s")
     console.print(table)
+    for place, page in _rows(postgres, _CERTIFICATE):
+        console.print(f"The certificate, team by team: {place.removeprefix('file://')}/{page}")
 
     [(status, progress)] = _rows(postgres, "SELECT status, progress FROM posthog_asyncmigration")
     settings = dict(_rows(postgres, "SELECT key, raw_value FROM posthog_instancesetting"))
@@ -180,12 +205,14 @@ def _report(postgres: psycopg.Connection, clickhouse: Client, seeded: Seeded, se
         wrong.append(f"{verified} of {len(seeded.team_ids)} teams are verified")
     if disagreeing:
         wrong.append(f"{disagreeing:,} ids of the new table disagree with Postgres")
+    if live["wrong"] or live["undelivered"] or not live["sound"]:
+        wrong.append(f"the live application: {live}")
     if any(remaining for *_, remaining in findings):
         wrong.append("differences from Postgres remain")
     if (status, progress) != (2, 100) or set(settings.values()) != {'"new"'}:
         wrong.append(f"the switch: status {status}, progress {progress}, settings {settings}")
     if not wrong:
-        console.print("[green]Every id of every team reads as Postgres says; reads and writes are on the new table.")
+        console.print("[green]Every id of every team reads as Postgres says; reads and writes are on the new table.[/]")
     return wrong
 
 

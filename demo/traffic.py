@@ -213,7 +213,7 @@ def run(
         Databases(postgres, clickhouse),
         rate=rate, habits=habits, cache_seconds=cache_seconds, flush_seconds=flush_seconds, seed=seed,
     )  # fmt: skip
-    print(f"Traffic: {rate:g} writes a second by {len(habits)} processes, and a reader", flush=True)
+    print(f"Traffic: {rate:g} writes per second by {len(habits)} processes, and a reader", flush=True)
     while time.monotonic() - began < seconds and not traffic.broken() and not {*asked} - {signal.SIGHUP}:
         time.sleep(IDLE_SECONDS)
         if signal.SIGHUP in asked:

@@ -1,9 +1,11 @@
-"""`make up`: everything on this machine, to try the migration in Airflow's own UI. Ctrl-C ends all of it."""
+"""`make up`: everything on this machine, to try the migration in Airflow's own UI.
+
+Ctrl-C, SIGTERM and a closed terminal end all of it.
+"""
 
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +21,7 @@ from rich.console import Console
 
 from demo import airflow, cluster, traffic
 from demo import postgres as embedded
+from demo.alone import InUseError, anew
 from demo.schema import create_postgres
 from demo.seed import seed
 
@@ -28,9 +31,20 @@ console = Console(highlight=False)
 
 
 def run(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bool, replicas: int) -> int:
-    """Serves until Ctrl-C; returns 1 if Airflow does not start or ends by itself."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(parents=True)
+    """Serve until KeyboardInterrupt; returns 1 if Airflow does not start or ends by itself.
+
+    Raises InUseError, before anything is started, where the port or the directory is taken.
+    """
+    if is_taken(port):
+        raise InUseError(f"Port {port} is in use, so nothing was started. Choose another: make up PORT={port + 1}")
+    console.print(
+        "Postgres, ClickHouse, a live application and Airflow: ready in about a minute. Ctrl-C ends all of it."
+    )
+    with anew(directory):
+        return _start(rows, teams, directory, port, rate, zipf, replicas)
+
+
+def _start(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bool, replicas: int) -> int:
     password, clickhouse_password = secrets.token_urlsafe(12), secrets.token_urlsafe(24)
     with (
         embedded.running(directory / "postgres") as postgres,
@@ -97,29 +111,32 @@ def _serve(
     log: Path,
 ) -> int:
     address = f"http://127.0.0.1:{port}"
+    with console.status("Airflow is starting"):
+        deadline = time.monotonic() + READY_WITHIN_SECONDS
+        while not is_healthy(address):
+            if standalone.poll() is not None or time.monotonic() > deadline:
+                console.print(f"[red]Airflow did not start; {log} says why")
+                return 1
+            time.sleep(0.5)
+    with live:
+        console.print(f"Airflow: {address}   user: admin   password: {password}")
+        console.print("Next: open the DAG fill_person_distinct_id2 and trigger it, first with dry_run. The page")
+        console.print("Migration in the navigation shows what happens.")
+        if rate:
+            console.print(f"Meanwhile the application makes {rate:g} changes per second, and reads what it wrote.")
+        console.print('It hears of a switch within 2 s: {"settle_seconds": 12, "read_cache_seconds": 10} is enough.')
+        console.print(f"Airflow's log is {log}. Ctrl-C stops everything.")
+        standalone.wait()
+    console.print(f"[red]Airflow ended by itself; {log} says why")
+    return 1
+
+
+def is_taken(port: int) -> bool:
     try:
-        with console.status("Airflow is starting"):
-            deadline = time.monotonic() + READY_WITHIN_SECONDS
-            while not is_healthy(address):
-                if standalone.poll() is not None or time.monotonic() > deadline:
-                    console.print(f"[red]Airflow did not start; {log} says why")
-                    return 1
-                time.sleep(0.5)
-        with live:
-            console.print(f"Airflow: {address}   user: admin   password: {password}")
-            console.print("Next: open the DAG fill_person_distinct_id2 and trigger it, first with dry_run.")
-            if rate:
-                console.print(f"Meanwhile the application makes {rate:g} changes a second, and reads what it wrote.")
-            console.print(
-                'It hears of a switch within 2 s: {"settle_seconds": 12, "read_cache_seconds": 10} is enough.'
-            )
-            console.print(f"Airflow's log is {log}. Ctrl-C stops everything.")
-            standalone.wait()
-        console.print(f"[red]Airflow ended by itself; {log} says why")
-        return 1
-    except KeyboardInterrupt:
-        console.print("Stopping")
-        return 0
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return True
+    return False
 
 
 def is_healthy(address: str) -> bool:

@@ -44,6 +44,8 @@ class Change:
     linked: UUID | None
     version: int
     """That of the row sent to the new table."""
+    silent: bool = False
+    """Nothing is sent to either table: a deletion of PostHog 1.31 to 1.33, before there were tombstones."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,11 @@ class Writer:
                 self._send(changes)
             self._undecided = None
 
-    def create(self, team_id: int, distinct_id: str) -> UUID:
-        """A new id, or one deleted before, of a new person; the id's version is 0."""
+    def create(self, team_id: int, distinct_id: str, version: int | None = 0) -> UUID:
+        """A new id, or one deleted before, of a new person; its version in Postgres is 0, or null where that is given.
+
+        ClickHouse gets 0 for either. PostHog's column is nullable and its default is null.
+        """
         person = uuid4()
         with self._transaction() as changes:
             self.postgres.execute(
@@ -121,9 +126,9 @@ class Writer:
                 WITH person AS
                     (INSERT INTO posthog_person (team_id, uuid) VALUES (%(team)s, %(person)s) RETURNING id)
                 INSERT INTO posthog_persondistinctid (team_id, distinct_id, person_id, version)
-                SELECT %(team)s, %(id)s, id, 0 FROM person
+                SELECT %(team)s, %(id)s, id, %(version)s FROM person
                 """,
-                {"team": team_id, "id": distinct_id, "person": person},
+                {"team": team_id, "id": distinct_id, "person": person, "version": version},
             )
             changes.append(Change(team_id, distinct_id, None, person, 0))
         return person
@@ -159,15 +164,15 @@ class Writer:
             changes += [Change(team_id, distinct_id, loser, winner, version) for distinct_id, version in moved]
             self.postgres.execute("DELETE FROM posthog_person WHERE id = %s", [locked[loser]])
 
-    def delete(self, team_id: int, distinct_id: str) -> None:
-        """Delete an id; its person stays."""
+    def delete(self, team_id: int, distinct_id: str, *, silently: bool = False) -> None:
+        """Delete an id; its person stays. `silently`: as PostHog 1.31 to 1.33 delete, with no word to ClickHouse."""
         with self._transaction() as changes:
             link = self._lock_link(team_id, distinct_id)
             self.postgres.execute("DELETE FROM posthog_persondistinctid WHERE id = %s", [link.id])
-            changes.append(Change(team_id, distinct_id, link.person, None, link.version + TOMBSTONE_STEP))
+            changes.append(Change(team_id, distinct_id, link.person, None, link.version + TOMBSTONE_STEP, silently))
 
-    def delete_person(self, team_id: int, person: UUID) -> None:
-        """Delete a person with all ids."""
+    def delete_person(self, team_id: int, person: UUID, *, silently: bool = False) -> None:
+        """Delete a person with all ids, `silently` as in `delete`."""
         with self._transaction() as changes:
             locked = self._lock_persons(team_id, person)
             deleted = self.postgres.execute(
@@ -177,7 +182,10 @@ class Writer:
                 """,
                 [team_id, locked[person]],
             )
-            changes += [Change(team_id, id_, person, None, version + TOMBSTONE_STEP) for id_, version in deleted]
+            changes += [
+                Change(team_id, distinct_id, person, None, version + TOMBSTONE_STEP, silently)
+                for distinct_id, version in deleted
+            ]
             self.postgres.execute("DELETE FROM posthog_person WHERE id = %s", [locked[person]])
 
     def flush(self) -> list[Message]:
@@ -228,16 +236,22 @@ class Writer:
         changes: list[Change] = []
         with self.postgres.transaction():
             yield changes
+            self._before_commit(changes)
             transaction = self.postgres.execute("SELECT txid_current()::text").fetchone()
             assert transaction
             self._undecided = *transaction, changes
         self._send(changes)
         self._undecided = None
 
+    def _before_commit(self, changes: list[Change]) -> None:
+        """For those who keep a record of their own in the same transaction."""
+
     def _send(self, changes: list[Change]) -> None:
         """Queue what the changes mean to each table that is written: all of it, or nothing where this fails."""
         tables = self.switches.writes()
         for change in changes:
+            if change.silent:
+                continue
             key = {"team_id": change.team_id, "distinct_id": change.distinct_id}
             if Table.OLD in tables:
                 if change.unlinked:

@@ -85,6 +85,7 @@ def test_hostile_data_is_shown_and_does_nothing(system: System, ledger: Ledger) 
     assert "default-src 'none'" in html, "nothing is asked for, whatever is in it"
 
 
+@pytest.mark.slow
 def test_ten_thousand_teams_stay_readable(system: System, ledger: Ledger) -> None:
     system.postgres.execute(
         "INSERT INTO pdi2_migration.team (team_id, status, rows_source, rows_copied, digest, truth_digest, verified_at)"

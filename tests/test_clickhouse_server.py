@@ -327,6 +327,7 @@ def test_faults_are_for_those_who_have_the_token(server: Server) -> None:
         server.inject({"match": "", "action": "explode"})
 
 
+@pytest.mark.slow
 def test_comes_back_with_its_data(tmp_path: Path) -> None:
     def die() -> int:
         mortal.inject({"match": "SELECT 'last words'", "action": "die"})

@@ -280,6 +280,7 @@ def test_odd_ids_arrive_as_they_were(system: System, ledger: Ledger) -> None:
     assert sorted(row[1] for row in rows_of(system, Table.NEW)) == sorted([*ODD_IDS, b"x" * 100_000])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("simple", [True, False], ids=["simple ids", "ids of many rows"])
 def test_odd_ids_may_part_slices(system: System, ledger: Ledger, simple: bool) -> None:
     """Each odd id, or each beginning with it, has rows enough to fill a slice."""
@@ -411,6 +412,7 @@ def test_a_budget_too_small_for_the_smallest_slice_is_told(system: System, ledge
     assert system.teams()[TEAM].rows_copied == 3000
 
 
+@pytest.mark.slow
 def test_a_slice_whose_checkpoint_was_lost_is_copied_again_and_no_other(system: System, ledger: Ledger) -> None:
     many_ids(system, 20_000)
     plan(system, ledger)
@@ -511,6 +513,7 @@ def test_a_missing_column_in_postgres_fails_at_once(system: System, ledger: Ledg
     assert reaction(fails_with(psycopg.Error, ledger.teams)) is Reaction.FAIL
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(ENGINE), reason="older engines count less, or more, of what a user holds")
 def test_a_busy_user_interrupts_the_copy_which_goes_on_where_it_stopped(system: System, ledger: Ledger) -> None:
     many_ids(system, 20_000)

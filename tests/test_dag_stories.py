@@ -268,8 +268,8 @@ def test_a_trial_never_switches_and_the_full_run_does_not_repeat_it(system: Syst
         pytest.param(
             lambda system: system.postgres.execute("UPDATE posthog_asyncmigration SET status = 1"),
             {},
-            ["PostHog's own runner is at work"],
-            id="PostHog's own runner at work",
+            ["PostHog's own runner is running"],
+            id="PostHog's own runner is running",
         ),
         pytest.param(
             lambda system: move_away_both_databases(),
@@ -563,7 +563,7 @@ def test_a_writer_that_ignores_the_switch_is_caught_before_anything_is_copied(sy
     assert system.teams() == {}
     missed = system.ledger().latest("dual_writes_missed")
     assert missed["misses"] >= 1
-    assert f"team {team_id}, distinct_id 'live " in missed["examples"]
+    assert f'team {team_id}, distinct_id "live ' in missed["examples"]
     assert system.status() == 3
     assert stands(system, reads="old", writes="both")
     assert "A writer ignores the dual-write switch" in errors(system)[-1]

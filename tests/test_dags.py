@@ -242,6 +242,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_airflow_does_not_execute_the_package_file_by_file() -> None:
     """Nor does a task, which loads every plugin, import the page."""
     import copy
@@ -251,6 +252,7 @@ def test_airflow_does_not_execute_the_package_file_by_file() -> None:
     assert found == {"errors": {}, "executed as files": [], "copy": copy.__file__, "plugin": True, "page": False}
 
 
+@pytest.mark.slow
 def test_without_the_ignore_file_airflow_would(tmp_path: Path) -> None:
     """What the test above can tell apart: the same package, unguarded."""
     plugins = tmp_path / "plugins"

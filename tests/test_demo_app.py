@@ -126,6 +126,30 @@ def test_a_deleted_id_has_a_tombstone_that_hides_its_next_life(
     assert team_in(clickhouse, Table.NEW, TEAM) == {}
 
 
+@pytest.mark.parametrize("version", [0, None])
+def test_a_silent_deletion_leaves_the_id_in_both_tables_and_lets_it_come_back(
+    writer: Writer, postgres: psycopg.Connection, clickhouse: Client, version: int | None
+) -> None:
+    """PostHog 1.31 to 1.33 remove the row of Postgres and send nothing; tombstones came in mid-2022."""
+    first = writer.create(TEAM, "id")
+    writer.relink(TEAM, "id")
+    writer.create(TEAM, "other")
+    writer.flush()
+    writer.delete_person(TEAM, first, silently=True)
+    writer.delete(TEAM, "other", silently=True)
+
+    assert writer.outbox == []
+    assert truth_of(postgres, TEAM) == {}
+    assert team_in(clickhouse, Table.NEW, TEAM).keys() == {"id", "other"}
+    assert "other" in team_in(clickhouse, Table.OLD, TEAM)
+
+    second = writer.create(TEAM, "id", version=version)
+    writer.flush()
+    assert postgres.execute("SELECT version FROM posthog_persondistinctid").fetchall() == [(version,)]
+    assert team_in(clickhouse, Table.OLD, TEAM)["id"] == second
+    assert team_in(clickhouse, Table.NEW, TEAM)["id"] == first, "its past life stands above it, at version 1"
+
+
 def test_redelivery_and_disorder_change_no_answer(
     writer: Writer, postgres: psycopg.Connection, clickhouse: Client
 ) -> None:
@@ -248,6 +272,7 @@ def everything(postgres: psycopg.Connection, clickhouse: Client, seeded: Seeded)
     return [seeded, truth, new, old]
 
 
+@pytest.mark.slow
 def test_the_seed_is_the_same_for_the_same_seed(postgres_server: embedded.Postgres, clickhouse_path: str) -> None:
     found = []
     for number, chosen in enumerate([1, 1, 2]):

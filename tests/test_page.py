@@ -539,6 +539,7 @@ def test_an_answer_about_a_crowd_stays_small_and_takes_few_statements(
     assert 0 < len(asked) <= 16
 
 
+@pytest.mark.slow
 def test_the_pages_of_a_sorted_list_are_the_list(crowd: None, viewer: Visitor) -> None:
     for sort in SORTS:
         pages_of_sorted(viewer, sort)

@@ -36,6 +36,7 @@ def pause_after_the_first_slice(system: System) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_copy_stops_after_its_slice_and_goes_on_from_there(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pressure, "WAIT_IN_SLOT_SECONDS", 0)
     monkeypatch.setattr(pressure, "LOOK_EVERY_SECONDS", 0.01)

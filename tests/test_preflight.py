@@ -176,7 +176,7 @@ def test_a_fault_of_postgres_is_told(system: System, statements: list[str], told
 
 
 SWITCH_FAULTS = {
-    "running": ("UPDATE posthog_asyncmigration SET status = 1", "PostHog's own runner is at work"),
+    "running": ("UPDATE posthog_asyncmigration SET status = 1", "PostHog's own runner is running"),
     "starting": ("UPDATE posthog_asyncmigration SET status = 5", "is Starting, and this project did not set it"),
     "new writes": (
         """UPDATE posthog_instancesetting SET raw_value = '"new"' WHERE key LIKE '%WRITES'""",

@@ -200,6 +200,7 @@ def test_a_server_that_restarts_within_a_slice_forgets_no_complex_id(live: LiveS
     assert answer(live, COPIED) == [(IDS, IDS)]
 
 
+@pytest.mark.slow
 def test_what_the_set_of_complex_ids_takes_the_statements_may_not(system: System, ledger: Ledger) -> None:
     insert_old(system, [event("-A20000", str(number)) for number in range(1_000)])
     set_aside: dict[str, int] = {}
@@ -236,6 +237,7 @@ def copy_without_patience(ledger: Ledger, system: System) -> None:
         copy_team(ledger, system.warehouse(), TEAM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["PARTITION BY team_id % 8 ORDER BY", "PRIMARY KEY team_id ORDER BY"])
 def test_a_table_that_parts_cannot_be_handed_to_is_written_directly(
     system: System,

@@ -75,6 +75,7 @@ def described(teams: dict[int, Team]) -> dict[int, tuple[Any, ...]]:
     }
 
 
+@pytest.mark.slow
 def test_teams_that_share_statements_end_as_those_that_are_alone(system: System, ledger: Ledger) -> None:
     teams = plan(system, ledger)
     for team_id in teams:
@@ -97,6 +98,7 @@ def test_teams_that_share_statements_end_as_those_that_are_alone(system: System,
     assert system.value(digests) == len(TEAMS)
 
 
+@pytest.mark.slow
 def test_a_team_that_cannot_be_copied_fails_alone(system: System, ledger: Ledger) -> None:
     refuse(system, TEAM + 3)
     teams = plan(system, ledger)
@@ -133,6 +135,7 @@ def test_what_is_wrong_in_a_few_teams_is_repaired_with_one_wait(
     assert {team.status for team in system.teams().values()} == {"verified"}
 
 
+@pytest.mark.slow
 def test_a_team_whose_repair_does_not_hold_fails_alone(system: System, ledger: Ledger) -> None:
     teams = plan(system, ledger)
     copy_together(ledger, system.warehouse(), teams)

@@ -103,6 +103,27 @@ def test_what_a_deaf_writer_spoils_is_counted_as_wrong(dual: LiveSystem) -> None
     assert dual.disagreements(Table.NEW) != {}
 
 
+@pytest.mark.slow
+def test_deletions_of_which_clickhouse_is_not_told_are_no_wrong_answers_and_their_ids_come_back(
+    dual: LiveSystem,
+) -> None:
+    with running(dual, also=["silent"]) as live:
+        after_more_writes(dual)
+        switch_reads(dual)
+        for _ in range(3):
+            after_more_writes(dual)
+        summary = live.end()
+
+    assert (summary["sound"], summary["wrong"], summary["undelivered"]) == (True, 0, 0)
+    for name in ("delete_silently", "create_again", "past_life"):
+        assert summary[name], name
+    noted = dual.postgres.execute("SELECT team_id, distinct_id FROM demo_past_life").fetchall()
+    for table in Table:
+        wrong = {(team_id, id_) for team_id, ids in dual.disagreements(table).items() for id_ in ids}
+        assert wrong
+        assert wrong <= {*noted}, table
+
+
 def test_ids_that_were_there_before_are_read_unless_the_old_table_is_wrong_about_them(live: LiveSystem) -> None:
     seed(live.postgres, live.clickhouse, rows=3_000, teams=3)
     insert_truth(live, ALICE, distinct_id="")  # sampled for certain, and in Postgres alone
@@ -133,6 +154,7 @@ def test_a_habit_is_understood_or_refused() -> None:
     assert Habits.parse("clock:-300") == Habits(clock_ahead=-300)
     assert Habits.parse("stale:9") == Habits(cache_seconds=9)
     assert Habits.parse("deaf").deaf
+    assert Habits.parse("silent").silent
     with pytest.raises(ValueError, match="lazy"):
         Habits.parse("lazy")
 

@@ -468,6 +468,7 @@ def test_the_digests_of_a_verified_team_are_of_what_was_repaired(system: System,
     assert system.postgres.execute(digests.encode()).fetchall() != [(of_table, of_postgres)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bytes_a_row", [slices.BYTES_A_ROW, 50])
 def test_a_comparison_needs_little_memory_whatever_the_parts(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, bytes_a_row: int
@@ -493,6 +494,7 @@ def test_a_comparison_needs_little_memory_whatever_the_parts(
     assert old_differs(small, team)[TEAM] == pytest.approx(parts * rows, rel=0.03)  # an estimate
 
 
+@pytest.mark.slow
 def test_an_id_of_more_persons_than_memory_holds_is_compared_by_way_of_the_disk(system: System) -> None:
     links = 2_000_000
     many_ids(system, links, id_="'crowded'", person="reinterpretAsUUID(number + 1)")

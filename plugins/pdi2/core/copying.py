@@ -31,6 +31,7 @@ from pdi2.core.pressure import wait_while_busy
 from pdi2.core.slices import FEWEST_ROWS, Slice, Teams, cut, join, together
 from pdi2.core.staging import Tables, hand_over, tables_for, waiting
 from pdi2.core.switches import Switches
+from pdi2.core.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +159,7 @@ def _copy_slice(ledger: Ledger, warehouse: Warehouse, rest: Rest) -> None:
         finished = join(filled.ranges)
         ledger.finish_slice(finished, filled.ids, cost)
         Switches(ledger.connection).follow_ledger()
-        log.info("Copied the %s: %s rows in %.2f s", finished, f"{filled.ids:,}", cost.seconds)
+        log.info("Copied the %s: %s in %.2f s", finished, counted(filled.ids, "row"), cost.seconds)
     if failure:
         if reaction(failure) is not Reaction.SPLIT or rest.rows <= FEWEST_ROWS:
             raise failure

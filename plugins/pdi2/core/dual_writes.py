@@ -1,20 +1,38 @@
 """Turning dual writes on, and the proof that every writer honours them before a row is copied."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
+from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import MigrationError
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
 from pdi2.core.switches import Status, Switches
+from pdi2.core.words import counted, quoted
 
 ENABLED = "dual_writes_enabled"
 EXAMPLES = 5
 MOST_KNOWN = 10_000
 FUTURE_SECONDS = 7 * 86_400
 """How far ahead of now a link may be stamped and still come into a window of this migration."""
+
+
+class Miss(NamedTuple):
+    """A link that the new table does not show."""
+
+    team_id: int
+    distinct_id: bytes
+    written_at: int
+    """Seconds since the epoch."""
+    event: int
+    """A hash of the link."""
+    version: int | None
+    """The greatest that the new table has of the id; None where it has none."""
+    total: int
+    """How many such links there are."""
 
 
 class DualWriteError(MigrationError):
@@ -52,14 +70,14 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
 def _baseline(warehouse: Warehouse) -> dict[str, Any]:
     """Now, by ClickHouse's clock, and what is stamped later than that already: no evidence of a missed write."""
     (enabled_at,) = warehouse.rows("now")[0]
-    future = _misses(warehouse, enabled_at, enabled_at + FUTURE_SECONDS, [], MOST_KNOWN + 1)
+    future = _misses(warehouse, enabled_at, enabled_at + FUTURE_SECONDS, [])
     if len(future) > MOST_KNOWN:
         raise DualWriteError(
             f"More than {MOST_KNOWN:,} links in person_distinct_id carry a time after now: a writer's clock, "
             "or ClickHouse's, is wrong, and the dual write cannot be proven. Nothing was changed. Set the clock "
             "right, wait until those times have passed, and trigger the run again."
         )
-    return {"enabled_at": enabled_at, "known": [str(event) for _, _, _, event, _ in future]}
+    return {"enabled_at": enabled_at, "known": [str(miss.event) for miss in future]}
 
 
 def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observation:
@@ -78,7 +96,7 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     if settings.settle_seconds:
         start = max(start, end - settings.settle_seconds)
     known = [int(event) for event in enabled["known"]]
-    misses = _misses(warehouse, start, end, known, EXAMPLES) if end > start else []
+    misses = _evidence(ledger, _misses(warehouse, start, end, known)) if end > start else []
     window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds
     if misses:
         return _missed(ledger, misses, settings, now, started["at"])
@@ -88,7 +106,7 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         return Observation(False, f"No miss so far. The window is full in {left:.0f} s.")
     (links,) = warehouse.rows("dual_writes_seen", {"window_start": start, "window_end": max(start, end)})[0]
     if links:
-        message = f"Proven: each of {links:,} links written in the last {end - start} s is in both tables."
+        message = f"Proven: {counted(links, 'link')} written in the last {end - start} s, each of them in both tables."
     else:
         message = (
             f"Nothing was written in the last {max(0, end - start)} s, so nothing was proven. Going on, for an idle "
@@ -105,16 +123,14 @@ def _watch(ledger: Ledger, until: float, message: str, late: bool = False) -> No
         ledger.record("dual_writes_watched", until=until, message=message, late=late)
 
 
-def _missed(
-    ledger: Ledger, misses: list[tuple[Any, ...]], settings: Settings, now: int, started_at: int
-) -> Observation:
+def _missed(ledger: Ledger, misses: list[Miss], settings: Settings, now: int, started_at: int) -> Observation:
     seconds_spent = now - started_at
-    total = misses[0][4]
+    total = misses[0].total
     listed = "; ".join(
-        f"team {team_id}, distinct_id {distinct_id.decode(errors='backslashreplace')!r} at {_utc(written_at)}"
-        for team_id, distinct_id, written_at, _, _ in misses
+        f"team {miss.team_id}, distinct_id {quoted(miss.distinct_id)} at {_utc(miss.written_at)}"
+        for miss in misses[:EXAMPLES]
     )
-    message = f"{total:,} link(s) reached person_distinct_id and not person_distinct_id2: {listed}."
+    message = f"{counted(total, 'link')} reached person_distinct_id and not person_distinct_id2: {listed}."
     if seconds_spent < settings.proof_limit_seconds:
         message += " A writer's cache of the switch may not have run out yet."
         _watch(ledger, started_at + settings.proof_limit_seconds, message, late=True)
@@ -128,11 +144,36 @@ def _missed(
     )
 
 
-def _misses(warehouse: Warehouse, start: int, end: int, known: list[int], examples: int) -> list[tuple[Any, ...]]:
-    return warehouse.rows(
-        "missed_dual_writes",
-        {"window_start": start, "window_end": end, "known": known, "examples": examples},
+def _misses(warehouse: Warehouse, start: int, end: int, known: list[int]) -> list[Miss]:
+    found = warehouse.rows(
+        "missed_dual_writes", {"window_start": start, "window_end": end, "known": known, "most": MOST_KNOWN + 1}
     )
+    return [Miss(*row) for row in found]
+
+
+def _evidence(ledger: Ledger, misses: list[Miss]) -> list[Miss]:
+    """Without those that no writer can be blamed for.
+
+    PostHog 1.31 to 1.33 delete an id without a tombstone, and one that comes back begins at version 0: its row is
+    there, until a merge drops it for a row of its past, whose version is no smaller.
+    """
+    asked = {
+        (miss.team_id, text): miss for miss in misses if miss.version is not None and (text := _text(miss)) is not None
+    }
+    parameters = {"team_ids": [team_id for team_id, _ in asked], "distinct_ids": [text for _, text in asked]}
+    rows: Iterable[Any] = postgres.execute(ledger.connection, "versions_of_ids", parameters) if asked else []
+    versions = {(team_id, text): version for team_id, text, version in rows}
+    swallowed = {miss for key, miss in asked.items() if key not in versions or versions[key] <= miss.version}
+    return [miss._replace(total=miss.total - len(swallowed)) for miss in misses if miss not in swallowed]
+
+
+def _text(miss: Miss) -> str | None:
+    """The id, where it is one that Postgres can hold: no NUL and nothing but UTF-8."""
+    try:
+        text = miss.distinct_id.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
 
 
 def _utc(timestamp: int) -> str:

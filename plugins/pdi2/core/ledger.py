@@ -23,7 +23,7 @@ from pdi2.core.slices import Slice
 TRIAL_PASSED = "trial passed"
 FAILED = "failed"
 AT_WORK = (
-    "Another run is at work on this migration at this moment (it holds the advisory lock). Nothing was changed. "
+    "Another run of this migration is running at this moment (it holds the advisory lock). Nothing was changed. "
     "Wait until it has ended, then trigger this run again."
 )
 
@@ -267,8 +267,8 @@ class Ledger:
     def set_verified(self, teams: Iterable[Mapping[str, Any]]) -> None:
         """Of each team_id: old_differs; mark, where both databases stood when the verification began, as rechecking
         reads it; digest and truth_digest of the whole team, as the new table's reader sees it and as Postgres has it;
-        tombstones, how many of the application's the new table has of ids that Postgres has not; seconds, the team's share
-        of the time.
+        tombstones, how many of the application's the new table has of ids that Postgres has not; seconds, the team's
+        share of the time.
         """
         self._execute("team_verified", {"teams": Jsonb(list(teams))})
 

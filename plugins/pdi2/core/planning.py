@@ -17,6 +17,7 @@ from pdi2.core.ledger import Ledger, TeamStatus
 from pdi2.core.pieces import Budget
 from pdi2.core.settings import Settings
 from pdi2.core.slices import SMALL_ROWS, TEAMS_AT_ONCE, Slice, cut, named
+from pdi2.core.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class Batch:
 
     @property
     def label(self) -> str:
-        return f"{named(self.team_ids)} · {self.rows:,} rows"
+        return f"{named(self.team_ids)} · {counted(self.rows, 'row')}"
 
 
 def rows_by_team(connection: Connection[Any], warehouse: Warehouse, statement: str = "teams") -> dict[int, int]:
@@ -138,11 +139,13 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
     slices = sum(math.ceil(max(count, 1) * seconds_a_row / SLICE_SECONDS) for count in left.values())
     old_rows, old_bytes = warehouse.rows("size")[0]
     size = sum(left.values()) * (old_bytes / max(old_rows, 1))
-    labels = "\n".join(f"  team {team_id}: {count:,} rows" for team_id, count in itertools.islice(left.items(), LISTED))
+    labels = "\n".join(
+        f"  team {team_id}: {counted(count, 'row')}" for team_id, count in itertools.islice(left.items(), LISTED)
+    )
     return (
-        f"Dry run: {len(rows):,} teams, {len(rows) - len(left):,} of them verified already; "
-        f"{sum(left.values()):,} rows to copy in about {slices:,} slices.\n"
+        f"Dry run: {counted(len(rows), 'team')}, {len(rows) - len(left):,} of them verified already; "
+        f"{counted(sum(left.values()), 'row')} to copy in about {counted(slices, 'slice')}.\n"
         f"Copying takes about {sum(left.values()) * seconds_a_row:,.0f} s of one task, at most "
-        f"{budget.memory / 1e6:,.0f} MB of memory a statement and about {size / 1e6:,.0f} MB of disk. Nothing was "
+        f"{budget.memory / 1e6:,.0f} MB of memory per statement and about {size / 1e6:,.0f} MB of disk. Nothing was "
         f"written. The largest teams:\n{labels}" + (f"\n{_not_copied(left_out)}" if left_out else "")
     )

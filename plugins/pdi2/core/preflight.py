@@ -14,6 +14,7 @@ from pdi2.core.ledger import AT_WORK, Ledger
 from pdi2.core.planning import rows_by_team
 from pdi2.core.settings import Settings
 from pdi2.core.switches import NAME, Status, Switches
+from pdi2.core.words import counted
 
 DEPENDENCY = "0002_events_sample_by"
 """What PostHog's runner wants complete before it begins this migration (posthog/async_migrations/runner.py)."""
@@ -24,7 +25,9 @@ class PreflightError(MigrationError):
 
     def __init__(self, problems: list[str]) -> None:
         listed = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
-        super().__init__(f"The migration cannot begin, for {len(problems)} reason(s); nothing was changed.\n{listed}")
+        super().__init__(
+            f"The migration cannot begin, for {counted(len(problems), 'reason')}; nothing was changed.\n{listed}"
+        )
         self.problems = problems
 
 
@@ -120,7 +123,7 @@ def _switch_problems(ledger: Ledger) -> list[str]:
     problems = []
     if row and row.status == Status.RUNNING:
         problems.append(
-            f"PostHog's own runner is at work on {NAME} (status Running). Stop it on PostHog's page for "
+            f"PostHog's own runner is running {NAME} (status Running). Stop it on PostHog's page for "
             "async migrations, then trigger this run again."
         )
     if row and row.status == Status.STARTING and not ledger.set_starting():

@@ -12,6 +12,7 @@ from more_itertools import constrained_batches
 
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import is_time_limit
+from pdi2.core.words import quoted
 
 UNKNOWN_FUNCTION = 46
 SAMPLES_A_SLICE = 32
@@ -86,8 +87,9 @@ class Slice:
         }
 
     def __str__(self) -> str:
-        upper = repr(self.upper) if self.upper is not None else "the end"
-        return f"slice of team {self.team_id} from {self.lower!r} to {upper}"
+        lower = quoted(self.lower) if self.lower else "the start"
+        upper = quoted(self.upper) if self.upper is not None else "the end"
+        return f"slice of team {self.team_id} from {lower} to {upper}"
 
 
 def join(slices: list[Slice]) -> Slice:

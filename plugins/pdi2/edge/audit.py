@@ -32,7 +32,7 @@ def looking(purpose: str) -> Iterator[Workbench]:
 
 @task
 def choose_teams() -> list[dict[str, Any]]:
-    """Every team after the switch, before it those that are verified; a batch a mapped task."""
+    """Every team after the switch, the verified ones before it; one mapped task per batch of teams."""
     with looking("choose_teams") as bench:
         most = conf.getint("core", "max_map_length")
         batches = auditing.plan(bench.ledger, bench.warehouse, bench.settings, most)
@@ -66,7 +66,7 @@ def compare(batch: dict[str, Any]) -> None:
 
 @task(trigger_rule="all_done")
 def report_drift() -> dict[str, Any]:
-    """Drift by kind, as the ledger has it; fails where some is left, or where a team was not compared."""
+    """Reports the drift by kind, as the ledger has it; fails if some is left, or if a team was not compared."""
     ledger = open_ledger()
     with ledger.connection:
         audit, told = auditing.judge(ledger)

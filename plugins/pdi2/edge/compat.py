@@ -3,16 +3,16 @@
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
 except ImportError:  # 3.1
-    from airflow.exceptions import AirflowRescheduleException, AirflowSkipException
+    from airflow.exceptions import AirflowRescheduleException, AirflowSkipException  # type: ignore[no-redef]
 
 try:
     from airflow.sdk.exceptions import TaskAwaitingInput
 except ImportError:  # 3.1 and 3.2: a task that waits for a person is deferred, to Airflow's triggerer
-    from airflow.sdk.exceptions import TaskDeferred as TaskAwaitingInput
+    from airflow.sdk.exceptions import TaskDeferred as TaskAwaitingInput  # type: ignore[assignment]
 
 try:
     from airflow.sdk import RetryPolicy
 except ImportError:  # 3.1 and 3.2
-    RetryPolicy = None
+    RetryPolicy = None  # type: ignore[misc, assignment]
 
 __all__ = ["AirflowRescheduleException", "AirflowSkipException", "RetryPolicy", "TaskAwaitingInput"]

@@ -1,5 +1,6 @@
 """The one place that tells Airflow which failures a retry can help."""
 
+import logging
 import random
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +12,8 @@ from airflow.sdk import task as airflow_task
 
 from pdi2.core.failures import SAFE, BusyError, MigrationError, Reaction, describe, next_step, uncut, waits
 from pdi2.edge.compat import RetryPolicy
+
+log = logging.getLogger(__name__)
 
 FIRST_DELAY = timedelta(seconds=15)
 LONGEST_DELAY = timedelta(minutes=10)
@@ -27,7 +30,7 @@ def hopeless(error: BaseException) -> str | None:
     if uncut(error) is Reaction.RETRY:
         return None
     told = isinstance(error, MigrationError)
-    then = "The error above says what to do." if told else f"{SAFE} {next_step(error)}"
+    then = "The error itself says what to do." if told else f"{SAFE} {next_step(error)}"
     return f"A retry cannot help. {then}"
 
 
@@ -47,13 +50,30 @@ if RetryPolicy is not None:
                 return RetryDecision.fail(EXHAUSTED)
             delay = LONGEST_DELAY if waits(exception) else min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY)
             delay *= random.uniform(0.75, 1.25)  # noqa: S311
-            return RetryDecision.retry(delay, f"Try {try_number} met a passing failure: {describe(exception)}")
+            return RetryDecision.retry(
+                delay, f"Try {try_number} met a passing failure, and Airflow tries again: {describe(exception)}"
+            )
+
+    def last_words(context: Context) -> None:
+        """What happens next, or what to do, as the last line of a failed task's log: called at failures and retries.
+
+        Airflow 3.3 writes a policy's reason into the group that it folds around the traceback, and ends that group
+        after this callback. So the group ends here; Airflow's page shows nothing of an end that ends nothing.
+        """
+        exception, ti = context.get("exception"), context["ti"]
+        if not isinstance(exception, Exception) or isinstance(exception, AirflowException):
+            return  # Airflow's own: it says so itself
+        reason = RetryWhatHelps().evaluate(exception, ti.try_number, ti.max_tries, context).reason or ""
+        log.info("::endgroup::")
+        log.error(reason if describe(exception) in reason else f"{describe(exception)}\n{reason}")
 
     task: Any = airflow_task
     RETRY_ARGS: dict[str, Any] = {
         "retries": RETRIES,
         "retry_policy": RetryWhatHelps(),
         "retry_delay": FIRST_DELAY,
+        "on_failure_callback": last_words,
+        "on_retry_callback": last_words,
     }
 else:
 

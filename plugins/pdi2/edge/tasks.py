@@ -17,6 +17,7 @@ from pdi2.core import certificate, dual_writes, gate, payoff, planning
 from pdi2.core import preflight as checks
 from pdi2.core.copying import copy_team, copy_together
 from pdi2.core.failures import WaitError, describe, waits
+from pdi2.core.ledger import Ledger
 from pdi2.core.pressure import wait_while_paused
 from pdi2.core.settings import Settings, SettingsError
 from pdi2.core.slices import named
@@ -24,7 +25,7 @@ from pdi2.core.staging import forget_all
 from pdi2.core.switches import Switches
 from pdi2.core.verifying import verify_team, verify_together
 from pdi2.core.way_back import way_back
-from pdi2.edge import END, POOL, VERDICT
+from pdi2.edge import END, POOL, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException, TaskAwaitingInput
 from pdi2.edge.connections import (
     PUT_OFF_SECONDS,
@@ -83,17 +84,23 @@ def preflight() -> str:
 
 
 @task
-def enable_dual_writes() -> None:
-    """Sets writes to both tables and the migration row to Starting."""
+def enable_dual_writes() -> dict[str, Any]:
+    """Has the application write both tables, and sets the migration row to Starting."""
     settings = current_settings()
     ledger = open_ledger()
     with ledger.connection, open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
         dual_writes.enable(ledger, warehouse, settings)
+        done = figures.of_dual_writes(ledger)
+    log.info(
+        "The application writes both tables as of %s (before that, its switch said: %s). PostHog's migration row says "
+        "Starting.", done["since"], done["writes_before"],
+    )  # fmt: skip
+    return done
 
 
 @task.sensor(mode="reschedule", poke_interval=5, timeout=timedelta(days=7).total_seconds())
 def prove_dual_writes() -> PokeReturnValue:
-    """Watches until every write of the settle time reached both tables; frees its worker slot between looks."""
+    """Watches until every write of the settle time has reached both tables; frees its worker slot between looks."""
     with opened("prove_dual_writes") as bench:
         observation = dual_writes.observe(bench.ledger, bench.warehouse, bench.settings)
     log.info(observation.message)
@@ -102,7 +109,7 @@ def prove_dual_writes() -> PokeReturnValue:
 
 @task(trigger_rule="none_failed_min_one_success")
 def plan_teams() -> list[dict[str, Any]]:
-    """Freezes the list of teams in the ledger; a batch a mapped task."""
+    """Freezes the list of teams in the ledger; one mapped task per batch of teams."""
     settings = current_settings()
     if settings.dry_run:
         ledger = open_ledger()
@@ -114,12 +121,13 @@ def plan_teams() -> list[dict[str, Any]]:
     with opened("plan_teams") as bench:
         most = conf.getint("core", "max_map_length")
         batches = planning.freeze(bench.ledger, bench.warehouse, bench.settings, most)
+        log.info(figures.of_plan(bench.ledger, [batch.team_ids for batch in batches]))
     log.info(POOL_NEEDED)
     return [{"team_ids": batch.team_ids, "label": batch.label} for batch in batches]
 
 
 @task(map_index_template=TEAM_LABEL, pool=POOL)
-def copy(batch: dict[str, Any]) -> None:
+def copy(batch: dict[str, Any]) -> dict[str, Any]:
     """Copies the batch's teams from their checkpoints. One team's failure stops no other."""
     _each_team(
         batch,
@@ -127,10 +135,11 @@ def copy(batch: dict[str, Any]) -> None:
         lambda bench, team_ids: copy_together(bench.ledger, bench.warehouse, team_ids),
         lambda bench, team_id: copy_team(bench.ledger, bench.warehouse, team_id),
     )
+    return _told(figures.of_copy, batch)
 
 
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
-def verify(batch: dict[str, Any]) -> None:
+def verify(batch: dict[str, Any]) -> dict[str, Any]:
     """Proves the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
     ledger = open_ledger()
     with ledger.connection:
@@ -143,6 +152,7 @@ def verify(batch: dict[str, Any]) -> None:
     )
     if not copied:
         raise AirflowSkipException("No team of this batch is copied; the copy task says why.")
+    return _told(figures.of_verification, batch)
 
 
 @task.short_circuit(trigger_rule="none_failed", ignore_downstream_trigger_rules=True)
@@ -159,7 +169,7 @@ def certify() -> dict[str, Any] | None:
 
 
 class Approve(ApprovalOperator):
-    """Where `require_approval` asks for it, shows a person what was compared and waits for their approval."""
+    """If `require_approval` is on, shows a person what was compared and waits for their approval."""
 
     def execute(self, context: Context) -> Any:
         if not current_settings().require_approval:
@@ -202,7 +212,7 @@ class Approve(ApprovalOperator):
 
 @task(outlets=[NEW_TABLE])
 def switch_reads() -> None:
-    """Reads to the new table, in one transaction with the gate; later, while the migration is paused."""
+    """Switches reads to the new table, in one transaction with the gate; later, while the migration is paused."""
     with opened("switch_reads") as bench:
         gate.switch_reads(bench.ledger, bench.warehouse, bench.settings)
         get_current_context()["outlet_events"][NEW_TABLE].extra = bench.ledger.latest("reads_switched") or {}
@@ -244,6 +254,14 @@ def roll_back() -> None:
 def tell(key: str, value: Any) -> None:
     """As XCom, for the migration page: of a run that does not own the ledger, Airflow alone knows."""
     get_current_context()["ti"].xcom_push(key, value)
+
+
+def _told(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
+    ledger = open_ledger()
+    with ledger.connection:
+        done = of(ledger, batch["team_ids"])
+    log.info("%s: %s", batch["label"], done)
+    return done
 
 
 def _each_team(

@@ -1,5 +1,5 @@
 -- Ids whose latest link reached the old table within the window, and which the new table knows neither with
--- that person nor with anything as recent. An id with an unlink or a link after the window is still moving.
+-- that person nor with anything as recent; and its greatest version of them. An id with an unlink or a link after the window is still moving.
 WITH
     toDateTime({window_start:UInt32}) AS window_start,
     toDateTime({window_end:UInt32}) AS window_end,
@@ -18,17 +18,18 @@ WITH
         HAVING last.3 = -1 AND last.1 > window_start AND last.1 <= window_end
     ),
     arrived AS (
-        SELECT team_id, distinct_id, groupUniqArray(person_id) AS persons, max(_timestamp) AS newest
+        SELECT team_id, distinct_id, groupUniqArray(person_id) AS persons, max(_timestamp) AS newest,
+               max(version) AS version
         FROM person_distinct_id2
         WHERE (team_id, distinct_id) IN (SELECT team_id, distinct_id FROM touched)
         GROUP BY team_id, distinct_id
     )
 SELECT latest.team_id, latest.distinct_id, toUnixTimestamp(latest.last.1) AS written_at, latest.event,
-       count() OVER () AS misses
+       if(notEmpty(arrived.persons), arrived.version, NULL) AS version, count() OVER () AS misses
 FROM latest
 LEFT JOIN arrived ON arrived.team_id = latest.team_id AND arrived.distinct_id = latest.distinct_id
 WHERE NOT has(arrived.persons, latest.last.4)
   AND NOT (notEmpty(arrived.persons) AND arrived.newest > latest.last.1)
   AND NOT has({known:Array(UInt64)}, latest.event)
 ORDER BY written_at DESC
-LIMIT {examples:UInt32}
+LIMIT {most:UInt32}

@@ -1,0 +1,51 @@
+"""A directory for one process at a time, and an end in good order however that process is asked to end."""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import fasteners
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class InUseError(Exception):
+    """What this process needs belongs to another one; nothing was changed."""
+
+
+@contextmanager
+def anew(directory: Path) -> Iterator[None]:
+    """Empty `directory` and keep others from doing so. Raises InUseError where another process has it."""
+    lock = directory.with_name(f"{directory.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = fasteners.InterProcessLock(lock)
+    if not held.acquire(blocking=False):
+        raise InUseError(f"{directory} is in use by another process of this project. Its data was not touched.")
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        yield
+    finally:
+        held.release()
+
+
+def end_in_good_order() -> None:
+    """Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt from now on, once: the end is not interrupted."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(number: int, _: FrameType | None) -> None:
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
+    if number == signal.SIGHUP:  # nobody reads any more, and to write would fail
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+    raise KeyboardInterrupt

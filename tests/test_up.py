@@ -1,0 +1,123 @@
+"""`make up` and its like as processes: they keep off each other, and end whole however they are asked to."""
+
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+from demo.alone import InUseError, anew
+
+COMMAND = [sys.executable, "-m", "demo", "up", "--rows", "2000", "--teams", "3", "--rate", "5"]
+HOLD = (
+    "import sys, pathlib, demo.alone as a\nwith a.anew(pathlib.Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
+)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Path]:
+    """A directory that another process has, with data in it."""
+    directory = tmp_path / "held"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(directory)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout
+        other.stdout.readline()
+        (directory / "data").write_text("of the first")
+        yield directory
+        other.kill()
+
+
+def test_a_second_one_refuses_and_touches_nothing(held: Path, free_port: int) -> None:
+    second = subprocess.run(
+        [*COMMAND, "--directory", str(held), "--port", str(free_port)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+    assert second.returncode == 1
+    assert f"{held} is in use by another process" in second.stderr
+    assert (held / "data").read_text() == "of the first"
+
+
+def test_a_directory_is_free_again_when_its_process_is_gone(held: Path) -> None:
+    with pytest.raises(InUseError), anew(held):
+        pass
+    [other] = [child for child in psutil.Process().children() if str(held) in child.cmdline()]
+    other.kill()
+    other.wait()
+    with anew(held):
+        assert list(held.iterdir()) == []
+
+
+def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = subprocess.run(
+            [*COMMAND, "--directory", str(tmp_path / "up"), "--port", str(port)],
+            cwd=ROOT, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    assert refused.returncode == 1
+    assert f"Port {port} is in use, so nothing was started. Choose another: make up PORT=" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def of(directory: Path) -> list[psutil.Process]:
+    """Every process that works in or for a directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any(str(directory) in text for text in [*process.cmdline(), *process.environ().values()]):
+                found.append(process)
+        except psutil.Error:
+            pass
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["terminated", "the terminal is closed", "Ctrl-C"])
+def test_it_ends_whole(how: str, tmp_path: Path, free_port: int) -> None:
+    directory = tmp_path / "up"
+    mine, terminal = pty.openpty()
+    up = subprocess.Popen(
+        ["setsid", "--ctty", "--wait", *COMMAND, "--directory", str(directory), "--port", str(free_port)],
+        cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal,
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)],
+    )  # fmt: skip
+    os.close(terminal)
+    log = directory / "airflow.log"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and "scheduler" in log.read_text()):
+        assert up.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert len(of(directory)) > 3
+    [itself] = [process for process in of(directory) if process.cmdline()[1:4] == ["-m", "demo", "up"]]
+    match how:
+        case "terminated":
+            itself.send_signal(signal.SIGTERM)
+        case "Ctrl-C":
+            os.write(mine, b"\x03")
+    if how == "the terminal is closed":
+        os.close(mine)
+    itself.wait(timeout=120)
+
+    psutil.wait_procs(of(directory), timeout=10)
+    assert of(directory) == []
+    up.wait(timeout=10)
+    if how != "the terminal is closed":
+        os.close(mine)
