@@ -1,4 +1,4 @@
-"""Airflow without RetryPolicy (3.1 and 3.2): the same decisions, by the tasks themselves. `make test-airflow` runs it."""
+"""Airflow without RetryPolicy (3.1, 3.2): the same decisions, by the tasks themselves. Run by `make test-airflow`."""
 
 from typing import Any
 
