@@ -18,6 +18,7 @@ from demo import cluster
 from demo import postgres as embedded
 from demo.schema import create_clickhouse
 
+NO_MERGES = "ALTER TABLE person_distinct_id MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1"
 ROWS, SHARES = 5_000_000, (2, 30)
 
 
@@ -37,6 +38,7 @@ class OnReplicas(Bench):
             path = f"/clickhouse/tables/noshard/{self.database}" if self.keeper else ""
             with self.client(number, self.database) as client:
                 create_clickhouse(client, keeper_path=path)
+                client.command(NO_MERGES)  # a setting does not replicate, and each replica assigns merges
         self.fill(rows, complex_percent)
         self.server.create_database(self.database)
         self.everywhere("person_distinct_id")

@@ -1,5 +1,6 @@
 """Replicas and shards on one engine, with TestKeeper where they replicate: what is told, waited for and refused."""
 
+import json
 import re
 import socket
 import socketserver
@@ -18,7 +19,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 from conftest import ReplicatedSystem, System
 from pdi2 import sql
-from pdi2.core import cluster, gate, pressure, replicas
+from pdi2.core import certificate, cluster, gate, pressure, replicas
 from pdi2.core.clickhouse import CONSISTENT, IN_MEMORY, LOOKS, Warehouse, spilling
 from pdi2.core.clickhouse_checks import TABLES
 from pdi2.core.copying import copy_team
@@ -282,6 +283,9 @@ def test_reads_switch_once_every_replica_has_what_is_verified(replicated: Replic
     third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
     prove(replicated, proven)
     assert [ids_on(client) for client in replicated.replicas] == [2, 2, 0]
+    told = certificate.for_approval(proven)
+    assert "| Replica r1-01 | compared with Postgres |\n| Replica r2-01 | has everything |" in told
+    assert "| Replica r3-01 | lacks 1 parts |" in told
 
     with pytest.raises(WaitError, match="replica r3-01 of .*person_distinct_id2 lacks 1 parts of what is copied"):
         gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
@@ -292,8 +296,8 @@ def test_reads_switch_once_every_replica_has_what_is_verified(replicated: Replic
     gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
     assert replicated.switches()["reads"] == "new"
     assert [ids_on(client) for client in replicated.replicas] == [2, 2, 2]
-    told = (proven.latest("reads_switched") or {})["replicas"]
-    assert [(one["name"], one["active"], one["here"], one["lacks"]) for one in told] == [
+    at_the_switch = (proven.latest("reads_switched") or {})["replicas"]
+    assert [(one["name"], one["active"], one["here"], one["lacks"]) for one in at_the_switch] == [
         ("r1-01", True, True, 0),
         ("r2-01", True, False, 0),
         ("r3-01", True, False, 0),
@@ -396,6 +400,10 @@ def test_the_whole_migration_of_a_replicated_pair(replicated: ReplicatedSystem, 
     assert replicated.run(stop_old_writes=False).state == "success"
 
     assert replicated.switches()["reads"] == "new"
+    ledger = replicated.ledger()
+    facts, page = certificate.draw_up(ledger, ledger.latest("report") or {}).files.values()
+    assert json.loads(facts)["replicas"]["compared_on"] == "r1-01"
+    assert re.search("Replica r3-01</th><td[^>]*>has everything", page)
     for client in replicated.replicas:
         assert reader.team_in(client, Table.NEW, TEAM) == {"one": ALICE}
 

@@ -20,7 +20,7 @@ def problems(warehouse: Warehouse) -> list[str]:
     found = [_shard_problem(*row) for row in warehouse.rows("shards")]
     if states(warehouse):
         with suppress(WaitError):
-            patiently(partial(_cut_off, warehouse), "The check")
+            patiently(partial(_passing, warehouse), "The check")
         found += [problem for state in states(warehouse) if (problem := problem_of(state))]
         found += balancer_problems(warehouse.servers())
     if not found:
@@ -28,8 +28,8 @@ def problems(warehouse: Warehouse) -> list[str]:
     return found
 
 
-def _cut_off(warehouse: Warehouse) -> str | None:
-    return " ".join(problem_of(state) or "" for state in states(warehouse) if state.is_cut_off) or None
+def _passing(warehouse: Warehouse) -> str | None:
+    return " ".join(problem_of(state) or "" for state in states(warehouse) if not state.is_forgotten).strip() or None
 
 
 def balancer_problems(servers: set[str]) -> list[str]:

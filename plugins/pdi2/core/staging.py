@@ -27,6 +27,8 @@ NEW_TABLE = "person_distinct_id2"
 
 REPLICATED = re.compile(r"^Replicated(\w+)\('(?:[^'\\]|\\.)*', '(?:[^'\\]|\\.)*'(?:, )?")
 """What replication adds to an engine, as system.tables.engine_full has it: a path in Keeper, the replica's name."""
+FORBIDDEN_SETTING = {164, 452}
+"""The user's profile is read-only, or constrains a setting."""
 OTHERS_FOLLOW = {159, 341}
 """The wait for the other replicas was too long, or one is away (ClickHouse's ErrorCodes.cpp)."""
 
@@ -121,7 +123,9 @@ def hand_over(warehouse: Warehouse, tables: Tables) -> Error | None:
     try:
         warehouse.define("staging_attach_everywhere" if tables.stamp else "staging_attach", tables.parameters)
     except Error as error:
-        if error.code not in OTHERS_FOLLOW:
+        if tables.stamp and error.code in FORBIDDEN_SETTING:
+            warehouse.define("staging_attach", tables.parameters)
+        elif error.code not in OTHERS_FOLLOW:
             raise
         log.warning("Of what is copied, the other replicas do not have all yet: %s", describe(error))
         return error
