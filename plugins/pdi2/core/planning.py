@@ -110,6 +110,6 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
         f"Dry run: {len(rows):,} teams, {len(rows) - len(left):,} of them verified already; "
         f"{sum(left.values()):,} rows to copy in about {slices:,} slices.\n"
         f"Copying takes about {sum(left.values()) * seconds_a_row:,.0f} s of one task, at most "
-        f"{budget.memory / 1e6:,.0f} MB of memory a statement and about {size / 1e6:,.0f} MB of disk. Nothing was "
+        f"{budget.memory / 1e6:,.0f} MB of memory per statement and about {size / 1e6:,.0f} MB of disk. Nothing was "
         f"written. The largest teams:\n{labels}"
     )
