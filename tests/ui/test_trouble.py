@@ -31,7 +31,7 @@ def rolled_back(browser: Browser, up: Up) -> None:
     person.logs_in("admin")
 
     def told() -> dict[str, Any]:
-        return context.request.get(f"{up.address}/pdi2/status").json()
+        return context.request.get(f"{up.address}/pdi2/status", timeout=120_000).json()
 
     for dag_id, phase in ((FILL, "Complete"), (ROLLBACK, "Rolled back")):
         if not (told().get("phase") or "").startswith("Rolled back"):
