@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import clickhouse_connect
 import psycopg
@@ -28,8 +28,8 @@ def run(
     teams: int,
 ) -> int:
     """Returns 0 where the data is there, now or before; 1 where an earlier call was interrupted."""
-    address = {"host": clickhouse_host, "port": clickhouse_port, "database": clickhouse_database}
-    login = {"username": clickhouse_user, "password": os.environ.get("CLICKHOUSE_PASSWORD", "")}
+    address: dict[str, Any] = {"host": clickhouse_host, "port": clickhouse_port, "database": clickhouse_database}
+    login: dict[str, Any] = {"username": clickhouse_user, "password": os.environ.get("CLICKHOUSE_PASSWORD", "")}
     with (
         _reached(lambda: psycopg.connect(postgres, autocommit=True)) as application,
         _reached(lambda: clickhouse_connect.get_client(**address, **login)) as clickhouse,
