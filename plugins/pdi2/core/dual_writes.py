@@ -1,6 +1,5 @@
 """Turning dual writes on, and the proof that every writer honours them before a row is copied."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -161,7 +160,7 @@ def _evidence(ledger: Ledger, misses: list[Miss]) -> list[Miss]:
         (miss.team_id, text): miss for miss in misses if miss.version is not None and (text := _text(miss)) is not None
     }
     parameters = {"team_ids": [team_id for team_id, _ in asked], "distinct_ids": [text for _, text in asked]}
-    rows: Iterable[Any] = postgres.execute(ledger.connection, "versions_of_ids", parameters) if asked else []
+    rows = postgres.execute(ledger.connection, "versions_of_ids", parameters)
     versions = {(team_id, text): version for team_id, text, version in rows}
     swallowed = {miss for key, miss in asked.items() if key not in versions or versions[key] <= miss.version}
     return [miss._replace(total=miss.total - len(swallowed)) for miss in misses if miss not in swallowed]
