@@ -57,16 +57,17 @@ class Hands:
         until(lambda: (seen := self.states().get(task)) and seen <= set(states))
 
     def mark_run(self, state: str) -> None:
-        self.client.patch(f"/api/v2/dags/{FILL}/dagRuns/{self.run}", json={"state": state}).raise_for_status()
+        self._patch("", {"state": state})
 
     def mark(self, task: str) -> None:
-        path = f"/api/v2/dags/{FILL}/dagRuns/{self.run}/taskInstances/{task}"
-        self.client.patch(path, json={"new_state": "success"}).raise_for_status()
+        self._patch(f"/taskInstances/{task}", {"new_state": "success"})
 
     def approve(self) -> None:
-        path = f"/api/v2/dags/{FILL}/dagRuns/{self.run}/taskInstances/approve/-1/hitlDetails"
-        answer = {"chosen_options": ["Approve"], "params_input": {}}
-        self.client.patch(path, json=answer).raise_for_status()
+        self._patch("/taskInstances/approve/-1/hitlDetails", {"chosen_options": ["Approve"], "params_input": {}})
+
+    def _patch(self, path: str, body: dict[str, Any]) -> None:
+        """Again where Airflow's SQLite is locked at the moment."""
+        until(lambda: self.client.patch(f"/api/v2/dags/{FILL}/dagRuns/{self.run}{path}", json=body).is_success)
 
 
 def until(holds: Callable[[], Any]) -> None:
@@ -77,8 +78,8 @@ def until(holds: Callable[[], Any]) -> None:
 
 
 @contextmanager
-def meanwhile(act: Act) -> Iterator[None]:
-    """Somebody acts while a run is at work."""
+def meanwhile(system: System, act: Act) -> Iterator[None]:
+    """Somebody acts while a run is at work. Where that fails the run is ended, for it would wait for ever."""
     failed: list[BaseException] = []
 
     def work(hands: Hands) -> None:
@@ -86,6 +87,8 @@ def meanwhile(act: Act) -> Iterator[None]:
             act(hands)
         except BaseException as error:
             failed.append(error)
+            system.ledger().record("resumed")
+            hands.mark_run("failed")
 
     thread = threading.Thread(target=work, args=[Hands()])
     thread.start()
@@ -103,10 +106,10 @@ def seeded(system: System) -> Seeded:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits is put off for a moment, not for a minute."""
+    """What waits is put off for a moment, not for a minute; long enough to be marked before it is tried again."""
     monkeypatch.setattr("pdi2.core.pressure.LOOK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr("pdi2.core.pressure.WAIT_IN_SLOT_SECONDS", 0)
-    monkeypatch.setattr("pdi2.edge.tasks.PUT_OFF_SECONDS", 3)
+    monkeypatch.setattr("pdi2.edge.tasks.PUT_OFF_SECONDS", 10)
 
 
 def red(run: Any) -> list[str]:
@@ -161,7 +164,7 @@ def test_a_run_that_is_marked_while_copies_are_red_is_red(system: System, seeded
         until(lambda: hands.states().get("team.copy") == {"failed", "up_for_reschedule"})
         hands.mark_run(state)
 
-    with meanwhile(mark):
+    with meanwhile(system, mark):
         run = system.run()
 
     assert run.state == "failed"
@@ -189,7 +192,7 @@ def test_a_run_that_is_marked_before_anything_failed_is_red(
         hands.wait_for("preflight", "up_for_retry")
         hands.mark_run("failed")
 
-    with psycopg.connect(system.uri, autocommit=True) as other, meanwhile(mark):
+    with psycopg.connect(system.uri, autocommit=True) as other, meanwhile(system, mark):
         other.execute("SELECT pg_advisory_lock_shared(hashtext('pdi2_migration'), 0)")
         run = system.run(**conf)
 
@@ -209,7 +212,7 @@ def test_a_pause_holds_an_approved_switch(system: System, seeded: Seeded) -> Non
         seen.append(system.switches())
         system.ledger().record("resumed")
 
-    with meanwhile(pause_and_approve):
+    with meanwhile(system, pause_and_approve):
         run = system.run(require_approval=True)
 
     assert seen == [{"reads": "old", "writes": "both"}]
@@ -232,7 +235,7 @@ def test_a_pause_holds_the_end_of_old_writes(system: System, seeded: Seeded, by:
         seen.append(system.switches())
         system.ledger().record("resumed")
 
-    with meanwhile(resume):
+    with meanwhile(system, resume):
         run = system.run()
 
     assert seen == [{"reads": "new", "writes": "both"}]
@@ -245,7 +248,7 @@ def test_an_approval_that_is_marked_by_hand_is_none(system: System, seeded: Seed
         hands.wait_for("approve", "awaiting_input")
         hands.mark("approve")
 
-    with meanwhile(mark):
+    with meanwhile(system, mark):
         run = system.run(require_approval=True)
 
     assert run.state == "failed"
@@ -262,7 +265,7 @@ def test_a_switch_that_is_marked_by_hand_is_none(system: System, seeded: Seeded)
         hands.wait_for("switch_reads", "up_for_reschedule")
         hands.mark("switch_reads")
 
-    with meanwhile(mark):
+    with meanwhile(system, mark):
         run = system.run()
 
     assert run.state == "failed"
@@ -278,7 +281,7 @@ def test_an_end_of_old_writes_that_is_marked_by_hand_is_none(system: System, see
         hands.wait_for("stop_old_writes", "up_for_reschedule")
         hands.mark("stop_old_writes")
 
-    with meanwhile(mark):
+    with meanwhile(system, mark):
         run = system.run()
 
     assert run.state == "failed"
