@@ -93,6 +93,11 @@ def states(run: Any) -> dict[str, str]:
     }
 
 
+def red(run: Any) -> set[str]:
+    """The tasks that failed themselves: one where there is one cause."""
+    return {task for task, state in states(run).items() if state == "failed"}
+
+
 def tries(run: Any, task_id: str) -> list[int]:
     return [task.try_number for task in run.get_task_instances() if task.task_id == task_id]
 
@@ -366,6 +371,7 @@ def test_a_team_that_cannot_be_copied_stops_no_other_and_the_rerun_does_what_is_
     assert "469" in teams[broken].error
     assert set(tries(run, "team.copy")) == {1}, "a retry cannot help"
     assert tries(run, "team.copy") == [1] * (1 if shared_tasks else 4)
+    assert [task.partition("[")[0] for task in red(run)] == ["team.copy"]
     assert "certified" not in events(system)
     assert switch(system)[0] == 3
     assert switch(system)[1] < 99
@@ -401,6 +407,7 @@ def test_a_team_that_cannot_be_repaired_is_only_verified_again(system: System, s
     assert {team_id for team_id, team in system.teams().items() if team.status == "verified"} == healthy
     assert system.teams()[broken].status == "failed"
     assert sorted(tries(run, "team.verify")) == [1, 1, 1, 1]
+    assert [task.partition("[")[0] for task in red(run)] == ["team.verify"]
     assert switch(system)[0] == 3
     assert stands(system, reads="old", writes="both")
     assert "ClickHouse error 469" in errors(system)[-1]
@@ -430,8 +437,10 @@ def test_a_team_that_appears_after_the_plan_is_not_forgotten(system: System, see
         """,
     )
 
-    assert system.run().state == "failed"
+    run = system.run()
 
+    assert run.state == "failed"
+    assert red(run) == {"certify"}
     assert system.status() == 3
     assert stands(system, reads="old", writes="both")
     assert {team.status for team in system.teams().values()} == {"verified"}
@@ -516,6 +525,7 @@ def test_a_migration_row_that_somebody_else_changed_is_not_switched(system: Syst
     assert stands(system, reads="old", writes="both")
     assert "reads_switched" not in events(system)
     assert tries(run, "switch_reads") == [1]
+    assert red(run) == {"switch_reads"}
     assert "somebody else changed it" in system.ledger().latest("task_failed")["error"]
     assert system.ledger().current_run().outcome == "failed"
 
@@ -558,6 +568,7 @@ def test_a_writer_that_ignores_the_switch_is_caught_before_anything_is_copied(sy
         run = system.run(settle_seconds=1)
 
     assert run.state == "failed"
+    assert red(run) == {"prove_dual_writes"}
     assert dump(system)["person_distinct_id2"] == in_new
     assert slices(system) == {}
     assert system.teams() == {}

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 from conftest import System
+from pdi2.core.certificate import for_approval
 from pdi2.core.copying import copy_team
-from pdi2.core.failures import BusyError, MigrationError, Reaction, reaction
+from pdi2.core.failures import BusyError, MigrationError, Reaction, WaitError, reaction
 from pdi2.core.gate import (
     GateError,
     RollbackError,
@@ -20,7 +21,8 @@ from pdi2.core.gate import (
 from pdi2.core.ledger import Ledger, NotOwnerError
 from pdi2.core.reporting import close_run
 from pdi2.core.settings import Settings
-from pdi2.core.switches import ChangedElsewhereError
+from pdi2.core.switches import ChangedElsewhereError, Switches
+from pdi2.core.way_back import way_back
 from stories import (
     ALICE,
     BOB,
@@ -420,3 +422,90 @@ def test_a_team_of_postgres_without_ids_needs_nothing(system: System, ledger: Le
     add_teams(system, 100)
     migrate(system, ledger)
     assert judge(system, ledger)["teams"] == 3
+
+
+APPROVED = Settings(settle_seconds=0, read_cache_seconds=0, require_approval=True)
+
+
+def test_the_gate_asks_the_ledger_for_the_approval(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger, APPROVED)
+
+    def refused() -> None:
+        unchanged(system, GateError, lambda: switch(system, ledger, APPROVED), "This run requires an approval")
+
+    ledger.record("switch_approved", by="ann")
+    refused()  # of nothing that was certified
+    judge(system, ledger, APPROVED)
+    refused()
+    ledger.record("approval_asked")
+    refused()
+    ledger.record("switch_rejected", by="ann")
+    refused()
+    ledger.record("switch_approved", by="ann")
+    judge(system, ledger, APPROVED)
+    refused()  # of an earlier certificate
+    ledger.record("switch_approved", by="ann")
+    switch(system, ledger, APPROVED)
+    assert system.switches()["reads"] == "new"
+
+
+def test_a_later_run_does_not_switch_by_the_approval_of_an_earlier_one(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger, APPROVED)
+    judge(system, ledger, APPROVED)
+    ledger.record("switch_approved", by="ann")
+    again = system.ledger("the next run")
+    enable(system, again, APPROVED)
+    plan(system, again, APPROVED)
+
+    unchanged(system, GateError, lambda: switch(system, again, APPROVED), "This run requires an approval")
+
+
+def test_a_pause_holds_the_switch_and_the_end_of_old_writes_but_no_rollback(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    ledger.record("paused")
+    with pytest.raises(WaitError, match="The switch of reads waits: a test paused"):
+        switch(system, ledger)
+    assert system.switches() == {"reads": "old", "writes": "both"}
+    ledger.record("resumed")
+    switch(system, ledger)
+    ledger.record("paused")
+    with pytest.raises(WaitError, match="The end of old writes waits: a test paused"):
+        stop_old_writes(ledger)
+    assert system.switches() == {"reads": "new", "writes": "both"}
+    roll_back(system.ledger("the rollback"))
+    assert system.switches() == {"reads": "old", "writes": "both"}
+
+
+def test_the_way_back_is_told_before_and_after_the_switch(system: System, ledger: Ledger) -> None:
+    def told(stop: bool, cache: int) -> tuple[bool, bool, str]:
+        back = way_back(Switches(system.postgres), stop, cache)
+        return back.possible, back.until is not None, back.text
+
+    assert told(True, 900)[:2] == (True, False)
+    assert "for 900 s" in told(True, 900)[2]
+    assert told(True, 0)[:2] == (False, False)
+    assert "as long as both tables are written" in told(False, 900)[2]
+    migrate(system, ledger)
+    judge(system, ledger)
+    assert told(NO_WAIT.stop_old_writes, NO_WAIT.read_cache_seconds)[2] in for_approval(ledger)
+    switch(system, ledger)
+    finished = system.value("SELECT finished_at FROM posthog_asyncmigration")
+    assert way_back(Switches(system.postgres), True, 900).until == finished + timedelta(seconds=900)
+    assert told(False, 900)[:2] == (True, False)
+    stop_old_writes(ledger)
+    assert told(False, 900)[:2] == (False, False)
+    assert close_run(ledger, NO_WAIT)["way_back"] == told(True, 0)[2]
+
+
+def test_without_instance_settings_the_switch_itself_ends_the_way_back(system: System, ledger: Ledger) -> None:
+    """As in PostHog 1.32 and 1.33: a new process that sees the row complete writes the new table alone."""
+    system.postgres.execute("DROP TABLE posthog_instancesetting")
+    migrate(system, ledger)
+    judge(system, ledger)
+    for stop in (True, False):
+        back = way_back(Switches(system.postgres), stop, 900)
+        assert back.possible is False
+        assert "there is no way back: this release of PostHog" in back.text
+    assert back.text in for_approval(ledger)
+    switch(system, ledger)
+    assert way_back(Switches(system.postgres), False, 900).possible is False

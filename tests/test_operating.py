@@ -17,6 +17,7 @@ from airflow.models import DagRun
 from airflow.models.asset import AssetEvent
 from airflow.models.dag import DagModel
 from airflow.models.deadline import Deadline
+from airflow.models.pool import Pool
 from airflow.sdk.execution_time.callback_supervisor import execute_callback
 from airflow.sdk.timezone import utcnow
 from airflow.utils.session import create_session
@@ -24,6 +25,8 @@ from airflow.utils.sqlalchemy import prohibit_commit
 from airflow.utils.state import DagRunState
 from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, ROOT, System
 from pdi2.core.settings import SCHEMA
+from pdi2.edge import POOL
+from pdi2.edge.pool import SLOTS
 from stories import dump
 
 from demo import schema
@@ -254,6 +257,19 @@ class TestRuns:
         assert done == (True, None)
         assert [f"the night shift: {FILL} {run_id} late"] == TOLD
 
+    def test_a_run_makes_the_pool_that_somebody_deleted(self, scheduler: "Scheduler") -> None:
+        """A task in a pool that does not exist is never scheduled, and Airflow says nothing of it."""
+        with create_session() as session:
+            session.query(Pool).filter_by(pool=POOL).delete()
+        scheduler.make_due_runs()
+
+        scheduler.start_runs()
+
+        with create_session() as session:
+            pool = Pool.get_pool(POOL, session=session)
+            assert pool is not None
+            assert pool.slots == SLOTS
+
     def test_runs_that_are_due_while_one_waits_are_not_made_up_for(self, scheduler: "Scheduler") -> None:
         """A run may watch dual writes for days: no other is made meanwhile, and after it one that is late, one now."""
         [waiting] = scheduler.make_due_runs()
@@ -293,6 +309,12 @@ class Scheduler:
             with prohibit_commit(session) as guard:
                 self.job._create_dagruns_for_dags(guard, session)
             return [(run.run_id, run.queued_at) for run in self._runs(session) if run.run_id not in before]
+
+    def start_runs(self) -> None:
+        """Those that are queued begin, and the listeners hear of it."""
+        with create_session() as session, prohibit_commit(session) as guard:
+            self.job._start_queued_dagruns(session)
+            guard.commit()
 
     def let_hours_pass(self, hours: int) -> None:
         """The next run was due that long ago."""

@@ -13,7 +13,7 @@ from pdi2.core.failures import BusyError, Reaction, reaction
 from pdi2.core.gate import certify, switch_reads
 from pdi2.core.ledger import Ledger
 from pdi2.core.preflight import Preflight, PreflightError, Verdict, check
-from pdi2.core.settings import SCHEMA, Settings, SettingsError
+from pdi2.core.settings import AUDIT_SCHEMA, SCHEMA, Settings, SettingsError
 from psycopg import sql
 from stories import (
     ALICE,
@@ -558,6 +558,32 @@ def test_what_the_run_was_triggered_with_wins_over_the_defaults() -> None:
     assert Settings.validated(defaults) == Settings.validated({}) == Settings()
     settings = Settings.validated(defaults, {"settle_seconds": 7, "team_ids": [3, 1, 3]})
     assert (settings.settle_seconds, settings.team_ids) == (7, (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("given", "teams"),
+    [
+        (None, None),
+        ("2, 17", (2, 17)),
+        (" [17, 2] ", (2, 17)),
+        ("138", (138,)),
+        ([2, 17], (2, 17)),
+        ([2.0], (2,)),
+        (["2", "17, 3"], (2, 3, 17)),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("known", [SCHEMA, AUDIT_SCHEMA], ids=["fill", "audit"])
+def test_teams_are_named_as_text_or_as_a_list(given: Any, teams: tuple[int, ...] | None, known: dict[str, Any]) -> None:
+    assert Settings.validated({}, {"team_ids": given}, known).team_ids == teams
+
+
+def test_a_whole_number_is_an_integer_however_json_writes_it() -> None:
+    settings = Settings.validated({}, {"settle_seconds": 2.0, "read_cache_seconds": 0.0, "max_memory_usage": 2e8})
+
+    assert [type(value) for value in settings.as_dict().values()].count(float) == 0
+    assert (settings.settle_seconds, settings.read_cache_seconds, settings.max_memory_usage) == (2, 0, 200_000_000)
+    assert Settings.validated({}, {"max_memory_usage": 6e7}, AUDIT_SCHEMA).max_memory_usage == 60_000_000
 
 
 def test_a_bad_parameter_is_told_together_with_the_databases_problems(system: System) -> None:
