@@ -434,11 +434,16 @@ def test_other_failures(error: DatabaseError, passes: bool, without_a_try: bool)
     assert waits(error) == without_a_try
 
 
-def test_a_statement_that_the_client_gave_up_is_ended(replicated: ReplicatedSystem) -> None:
+def test_a_statement_that_the_client_gave_up_is_ended(
+    replicated: ReplicatedSystem, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("pdi2.core.clickhouse.TELL_EVERY_SECONDS", 0.2)
     connect = partial(clickhouse_connect.get_client, **replicated.engine, send_receive_timeout=1)
     with Warehouse(connect, "impatient", Settings().max_memory_usage) as warehouse:
         with pytest.raises(OperationalError):
             warehouse.command("SELECT sum(sleepEachRow(0.1)) FROM numbers(100) SETTINGS max_block_size = 1")
+        assert "ClickHouse has not answered for 0 s: SELECT sum(sleepEachRow" in caplog.text
         left = "SELECT count() FROM system.processes WHERE Settings['log_comment'] LIKE 'pdi2 impatient%'"
         deadline = time.monotonic() + 8
         while replicated.clickhouse.query(left).result_rows[0][0]:
