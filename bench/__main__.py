@@ -28,7 +28,7 @@ from tabulate import tabulate
 
 from bench.statements import PLAIN, POSTHOG, SEED
 from demo import postgres as embedded
-from demo.schema import create_clickhouse
+from demo.schema import create_clickhouse, create_postgres
 
 TEAM = 7
 PARTS = 10
@@ -87,7 +87,13 @@ class Bench:
         with self.connect() as client:
             create_clickhouse(client)
         self.fill(rows, complex_percent)
+        self.create_postgres()
+
+    def create_postgres(self) -> None:
+        """The copy tells its progress to PostHog's row of the migration."""
         self.server.create_database(self.database)
+        with closing(self.server.connect(self.database)) as connection:
+            create_postgres(connection)
 
     def fill(self, rows: int, complex_percent: float) -> None:
         with self.connect() as client:

@@ -40,7 +40,7 @@ class OnReplicas(Bench):
                 create_clickhouse(client, keeper_path=path)
                 client.command(NO_MERGES)  # a setting does not replicate, and each replica assigns merges
         self.fill(rows, complex_percent)
-        self.server.create_database(self.database)
+        self.create_postgres()
         self.everywhere("person_distinct_id")
 
     def client(self, number: int, database: str) -> Client:

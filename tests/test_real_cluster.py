@@ -239,10 +239,14 @@ def test_the_third_of_three_that_cannot_fetch_holds_the_switch_up(system: Cluste
 def test_a_run_that_goes_on_through_the_other_replica(system: ClusterSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first is gone for good: what it had verified is verified again."""
     first, second = system.replicas
-    system.run(**CONF, team_ids=[1])
+    team = system.value("SELECT min(team_id) FROM posthog_persondistinctid")
+    assert system.run(**CONF, team_ids=[team]).state == "success"
     first.kill()
     system.lead_to(second, monkeypatch)
-    assert system.run(**CONF).state != "success", "an insert needs both: one problem of preflight"
+    with clickhouse_connect.get_client(host="127.0.0.1", port=second.port, database="posthog") as client:
+        while client.query("SELECT max(active_replicas) FROM system.replicas").result_rows != [(1,)]:
+            time.sleep(0.5)
+    assert system.run(**CONF).state != "success", "an insert needs both: preflight says so"
     with clickhouse_connect.get_client(host="127.0.0.1", port=second.port, database="posthog") as client:
         for table in Table:
             client.command(f"SYSTEM DROP REPLICA 'r1-01' FROM TABLE {table}")

@@ -49,6 +49,7 @@ REMOVING = {"lightweight_deletes_sync": 0, "mutations_sync": 0, "lightweight_del
 """A DELETE is a mutation in the background. A server that does not know the first setting waits by itself."""
 LOOKS = 8
 """Of new connections, at the servers they lead to."""
+TELL_EVERY_SECONDS = 20.0
 SMALLEST_PEAK = 1_000_000
 """Bytes below which a statement was caught before it began to work."""
 
@@ -66,13 +67,19 @@ def spilling(memory: int) -> dict[str, int]:
     return {"max_bytes_before_external_group_by": memory * 2 // 3, "enable_adaptive_aggregator": 0}
 
 
+def _tell_of_silence(text: str, over: threading.Event) -> None:
+    began = time.monotonic()
+    while not over.wait(TELL_EVERY_SECONDS):
+        gist = " ".join(re.sub(r"--.*", "", text).split())[:80]
+        log.info("ClickHouse has not answered for %.0f s: %s ...", time.monotonic() - began, gist)
+
+
 class Warehouse(AbstractContextManager["Warehouse"]):
     """One client of ClickHouse, for one purpose (`team 12`) that shows in every statement's log comment."""
 
     def __init__(self, connect: Callable[[], Client], purpose: str, max_memory_usage: int) -> None:
         self._connect = connect
-        self._client = connect()
-        self._client.query_limit = 0  # a connection may ask the library to cut every answer short
+        self._client = self._open()
         self._comment = f"pdi2 {purpose} {uuid.uuid4()}"
         self._purpose = re.sub(r"\W+", "-", purpose)
         self.max_memory_usage = max_memory_usage
@@ -98,9 +105,10 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
         """Every row of the named SELECT; String columns come as bytes, for a distinct_id may hold any."""
-        with self._ended_if_given_up():
+        text = sql.clickhouse(name, parameters)
+        with self._attended(text):
             result = self._client.query(
-                sql.clickhouse(name, parameters),
+                text,
                 parameters=sql.to_bind(name, parameters),
                 settings=self._settings(settings),
                 query_formats={"String": "bytes"},
@@ -124,15 +132,16 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             query_id = {"query_id": chosen.pop("query_id")}
             text = _with_settings(text, chosen)
             chosen = query_id
-        with self._ended_if_given_up():
+        with self._attended(text):
             self._client.command(text, parameters=dict(parameters or {}), settings=chosen)
 
     def define(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Runs the named statement, which makes or drops a table and needs no setting."""
         chosen = self._settings()
         needed = {name: chosen[name] for name in ("query_id", "log_comment", *OF_TABLES) if name in chosen}
-        with self._ended_if_given_up():
-            self._client.command(sql.clickhouse(name, parameters), settings=needed)
+        text = sql.clickhouse(name, parameters)
+        with self._attended(text):
+            self._client.command(text, settings=needed)
 
     def remove(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Runs the named DELETE of rows of the new table, in the background.
@@ -147,7 +156,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
         settings = self._settings()
         token = {"insert_deduplication_token": settings["query_id"]}  # 23.10 heeds it alone, if not replicated
-        with self._ended_if_given_up():
+        with self._attended(f"INSERT INTO {table}"):
             self._client.insert(table, rows, column_names=columns, settings=settings | token)
 
     @cached_property
@@ -211,21 +220,30 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             client.command(sql.clickhouse("kill"), parameters={"log_comment": self._comment})
 
     @contextmanager
-    def _ended_if_given_up(self) -> Iterator[None]:
-        """A statement whose answer the client no longer waits for goes on in ClickHouse, and keeps the session: it is
-        killed there, and the next one gets a session of its own.
+    def _attended(self, text: str) -> Iterator[None]:
+        """The log tells of a statement that takes long. One whose answer the client no longer waits for goes on in
+        ClickHouse, and keeps the session: it is killed there, and the next one gets a session of its own.
         """
+        over = threading.Event()
+        threading.Thread(target=_tell_of_silence, args=(text, over), daemon=True).start()
         try:
             yield
         except Error as error:
             if error.code is None:
                 try:
                     self.kill()
-                    given_up, self._client = self._client, self._connect()
+                    given_up, self._client = self._client, self._open()
                     given_up.close()
                 except ClickHouseError as another:
                     log.info("Whether the statement goes on is not known: %s", describe(another))
             raise
+        finally:
+            over.set()
+
+    def _open(self) -> Client:
+        client = self._connect()
+        client.query_limit = 0  # a connection may ask the library to cut every answer short
+        return client
 
     def sent(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The settings of a statement, with `more`, as far as this server has them.

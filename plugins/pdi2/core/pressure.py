@@ -71,11 +71,11 @@ def disks_of_new(warehouse: Warehouse) -> tuple[str, float, float]:
 
 def wait_while_paused(ledger: Ledger, team_ids: Sequence[int]) -> None:
     """Returns when nobody has paused the migration. Raises WaitError after WAIT_IN_SLOT_SECONDS."""
-    began = time.monotonic()
-    while ledger.paused():
-        if time.monotonic() - began > WAIT_IN_SLOT_SECONDS:
-            refuse_while_paused(ledger, f"The work on {named(team_ids)}")
-        time.sleep(LOOK_EVERY_SECONDS)
+    what = f"The work on {named(team_ids)}"
+    try:
+        patiently(lambda: "somebody has paused the migration" if ledger.paused() else None, what)
+    except WaitError:
+        refuse_while_paused(ledger, what)
 
 
 def refuse_while_paused(ledger: Ledger, what: str) -> None:

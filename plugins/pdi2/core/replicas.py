@@ -47,6 +47,7 @@ class State:
     is_session_expired: int
     active: int
     total: int
+    there: tuple[str, ...]
     away: tuple[str, ...]
     delay: int
     queue: int
@@ -206,11 +207,13 @@ def _look_without_keeper(warehouse: Warehouse, state: State, wait: bool) -> list
             if error.code not in (TIMED_OUT, UNFINISHED):
                 raise
             lacks = 0 if error.code == UNFINISHED else None
-    others = state.total - len(state.away) - 1
+    others = sorted(set(state.there) - {state.replica})
+    if lacks is None and others:
+        others = [" or ".join(others)]
     return [
         Replica(state.replica, active=True, here=True, lacks=0),
         *(Replica(name, active=False, here=False, lacks=None) for name in state.away),
-        *([Replica(f"of the other {others}", active=True, here=False, lacks=lacks)] if others else []),
+        *(Replica(name, active=True, here=False, lacks=lacks) for name in others),
     ]
 
 

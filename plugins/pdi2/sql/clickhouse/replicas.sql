@@ -1,5 +1,6 @@
 -- What the connection's replica knows of itself and, by Keeper, of the others.
 SELECT table, zookeeper_path, replica_name, is_readonly, is_session_expired, active_replicas, total_replicas,
+       mapKeys(mapFilter((name, active) -> active, replica_is_active)) AS there,
        mapKeys(mapFilter((name, active) -> NOT active, replica_is_active)) AS away,
        absolute_delay, queue_size, last_queue_update_exception, zookeeper_exception
 FROM system.replicas
