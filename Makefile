@@ -100,11 +100,10 @@ test-airflow: venv $(AIRFLOW_VERSIONS:%=airflow-%) ## Run the DAGs' stories on e
 airflow-%: .venv-matrix/airflow-%/installed
 	.venv-matrix/airflow-$*/bin/python -m pytest tests/test_dag_stories.py tests/test_older_airflow.py
 
-# Airflow's own constraints have pydantic 2.12; with 2.14 its task runner of 3.2 does not start
-.venv-matrix/airflow-%/installed: setup.cfg | venv
+.venv-matrix/airflow-%/installed: setup.cfg tests/airflow_constraints | venv
 	$(UV) venv --quiet --clear --python $(BIN)/python .venv-matrix/airflow-$*
 	$(UV) pip install --quiet --system-certs --compile-bytecode --python .venv-matrix/airflow-$* \
-		"apache-airflow==$*.*" "pydantic<2.13" --editable ".[test]"
+		--constraint tests/airflow_constraints "apache-airflow==$*.*" --editable ".[test]"
 	touch $@
 
 clickhouse-%: .venv-matrix/%/installed
