@@ -8,7 +8,7 @@ except ImportError:  # 3.1
 try:
     from airflow.sdk.exceptions import TaskAwaitingInput
 except ImportError:  # 3.1 and 3.2: a task that waits for a person is deferred, to Airflow's triggerer
-    from airflow.sdk.exceptions import TaskDeferred as TaskAwaitingInput  # type: ignore[assignment]
+    from airflow.providers.common.compat.sdk import TaskDeferred as TaskAwaitingInput  # type: ignore[assignment]
 
 try:
     from airflow.sdk import RetryPolicy
