@@ -4,7 +4,7 @@ from pathlib import Path
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import dag, task_group
-from pdi2.edge import END, configuration, ending, tasks
+from pdi2.edge import END, approval, configuration, ending, tasks
 
 
 @dag(
@@ -31,7 +31,7 @@ def fill_person_distinct_id2() -> None:
     enable_dual_writes = tasks.enable_dual_writes()
     plan_teams = tasks.plan_teams()
     teams = team.expand(batch=plan_teams)
-    approve = tasks.Approve(
+    approve = approval.Approve(
         task_id="approve", subject="Switch reads to person_distinct_id2?", ignore_downstream_trigger_rules=True
     )
     stop_old_writes = tasks.stop_old_writes()

@@ -53,6 +53,16 @@ def test_the_first_line_says_which_table_is_read_and_what_can_no_longer_be_undon
     assert stopped["until"] is None
 
 
+def test_without_instance_settings_it_says_before_the_switch_that_it_is_irreversible(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    """As in PostHog 1.32 and 1.33, which stop writing the old table by themselves."""
+    system.postgres.execute("DROP TABLE posthog_instancesetting")
+    migrate(system, ledger, Settings(settle_seconds=0, read_cache_seconds=900))
+
+    assert "The switch is irreversible" in first_line(viewer)["text"]
+
+
 def test_after_a_rollback_it_says_to_restart_posthogs_processes(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:

@@ -110,6 +110,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pdi2.core.pressure.LOOK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr("pdi2.core.pressure.WAIT_IN_SLOT_SECONDS", 0)
     monkeypatch.setattr("pdi2.edge.tasks.PUT_OFF_SECONDS", 10)
+    monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 10)
 
 
 def red(run: Any) -> list[str]:

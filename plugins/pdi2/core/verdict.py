@@ -49,7 +49,7 @@ def verdict(
             "Rolled back",
         )
     if run and run["outcome"] is None and alive:
-        return _running(run, now, airflow)
+        return _running(switch, run, now, airflow)
     return _not_running(run)
 
 
@@ -80,10 +80,14 @@ def _after_the_switch(switch: Mapping[str, Any], run: Mapping[str, Any] | None, 
     )
 
 
-def _running(run: Mapping[str, Any], now: str | None, airflow: Mapping[str, Any]) -> Verdict:
+def _running(
+    switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None, airflow: Mapping[str, Any]
+) -> Verdict:
     settings = run["settings"]
     if settings.get("team_ids"):
         after = "This is a trial: it never switches reads."
+    elif switch["writes"] is None:
+        after = "The switch is irreversible: this release of PostHog stops writing the old table then, by itself."
     elif settings.get("stop_old_writes"):
         minutes = timedelta(seconds=settings["read_cache_seconds"])
         after = f"Nothing is irreversible before old writes stop, {minutes} (h:mm:ss) after the switch."

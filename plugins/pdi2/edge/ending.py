@@ -3,18 +3,20 @@
 import logging
 from typing import Any
 
-from airflow.sdk import TaskInstanceState, get_current_context, task
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk import get_current_context
 
 from pdi2.core import reporting
 from pdi2.core.preflight import Verdict
 from pdi2.core.reporting import UnfinishedError
 from pdi2.edge import VERDICT, certificates
+from pdi2.edge.compat import AirflowSkipException
 from pdi2.edge.connections import current_settings, open_ledger
+from pdi2.edge.retries import task
 
 log = logging.getLogger(__name__)
 
-RED = (TaskInstanceState.FAILED, TaskInstanceState.UPSTREAM_FAILED)
+SUCCESS = "success"
+RED = ("failed", "upstream_failed")
 
 
 @task
@@ -27,7 +29,7 @@ def report() -> dict[str, Any]:
     """
     states = _states_of("preflight", "plan_teams", "stop_old_writes")
     facts, through = None, False
-    if states["preflight"] == TaskInstanceState.SUCCESS:
+    if states["preflight"] == SUCCESS:
         settings, ledger = current_settings(), open_ledger()
         with ledger.connection:
             if ledger.is_owner():
@@ -37,7 +39,7 @@ def report() -> dict[str, Any]:
             if get_current_context()["ti"].xcom_pull(task_ids="preflight", key=VERDICT) == Verdict.NOTHING:
                 through = True
             elif settings.dry_run:
-                through = states["plan_teams"] == TaskInstanceState.SUCCESS
+                through = states["plan_teams"] == SUCCESS
             else:
                 through = reporting.got_through(ledger, settings)
     if not through and states["stop_old_writes"] not in RED:

@@ -1,0 +1,53 @@
+"""The approval of the switch, by a person in Airflow's UI; the ledger has who approved or rejected what."""
+
+from typing import Any, NoReturn
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.providers.standard.triggers.hitl import HITLTrigger
+from airflow.sdk.definitions.context import Context
+
+from pdi2.core import certificate
+from pdi2.edge.compat import TaskAwaitingInput
+from pdi2.edge.connections import current_settings, open_ledger
+
+
+class Approve(ApprovalOperator):
+    """If `require_approval` is on, shows a person what was compared and waits for their approval."""
+
+    def execute(self, context: Context) -> Any:
+        if not current_settings().require_approval:
+            self.log.info("No approval is required.")
+            return None
+        ledger = open_ledger()
+        with ledger.connection:
+            approval = ledger.approval()
+            if approval.what == "switch_approved":
+                self.log.info("%s has approved this certificate already.", approval.by)
+                return None
+            if approval.what == "approval_asked":
+                self._wait_for_the_answer(context)
+            self.body = certificate.for_approval(ledger)
+            try:
+                return super().execute(context)
+            except TaskAwaitingInput:
+                ledger.record("approval_asked")
+                raise
+
+    def _wait_for_the_answer(self, context: Context) -> NoReturn:
+        """Airflow tries again where it took a quick answer for a lost task. It still has the answer, and to ask once
+        more would delete it."""
+        self.log.info("This certificate was put to a person before: their answer to that counts.")
+        self.defer(
+            trigger=HITLTrigger(
+                ti_id=context["ti"].id, options=self.options, params=self.serialized_params, timeout_datetime=None
+            ),
+            method_name="execute_complete",
+        )
+
+    def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
+        if user := event.get("responded_by_user"):
+            what = "switch_approved" if event["chosen_options"] == [self.APPROVE] else "switch_rejected"
+            ledger = open_ledger()
+            with ledger.connection:
+                ledger.record(what, by=user["name"])
+        return super().execute_complete(context, event)
