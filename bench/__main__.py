@@ -205,13 +205,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--size", help="a team of so many rows only, such as 60M")
     parser.add_argument("--replicas", action="store_true", help="two replicas only; nothing is written to results.md")
+    parser.add_argument("--verify", action="store_true", help="verify only; nothing is written to results.md")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="pdi2-bench-"))
     try:
         with embedded.running(directory / "postgres") as server:
             from bench.replicated import on_two_replicas
+            from bench.verify import compared
 
+            if options.verify:
+                print(compared(directory, 5 * MILLION, options.runs))
+                return
             if options.replicas:
                 print(on_two_replicas(directory, server, options.runs))
                 return
@@ -228,6 +233,7 @@ def main() -> None:
                     "Size of the ranges": vary_ranges(bench, 5 * MILLION),
                     "Half the memory": halve_memory(bench, 12 * MILLION),
                     "Two replicas": on_two_replicas(directory, server, options.runs),
+                    "Verify": compared(directory, 5 * MILLION, options.runs),
                 }
             bench.root.close()
     finally:

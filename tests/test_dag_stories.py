@@ -578,7 +578,7 @@ def test_a_writer_that_ignores_the_switch_is_caught_before_anything_is_copied(sy
     assert system.status() == 3
     assert stands(system, reads="old", writes="both")
     assert "A writer ignores the dual-write switch" in errors(system)[-1]
-    assert "'live " in errors(system)[-1]
+    assert '"live ' in errors(system)[-1]
 
 
 def test_live_traffic_whose_cache_of_the_switch_is_stale_for_a_while_loses_nothing(

@@ -211,7 +211,7 @@ def test_a_row_that_is_gone_stops_the_switch(system: System, ledger: Ledger) -> 
 def test_a_row_that_somebody_else_completed_is_not_taken_for_our_switch(system: System, ledger: Ledger) -> None:
     migrate(system, ledger)
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2")
-    unchanged(system, ChangedElsewhereError, lambda: switch(system, ledger), "COMPLETED_SUCCESSFULLY")
+    unchanged(system, ChangedElsewhereError, lambda: switch(system, ledger), "completed by somebody else")
 
 
 def test_a_switch_that_fails_in_the_middle_switches_nothing(system: System, ledger: Ledger) -> None:

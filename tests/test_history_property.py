@@ -188,7 +188,7 @@ def empty(system: System, ledger: Ledger) -> None:
     ledger.create()
     system.postgres.execute(
         "TRUNCATE pdi2_migration.run, pdi2_migration.team, pdi2_migration.slice, pdi2_migration.finding, "
-        "pdi2_migration.event"
+        "pdi2_migration.event, pdi2_migration.certificate"
     )
     for key in (READS, WRITES):
         set_switch(system.postgres, key, "old")

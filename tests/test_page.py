@@ -438,7 +438,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
     }
     for kind in ("copied", "verified"):
         bars = seen["throughput"][kind]["rows_per_second"]
-        assert sum(bars) * seen["throughput"]["width"] == pytest.approx(520)
+        assert sum(bars) * seen["throughput"]["width"] == pytest.approx(520, rel=1e-4)
     assert seen["links"]["run"] == f"/dags/{FILL}/runs/manual__2026-01-01T00%3A00%3A00%2B00%3A00"
     logs = [team["logs"]["copy"] for team in viewer.get("/teams").json()["lines"]]
     assert logs == [f"{seen['links']['run']}/tasks/team.copy/mapped/{index}" for index in (0, 1)]

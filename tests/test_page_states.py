@@ -266,18 +266,23 @@ def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger:
     assert viewer.get("/status", dag=FILL, run="nobody's").status_code == 404
 
 
+def _forget_runs() -> None:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.query(DagRun).filter(DagRun.dag_id.in_([FILL, ROLLBACK, AUDIT])).delete()
+
+
 @pytest.mark.slow
 class TestAirflow:
     """What Airflow alone knows, after real runs in it."""
 
     @pytest.fixture(autouse=True)
     def alone(self) -> Iterator[None]:
-        from airflow.models.dagrun import DagRun
-        from airflow.utils.session import create_session
-
+        _forget_runs()  # those of other tests of this process
         yield
-        with create_session() as session:
-            session.query(DagRun).filter(DagRun.dag_id.in_([FILL, ROLLBACK, AUDIT])).delete()
+        _forget_runs()
 
     def test_a_dry_run_shows_its_plan_and_writes_nothing(self, system: System, viewer: Visitor) -> None:
         many_ids(system, 500)

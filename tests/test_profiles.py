@@ -210,7 +210,7 @@ def test_a_time_limit_is_met_with_smaller_slices(system: System) -> None:
     ledger = system.ledger()
     ledger.create()
     ledger.plan({TEAM: count})
-    with_profile(system, {"max_execution_time": 0.3})
+    with_profile(system, {"max_execution_time": 0.1})
     warehouse = system.warehouse(max_memory_usage=2_000_000_000)
 
     copied = False

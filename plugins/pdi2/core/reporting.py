@@ -71,10 +71,11 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
             "Trigger the run again to be asked again."
         )
     missing = [why for team in teams if (why := not_verified(team.team_id, team))]
-    if missing:
-        missing.insert(0, f"{len(missing):,} of {len(teams):,} teams are not verified:")
+    lines = [reason]
+    if missing and not rejected:  # first, because the column may be short, and in it is what the reason says
+        lines = [f"{len(missing):,} of {len(teams):,} teams are not verified:", *missing[:20], reason]
     try:
-        switches.fail("\n".join([reason, *missing[:20]]))
+        switches.fail("\n".join(lines))
     except ChangedElsewhereError as error:
         ledger.record("not_marked_errored", reason=str(error))
 

@@ -131,6 +131,10 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"Dual writes failed: {counted(detail['misses'], 'link')} reached the old table alone: {detail['examples']}."
     ),
     "planned": _planned,
+    "teams_left_out": lambda detail: (
+        f"{counted(len(detail['team_ids']), 'team')} that Postgres no longer knows: not copied, and the new table "
+        "shows nothing of them."
+    ),
     "copy_waits": lambda detail: f"The copy of team {detail['team_id']} waits for the server: {detail['reason']}.",
     "copy_put_off": lambda detail: f"The copy of team {detail['team_id']} was put off: {detail['reason']}.",
     "copy_goes_on": lambda detail: (

@@ -80,9 +80,7 @@ def _after_the_switch(switch: Mapping[str, Any], run: Mapping[str, Any] | None, 
     )
 
 
-def _running(
-    switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None, airflow: Mapping[str, Any]
-) -> Verdict:
+def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None, airflow: Mapping[str, Any]) -> Verdict:
     settings = run["settings"]
     if settings.get("team_ids"):
         after = "This is a trial: it never switches reads."

@@ -1,0 +1,6 @@
+-- Where Postgres stands: whatever a later look may show is of this transaction or of a newer one; and the teams' rows.
+SELECT wanted.team_id, txid_snapshot_xmin(txid_current_snapshot()),
+       count(mapping.id), coalesce(sum(mapping.id), 0)::text, coalesce(max(mapping.id), 0)
+FROM unnest(%(team_ids)s::bigint[]) AS wanted (team_id)
+LEFT JOIN posthog_persondistinctid AS mapping ON mapping.team_id = wanted.team_id
+GROUP BY wanted.team_id
