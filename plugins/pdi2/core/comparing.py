@@ -18,8 +18,11 @@ from pdi2.core.clickhouse import Warehouse, spilling
 from pdi2.core.failures import Reaction, is_time_limit, reaction
 from pdi2.core.slices import FEWEST_ROWS, Slice, Teams, aggregated_at_once, cut, join
 
-ROWS_A_BUCKET = 1_000
-MOST_BUCKETS = 1 << 16
+ROWS_A_BUCKET = 4_000
+MOST_BUCKETS = 1 << 12
+"""Each range of a large team answers with a row for each."""
+DIGESTED_TO_AGGREGATED = 2.5
+"""So many more rows than other statements a digest may aggregate at once: it takes up to 300 bytes per row (26.9)."""
 LISTED_AT_ONCE = 100_000
 """Rows of a range whose ids are listed from both databases to find what differs."""
 KEYS_AT_ONCE = 5_000
@@ -165,7 +168,7 @@ def _truth_digest(connection: Connection[Any], teams: Teams, mask: int) -> list[
 
 def _digest_of_new(warehouse: Warehouse, teams: Teams, mask: int) -> Buckets:
     seen: Buckets = {}
-    most = aggregated_at_once(warehouse.max_memory_usage)
+    most = round(DIGESTED_TO_AGGREGATED * aggregated_at_once(warehouse.max_memory_usage))
     for _, rows in _by_range(warehouse, "digest_new", teams, most, mask=mask, least_version=ANY_VERSION):
         for team_id, number, ids, contents, versions, contradictory, tombstones in rows:
             before = seen.get((team_id, number), NOTHING)
@@ -214,7 +217,9 @@ def _listed(
     """
     with ServerCursor(connection, "truth_of_buckets", withhold=True) as cursor:
         cursor.itersize = LISTED_AT_ONCE
-        cursor.execute(sql.postgres("truth_of_buckets").encode(), {**flagged, "flags": flagged["flags"].encode()})
+        with connection.transaction():
+            postgres.execute(connection, "offer_workers")
+            cursor.execute(sql.postgres("truth_of_buckets").encode(), {**flagged, "flags": flagged["flags"].encode()})
         truth = peekable((team_id, id_.encode(), content, version) for team_id, id_, content, version in cursor)
         for piece, rows in _new_of_buckets(warehouse, teams, flagged, least_version=ANY_VERSION):
             upper = piece.upper if isinstance(piece, Slice) else None

@@ -1,7 +1,7 @@
 -- One row per bucket: the ids that a reader sees, the sum of their contents, the same times their versions; ids that
 -- contradict themselves; and tombstones of the application.
 SELECT team_id, bitAnd(content, {mask:Int64}) AS bucket, countIf(deleted = 0), toString(sumIf(toInt128(content), deleted = 0)),
-       toString(sumIf(toInt256(content) * newest, deleted = 0 AND newest > 0)), countIf(contradictory),
+       toString(sumIf(toInt128(content) * newest, deleted = 0 AND newest > 0)), countIf(contradictory),
        countIf(deleted = 1 AND newest >= 0)
 FROM (
 /* include seen */

@@ -1,7 +1,8 @@
 -- The teams' ids. `content` is the hash that seen.sql of ClickHouse computes: the first 8 bytes of SHA-256 over the person's
--- 16 bytes and the id. OFFSET 0 keeps the planner from computing it once for each of its uses.
+-- 16 bytes and the id's, in the client's encoding, which offer_workers.sql sets. OFFSET 0 keeps the planner from computing
+-- it once for each of its uses.
 SELECT mapping.team_id, mapping.distinct_id, mapping.id, coalesce(mapping.version, 0) AS version,
-       ('x' || encode(substr(sha256(uuid_send(person.uuid) || convert_to(mapping.distinct_id, 'UTF8')), 1, 8), 'hex'))
+       ('x' || encode(substr(sha256(uuid_send(person.uuid) || textsend(mapping.distinct_id)), 1, 8), 'hex'))
            ::bit(64)::bigint AS content
 FROM posthog_persondistinctid AS mapping
 JOIN posthog_person AS person ON person.id = mapping.person_id
