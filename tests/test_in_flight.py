@@ -65,8 +65,8 @@ class Hot:
 def test_many_portions_of_differences_share_one_wait(
     system: System, ledger: Ledger, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pdi2.core.comparing.ROWS_A_BUCKET", 1)
-    monkeypatch.setattr("pdi2.core.comparing.LISTED_AT_ONCE", 1)
+    monkeypatch.setattr("pdi2.core.digesting.ROWS_A_BUCKET", 1)
+    monkeypatch.setattr("pdi2.core.digesting.LISTED_AT_ONCE", 1)
     monkeypatch.setattr("pdi2.core.comparing.KEYS_AT_ONCE", 3)
     monkeypatch.setattr("pdi2.core.verifying.REPAIRED_AT_ONCE", 4)
     for number in range(12):

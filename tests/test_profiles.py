@@ -19,8 +19,8 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import ENGINE, System
 from pdi2.core import clickhouse_checks, pressure
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import old_differs
 from pdi2.core.copying import copy_team
+from pdi2.core.digesting import old_differs
 from pdi2.core.failures import BusyError, Reaction, WaitError, reaction, told_of, uncut, waits
 from pdi2.core.preflight import Verdict, check
 from pdi2.core.settings import Settings

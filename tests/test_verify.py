@@ -10,8 +10,8 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import ENGINE, System
 from pdi2.core import slices
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import digests, old_differs, suspects
 from pdi2.core.copying import copy_team
+from pdi2.core.digesting import digests, old_differs, suspects
 from pdi2.core.failures import BusyError
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings

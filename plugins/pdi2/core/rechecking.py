@@ -12,7 +12,8 @@ from more_itertools import chunked
 
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import Digests, Key, suspects
+from pdi2.core.comparing import Key
+from pdi2.core.digesting import Digests, suspects
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
 from pdi2.core.slices import TEAMS_AT_ONCE, Teams

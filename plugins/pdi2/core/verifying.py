@@ -12,20 +12,11 @@ from more_itertools import chunked, flatten
 
 from pdi2.core import findings
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import (
-    Difference,
-    Digests,
-    Key,
-    by_team,
-    differences,
-    digests,
-    old_answers,
-    old_differs,
-    suspects,
-)
+from pdi2.core.comparing import Difference, Key, differences, old_answers
+from pdi2.core.digesting import Digests, by_team, digests, old_differs, suspects
 from pdi2.core.failures import BusyError, MigrationError, Reaction, WaitError, describe, reaction
 from pdi2.core.ledger import Ledger
-from pdi2.core.pressure import wait_while_paused
+from pdi2.core.pressure import TELL_EVERY_SECONDS, wait_while_paused
 from pdi2.core.rechecking import changed_ids, mark, now
 from pdi2.core.repairing import has_to_go, insert, take_away
 from pdi2.core.settings import Settings
@@ -166,7 +157,7 @@ def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> li
     if not wrong:
         return []
     insert(warehouse, wrong)
-    deadline = time.monotonic() + REMOVAL_SECONDS
+    deadline, tell_at = time.monotonic() + REMOVAL_SECONDS, time.monotonic() + TELL_EVERY_SECONDS
     asked: set[str] = set()
     hindered_before: set[Key] = set()
     while True:
@@ -178,6 +169,9 @@ def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> li
         insert(warehouse, swallowed)
         take_away(warehouse, list(hindered.values()), asked)
         hindered_before = set(hindered)
+        if time.monotonic() > tell_at:
+            log.info("ClickHouse still carries out the DELETE of rows of %s ids", f"{len(hindered):,}")
+            tell_at += TELL_EVERY_SECONDS
         time.sleep(LOOK_EVERY_SECONDS)
 
 
