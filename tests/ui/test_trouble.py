@@ -1,6 +1,6 @@
 """The page where something is wrong, and where somebody looks from a phone or another time zone.
 
-On the system of test_stories.py, whose migration was rolled back; by itself it makes one. ClickHouse is killed last.
+Only make test-trouble runs these. On a system of its own, whose migration is rolled back. ClickHouse is killed last.
 """
 
 import os
