@@ -243,11 +243,8 @@ class Listening(Warehouse):
     def ids(self) -> set[tuple[int, bytes]]:
         """What was looked at, id by id."""
         of_ids = [parameters for name, parameters in self.heard if name == "new_of_ids"]
-        return {
-            (team_id, bytes.fromhex(id_))
-            for one in of_ids
-            for team_id, id_ in zip(one["team_ids"], one["distinct_ids"], strict=True)
-        }
+        keys = (key.split(":") for one in of_ids for key in one["keys"].split(","))
+        return {(int(team_id), bytes.fromhex(id_)) for team_id, id_ in keys}
 
     @property
     def teams(self) -> set[int]:

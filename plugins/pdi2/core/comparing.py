@@ -126,8 +126,7 @@ def portions(keys: Iterable[Key]) -> Iterator[tuple[Key, ...]]:
 
 def keyed(keys: Iterable[Key]) -> dict[str, Any]:
     """The parameters of keys.sql."""
-    team_ids, distinct_ids = zip(*keys, strict=True)
-    return {"team_ids": list(team_ids), "distinct_ids": [distinct_id.hex() for distinct_id in distinct_ids]}
+    return {"keys": ",".join(f"{team_id}:{distinct_id.hex()}" for team_id, distinct_id in keys)}
 
 
 def _agree(seen: Seen | None, truth: Truth | None) -> bool:
