@@ -282,6 +282,34 @@ def test_an_update_during_the_repair_wins(system: System, ledger: Ledger) -> Non
     assert_agrees_whatever_merges(system)
 
 
+def test_a_row_that_arrives_during_the_repair_is_not_taken_for_one_that_stands_above(
+    system: System, ledger: Ledger
+) -> None:
+    """The application writes once more after the second look, and the row is there when those that go are listed."""
+    given(system, ("A", 1), [("B", 9)])
+    enable(system, ledger)
+    writer = system.writer()
+    carol = writer.create(TEAM, "carol's")
+    writer.flush()
+    plan(system, ledger)
+
+    class Writing(Warehouse):
+        waits = True
+
+        def rows(self, name: str, *given: Any) -> list[tuple[Any, ...]]:
+            if name == "rows_of_ids" and self.waits:
+                self.waits = False
+                writer.identify(TEAM, "id", carol)
+                writer.flush()
+            return super().rows(name, *given)
+
+    warehouse = Writing(system.client, "writing", Settings().max_memory_usage)
+    system.opened.append(warehouse)
+    assert verify_team(ledger, warehouse, TEAM, NO_WAIT) == {"ahead": 1}
+    assert seen(system)["id"] == carol
+    assert_agrees_whatever_merges(system)
+
+
 @pytest.mark.parametrize(
     ("raw", "told"),
     [(b"\0", "\\x00"), (b"a\0b", "\\x610062"), (b"\xff\xfe", "\\xfffe"), (b"\xc3", "\\xc3")],

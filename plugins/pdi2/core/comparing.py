@@ -12,7 +12,7 @@ from psycopg import Connection
 from pdi2.core import postgres
 from pdi2.core.clickhouse import Warehouse
 
-KEYS_AT_ONCE = 5_000
+KEYS_AT_ONCE = 20_000
 ID_BYTES_AT_ONCE = 1_000_000
 """Ids go within the statement, and a distinct_id may have any length."""
 
@@ -88,7 +88,7 @@ def differences(connection: Connection[Any], warehouse: Warehouse, keys: Iterabl
     found = []
     for portion in portions(keys):
         seen = newest_rows(warehouse, portion)  # first, so that it cannot be newer than the truth
-        truth = _truth(connection, portion)
+        truth = truths(connection, portion)
         found += [
             Difference(*key, seen.get(key), truth.get(key))
             for key in portion
@@ -143,7 +143,8 @@ def _agree(seen: Seen | None, truth: Truth | None) -> bool:
     return seen.version == truth.version or seen.version <= min(0, truth.version)
 
 
-def _truth(connection: Connection[Any], keys: Iterable[Key]) -> dict[Key, Truth]:
+def truths(connection: Connection[Any], keys: Iterable[Key]) -> dict[Key, Truth]:
+    """What Postgres says of the ids, where it has them."""
     readable = [(team_id, text) for team_id, raw in keys if (text := _text(raw)) is not None]
     parameters = {"team_ids": [team_id for team_id, _ in readable], "distinct_ids": [text for _, text in readable]}
     return {

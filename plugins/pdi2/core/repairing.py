@@ -1,12 +1,14 @@
 """Repairs the new table, and nothing else: what Postgres says is inserted, and what stands above it there goes."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 from more_itertools import chunked
+from psycopg import Connection
 
 from pdi2.core.clickhouse import Warehouse
-from pdi2.core.comparing import Difference, Seen, keyed, portions
+from pdi2.core.comparing import Difference, Key, Seen, Truth, keyed, portions, truths
 
 CORRECTION = -1
 """The version of our tombstones: above every copy, below whatever the application writes for an id that comes back."""
@@ -24,16 +26,18 @@ def row_of(one: Difference) -> Seen:
     return Seen(one.seen.person_id, True, CORRECTION)
 
 
-def goes(row: Seen, right: Seen) -> bool:
-    """Whether the row stands above the right one, or at its version and says otherwise: then no row can outvote it."""
-    if row.version != right.version:
-        return row.version > right.version
-    return row.is_deleted != right.is_deleted or (not right.is_deleted and row.person_id != right.person_id)
+def goes(row: Seen, truth: Truth | None) -> bool:
+    """Whether the row stands above what Postgres says, or at its version and against it: no row can outvote it then."""
+    if truth is None:
+        return row.version > CORRECTION or (row.version == CORRECTION and not row.is_deleted)
+    if row.version != truth.version:
+        return row.version > truth.version
+    return row.is_deleted or row.person_id != truth.person_id
 
 
 def has_to_go(one: Difference) -> bool:
     """Whether some row of the id has to go before its reader can be right."""
-    return one.seen is not None and any(goes(row, row_of(one)) for row in (one.seen, *one.seen.rivals))
+    return one.seen is not None and any(goes(row, one.truth) for row in (one.seen, *one.seen.rivals))
 
 
 def insert(warehouse: Warehouse, wrong: Iterable[Difference]) -> None:
@@ -46,18 +50,19 @@ def insert(warehouse: Warehouse, wrong: Iterable[Difference]) -> None:
         warehouse.insert("person_distinct_id2", COLUMNS, rows)
 
 
-def take_away(warehouse: Warehouse, wrong: Sequence[Difference], asked: set[str]) -> None:
+def take_away(connection: Connection[Any], warehouse: Warehouse, keys: Iterable[Key], asked: set[str]) -> None:
     """Deletes what has to go, named row by row. `asked` are names that are deleted already, as soon as the server can.
 
-    Nothing waits here.
+    The rows are listed before Postgres is asked: what the application writes meanwhile is in Postgres first, and is
+    never taken for a row that stands above it. Nothing waits here.
     """
-    right = {one.key: row_of(one) for one in wrong}
-    for portion in portions(right):
+    for portion in portions(keys):
         listed = warehouse.rows("rows_of_ids", {**keyed(portion), "most": LISTED_AT_ONCE})
+        truth = truths(connection, portion)
         found = {
             name.decode(): (team_id, distinct_id)
             for team_id, distinct_id, person_id, is_deleted, version, name in listed
-            if goes(Seen(person_id, bool(is_deleted), version), right[team_id, distinct_id])
+            if goes(Seen(person_id, bool(is_deleted), version), truth.get((team_id, distinct_id)))
         }
         for names in chunked(found.keys() - asked, NAMES_A_DELETE):
             team_ids, distinct_ids = zip(*(found[name] for name in names), strict=True)

@@ -30,7 +30,7 @@ EMPTY = "0:0"
 """The digest of a team without ids."""
 HELD_AT_ONCE = 200_000
 """Differences that share one wait: 100 MB of them."""
-REPAIRED_AT_ONCE = 10_000
+REPAIRED_AT_ONCE = 20_000
 REMOVAL_SECONDS = 300.0
 """How long ClickHouse may take to carry out a DELETE; it does so between merges."""
 LOOK_EVERY_SECONDS = 0.2
@@ -159,16 +159,16 @@ def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> li
     insert(warehouse, wrong)
     deadline, tell_at = time.monotonic() + REMOVAL_SECONDS, time.monotonic() + TELL_EVERY_SECONDS
     asked: set[str] = set()
-    hindered_before: set[Key] = set()
+    hindered = {one.key for one in wrong if has_to_go(one)}
     while True:
+        take_away(ledger.connection, warehouse, hindered, asked)
         left = _still_different(ledger, warehouse, wrong)
-        hindered = {one.key: one for one in left if has_to_go(one)}
-        swallowed = [one for one in left if one.key in hindered_before - hindered.keys()]
+        hindered_before, hindered = hindered, {one.key for one in left if has_to_go(one)}
+        freed = hindered_before - hindered
+        swallowed = [one for one in left if one.key in freed]
         if not (hindered or swallowed) or time.monotonic() > deadline:
             return left
         insert(warehouse, swallowed)
-        take_away(warehouse, list(hindered.values()), asked)
-        hindered_before = set(hindered)
         if time.monotonic() > tell_at:
             log.info("ClickHouse still carries out the DELETE of rows of %s ids", f"{len(hindered):,}")
             tell_at += TELL_EVERY_SECONDS
