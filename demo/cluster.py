@@ -168,3 +168,10 @@ def servers(directory: Path, replicas: int, **options: Any) -> Iterator[Sequence
         with clickhouse_connect.get_client(host="127.0.0.1", port=server.port, password=server.password) as client:
             create_clickhouse(client)
         yield [server]
+
+
+def told(servers: Sequence[Server]) -> str:
+    """What `servers` started, for who watches."""
+    if len(servers) == 1:
+        return "ClickHouse"
+    return f"{len(servers)} replicas of ClickHouse (the migration asks the first, the application the last)"

@@ -81,7 +81,7 @@ def tell(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> in
             server.airflow_connection("posthog"),
             {"conn_type": "clickhouse", "login": "default", **address},
         )
-        clock.tell("Postgres and ClickHouse are running")
+        clock.tell(f"Postgres and {cluster.told(servers)} are running")
         log = directory / "airflow.log"
         with (
             dag_run.loading(environment, log) as airflow_process,

@@ -51,6 +51,7 @@ def _start(rows: int, teams: int, directory: Path, port: int, rate: float, zipf:
         cluster.servers(directory / "clickhouse", replicas, password=clickhouse_password) as servers,
     ):
         clickhouse = servers[0]
+        console.print(f"Running: Postgres and {cluster.told(servers)}.")
         connection: dict[str, Any] = {"host": "127.0.0.1", "port": clickhouse.port}
         for database in ("airflow", "posthog"):
             postgres.create_database(database)

@@ -21,13 +21,27 @@ from conftest import ReplicatedSystem, System
 from pdi2 import sql
 from pdi2.core import certificate, cluster, gate, pressure, replicas
 from pdi2.core.clickhouse import CONSISTENT, IN_MEMORY, LOOKS, Warehouse, spilling
-from pdi2.core.clickhouse_checks import TABLES
+from pdi2.core.clickhouse_checks import TABLES, table_problems
 from pdi2.core.copying import copy_team
 from pdi2.core.failures import Reaction, WaitError, reaction, waits
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
 from pdi2.core.verifying import verify_team
-from stories import ALICE, NO_WAIT, TEAM, enable, event, insert_new, insert_old, insert_truth, plan, rows_of, seen
+from stories import (
+    ALICE,
+    BOB,
+    NO_WAIT,
+    TEAM,
+    add_teams,
+    enable,
+    event,
+    insert_new,
+    insert_old,
+    insert_truth,
+    plan,
+    rows_of,
+    seen,
+)
 
 from demo import reader, schema
 from demo.clickhouse_server import running
@@ -106,7 +120,8 @@ def test_the_engines_of_posthog_are_taken(table: str, prefix: str) -> None:
         (
             "Distributed",
             "Distributed('posthog', 'd', 'local', rand())",
-            "it stands before d.local of the cluster posthog",
+            "it stands before d.local of the cluster posthog, and takes neither a DELETE nor a slice's parts. There "
+            "the table must be called person_distinct_id2 too. See",
         ),
         ("SharedReplacingMergeTree", "SharedReplacingMergeTree('/a', '{r}', version)", "ClickHouse Cloud"),
         (
@@ -240,14 +255,6 @@ def test_one_of_several_shards_is_told(client: Client, sharded: dict[str, Any], 
     )
     [problem] = problems()
     assert "one of 2 shards: the Distributed table front on the cluster posthog" in problem
-
-
-def test_a_distributed_table_before_the_one_shard_is_no_obstacle(replicated: ReplicatedSystem) -> None:
-    """It has another name, as PostHog's has where there is one; the migration does not use it."""
-    replicated.clickhouse.command(
-        f"CREATE TABLE front AS {Table.NEW} ENGINE = Distributed('posthog', currentDatabase(), '{Table.NEW}', rand())"
-    )
-    assert cluster.problems(replicated.warehouse()) == []
 
 
 @pytest.fixture
@@ -392,20 +399,62 @@ def test_what_was_verified_on_another_replica_is_verified_again(replicated: Repl
     assert proven.latest("connected_to") == {"replica": "r2-01", "before": "r1-01"}
 
 
+@pytest.fixture
+def front(replicated: ReplicatedSystem) -> Iterator[Client]:
+    """PostHog's database where its two tables are Distributed, each before the one shard's of the same name."""
+    with clickhouse_connect.get_client(**replicated.engine) as client:
+        client.command(f"CREATE DATABASE {replicated.database}_front")
+        client.database = f"{replicated.database}_front"
+        for table in Table:
+            engine = f"Distributed('posthog', '{replicated.database}', '{table}', rand())"
+            client.command(f"CREATE TABLE {table} AS {replicated.database}.{table} ENGINE = {engine}")
+        yield client
+        client.command(f"DROP DATABASE {client.database} SYNC")
+
+
 @pytest.mark.slow
-def test_the_whole_migration_of_a_replicated_pair(replicated: ReplicatedSystem, airflow_metadata: None) -> None:
-    insert_old(replicated, [event("+A1", "one"), event("+A1", "two"), event("-A2", "two")])
-    insert_truth(replicated, ALICE, 0, "one")
+def test_the_whole_migration_of_replicas_behind_distributed_tables(
+    replicated: ReplicatedSystem, front: Client, airflow_metadata: None
+) -> None:
+    """The application writes and reads Distributed tables of the one shard; the migration is led to what is behind."""
+    replicated.clickhouse = front
+    connect = partial(clickhouse_connect.get_client, **replicated.engine, database=front.database)
+    with Warehouse(connect, "in front", Settings().max_memory_usage) as warehouse:
+        told = table_problems(warehouse)
+    assert len(told) == 2
+    for problem in told:
+        assert f"Point posthog_clickhouse at the database {replicated.database} of a replica there." in problem
+    add_teams(replicated, TEAM)
+    writer = replicated.writer()
+    for distinct_id in ("left alone", "moved", "lost on the way", "set back", "deleted", "deleted and back"):
+        writer.create(TEAM, distinct_id)
+    writer.identify(TEAM, "moved", writer.create(TEAM, "another"))
+    writer.outbox = [message for message in writer.outbox if message.key != (TEAM, "lost on the way")]
+    writer.delete(TEAM, "deleted")
+    writer.flush()
+    insert_new(replicated, BOB, 9, "set back")
+    insert_new(replicated, BOB, 100, "deleted and back", is_deleted=True)
 
     assert replicated.run(stop_old_writes=False).state == "success"
 
     assert replicated.switches()["reads"] == "new"
+    assert replicated.disagreements() == {}
     ledger = replicated.ledger()
+    assert ledger.findings_by_kind() == {
+        "ahead": {"repaired": 2, "remaining": 0},
+        "missing": {"repaired": 1, "remaining": 0},
+    }
+    assert front.query(f"SELECT count() FROM {Table.NEW} WHERE version > 1").result_rows == [(0,)]
+    writer.identify(TEAM, "left alone", writer.create(TEAM, "of today"))
+    writer.delete(TEAM, "moved")
+    writer.flush()
+    for client in replicated.replicas:
+        client.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    for client in [front, *replicated.replicas]:
+        assert reader.team_in(client, Table.NEW, TEAM) == reader.truth_of(replicated.postgres, TEAM)
     facts, page = certificate.draw_up(ledger, ledger.latest("report") or {}).files.values()
     assert json.loads(facts)["replicas"]["compared_on"] == "r1-01"
     assert re.search("Replica r3-01</th><td[^>]*>has everything", page)
-    for client in replicated.replicas:
-        assert reader.team_in(client, Table.NEW, TEAM) == {"one": ALICE}
 
 
 @pytest.mark.parametrize("code", [225, 236, 242, 244, 252, 285, 289, 319, 341, 667])

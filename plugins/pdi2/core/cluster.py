@@ -55,9 +55,15 @@ def engine_problem(table: str, engine: str, definition: str, wanted: str, by: st
         return None
     problem = f"ClickHouse table {table} has the engine {engine}, not {wanted}({by})"
     if found := DISTRIBUTED.match(definition):
+        behind = f"{found['database']}.{found['table']} of the cluster {found['cluster']}"
+        remedy = (
+            f"Point posthog_clickhouse at the database {found['database']} of a replica there."
+            if found["table"] == table
+            else f"There the table must be called {table} too."
+        )
         return (
-            f"{problem}: it stands before {found['database']}.{found['table']} of the cluster {found['cluster']}. "
-            "Point posthog_clickhouse at a database where the tables themselves have these names. See docs/clusters.md."
+            f"{problem}: it stands before {behind}, and takes neither a DELETE nor a slice's parts. {remedy} "
+            "See docs/clusters.md."
         )
     if engine.startswith("Shared"):
         return (
