@@ -60,7 +60,7 @@ test-chaos: venv ## Run the chaos tests too, which break the engines and the run
 	$(BIN)/python -m pytest -n 2 -m "not ui and not cluster and not pooler"
 
 test-cluster: venv zookeeper ## Migrate on replicas and a ZooKeeper that are killed, frozen and cut off (15 min)
-	$(BIN)/python -m pytest -m cluster tests/test_real_cluster.py
+	$(BIN)/python -m pytest -m cluster tests/test_real_cluster.py tests/test_up.py tests/test_story.py
 
 zookeeper:
 	test -e /usr/share/java/zookeeper.jar \

@@ -42,6 +42,8 @@ CONFIG = """<logger><level>information</level><console>false</console><log>{path
     <remote_servers><posthog>{shards}</posthog></remote_servers>"""
 """Each has a path for sessions of its own: all embedded engines have one server's UUID and would end each other's."""
 TEST_KEEPER = "<implementation>testkeeper</implementation>"
+REPLICATES = "<internal_replication>true</internal_replication>"
+"""An insert into a Distributed table goes to one replica, and the table behind replicates it."""
 DIRECTORIES = """SELECT arrayJoin(data_paths) FROM system.tables WHERE (database, name) IN
     (SELECT (database, table) FROM system.replicas WHERE replica_path = '{replica_path}')"""
 
@@ -74,7 +76,7 @@ def engine(
         keeper=node if keeper_port else TEST_KEEPER,
         interserver_port=interserver_port,
         tcp_port=tcp_port,
-        shards="".join(f"<shard>{''.join(map(_replica, ports))}</shard>" for ports in shards),
+        shards="".join(f"<shard>{REPLICATES}{''.join(map(_replica, ports))}</shard>" for ports in shards),
     )
     opened = Engine(path, max_memory, more)
     ready.set()

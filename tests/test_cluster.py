@@ -63,7 +63,7 @@ def test_the_engine_understands_every_statement(system: System, name: str) -> No
 
 @pytest.mark.parametrize("more", [{}, spilling(99)])
 def test_a_statement_carries_the_settings_that_its_server_knows(system: System, more: dict[str, int]) -> None:
-    sent = CONSISTENT | IN_MEMORY | more
+    sent = CONSISTENT | {"insert_quorum": "auto"} | IN_MEMORY | more
     names = ", ".join(f"'{name}'" for name in sent)
     warehouse = system.warehouse()
     warehouse.command("CREATE TABLE told (name String, value String) ENGINE = MergeTree ORDER BY name")
@@ -358,6 +358,17 @@ def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
     gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
     assert [ids_on(client) for client in replicated.replicas] == [2, 2, 2]
     assert len(seen(replicated)) == 2, "the statement that waits takes nothing away"
+
+
+def test_the_only_replica_waits_for_no_other(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    """The Helm chart's `replicasCount` is 1 (charts-clickhouse, clickhouse_instance.yaml); here the others are dropped."""
+    for client in replicated.replicas[1:]:
+        for table in Table:
+            client.command(f"DROP TABLE {table} SYNC")
+    insert_truth(replicated, BOB, 0, "only Postgres has it")
+    prove(replicated, proven)
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert seen(replicated) == {"early": ALICE, "late": ALICE, "only Postgres has it": BOB}
 
 
 def test_a_replica_that_lags_is_waited_for_with_what_it_lacks(replicated: ReplicatedSystem, proven: Ledger) -> None:

@@ -168,9 +168,14 @@ def refuse_fetches(system: ClusterSystem) -> None:
 
 
 @contextmanager
-def application(system: ClusterSystem, replica: cluster.Replica) -> Iterator[traffic.Running]:
-    """Writes and reads on that replica, which fetches with a delay."""
-    options = {"clickhouse_database": "posthog", "rate": 20, "cache_seconds": 1, "flush_seconds": 0.5}
+def application(system: ClusterSystem, replica: cluster.Replica, database: str) -> Iterator[traffic.Running]:
+    """Writes and reads on that replica, which fetches with a delay; the database `front` has Distributed tables."""
+    with clickhouse_connect.get_client(host="127.0.0.1", port=replica.port) as client:
+        client.command("CREATE DATABASE front")
+        for table in Table:
+            engine = f"Distributed('posthog', 'posthog', '{table}', rand())"
+            client.command(f"CREATE TABLE front.{table} AS posthog.{table} ENGINE = {engine}")
+    options = {"clickhouse_database": database, "rate": 20, "cache_seconds": 1, "flush_seconds": 0.5}
     with traffic.running(system.uri, replica.port, **options) as live:
         yield live
 
@@ -206,9 +211,10 @@ def test_a_migration_in_which_something_breaks_ends_right_on_both(
     finished(system)
 
 
-def test_a_live_application_on_the_other_replica_is_never_told_wrong(system: ClusterSystem) -> None:
+@pytest.mark.parametrize("database", ["posthog", "front"])
+def test_a_live_application_on_the_other_replica_is_never_told_wrong(system: ClusterSystem, database: str) -> None:
     system.replicas[0].exchange(delay=1.0)
-    with application(system, system.replicas[1]) as live:
+    with application(system, system.replicas[1], database) as live:
         thread = once(reached(system, COPYING), lambda: kill_own(system))
         run = system.run(**CONF)
         thread.join(60)

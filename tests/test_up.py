@@ -2,17 +2,20 @@
 
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import FILL, ROOT
 
 from demo.alone import InUseError, anew
 
@@ -88,13 +91,13 @@ def of(directory: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["terminated", "the terminal is closed", "Ctrl-C"])
-def test_it_ends_whole(how: str, tmp_path: Path, free_port: int) -> None:
-    directory = tmp_path / "up"
+@contextmanager
+def in_a_terminal(directory: Path, port: int, *options: str) -> Iterator[tuple[psutil.Process, int]]:
+    """`make up` once its scheduler has begun, and the terminal: whatever is done meanwhile, nothing of it is left."""
     mine, terminal = pty.openpty()
+    command = [*COMMAND, "--directory", str(directory), "--port", str(port), *options]
     up = subprocess.Popen(
-        ["setsid", "--ctty", "--wait", *COMMAND, "--directory", str(directory), "--port", str(free_port)],
+        ["setsid", "--ctty", "--wait", *command],
         cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal,
         preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)],
     )  # fmt: skip
@@ -107,17 +110,47 @@ def test_it_ends_whole(how: str, tmp_path: Path, free_port: int) -> None:
         time.sleep(0.1)
     assert len(of(directory)) > 3
     [itself] = [process for process in of(directory) if process.cmdline()[1:4] == ["-m", "demo", "up"]]
-    match how:
-        case "terminated":
-            itself.send_signal(signal.SIGTERM)
-        case "Ctrl-C":
-            os.write(mine, b"\x03")
-    if how == "the terminal is closed":
-        os.close(mine)
+    yield itself, mine
     itself.wait(timeout=120)
 
     psutil.wait_procs(of(directory), timeout=10)
     assert of(directory) == []
     up.wait(timeout=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["terminated", "the terminal is closed", "Ctrl-C"])
+def test_it_ends_whole(how: str, tmp_path: Path, free_port: int) -> None:
+    with in_a_terminal(tmp_path / "up", free_port) as (itself, terminal):
+        match how:
+            case "terminated":
+                itself.send_signal(signal.SIGTERM)
+            case "Ctrl-C":
+                os.write(terminal, b"\x03")
+            case _:
+                os.close(terminal)
     if how != "the terminal is closed":
-        os.close(mine)
+        os.close(terminal)
+
+
+@pytest.mark.cluster
+def test_a_replicated_pair_is_migrated_from_the_ui_and_ends_whole(tmp_path: Path, free_port: int) -> None:
+    with in_a_terminal(tmp_path / "up", free_port, "--replicas", "2") as (_, terminal):
+        said = b""
+        while b"Ctrl-C stops everything" not in said:
+            said += os.read(terminal, 4096)
+        assert b"Running: Postgres and 2 replicas of ClickHouse" in said
+        [password] = re.findall(rb"password: (\S+)", said)
+        ui = httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=60)
+        token = ui.post("/auth/token", json={"username": "admin", "password": password.decode()}).json()
+        ui.headers["Authorization"] = f"Bearer {token['access_token']}"
+        while ui.get(f"/api/v2/dags/{FILL}").status_code == 404:
+            time.sleep(1)
+        runs = f"/api/v2/dags/{FILL}/dagRuns"
+        conf = {"settle_seconds": 12, "read_cache_seconds": 10}  # what it says is enough
+        run = ui.post(runs, json={"logical_date": None, "conf": conf}).raise_for_status().json()
+        while (state := ui.get(f"{runs}/{run['dag_run_id']}").json()["state"]) not in ("success", "failed"):
+            time.sleep(1)
+        assert state == "success"
+        os.write(terminal, b"\x03")
+    os.close(terminal)

@@ -28,7 +28,6 @@ PRIORITY = 10
 THREADS = 2
 """Of a statement. Each thread has memory of its own, so the number of the server's cores must not decide."""
 CONSISTENT = {
-    "insert_quorum": "auto",
     "insert_quorum_timeout": 20_000,
     "insert_quorum_parallel": 1,
     "select_sequential_consistency": 0,
@@ -37,8 +36,9 @@ CONSISTENT = {
     "async_insert": 0,
     "max_parallel_replicas": 1,
 }
-"""An insert is acknowledged once most replicas have it, each is written even if it repeats an earlier one, and one
-replica answers a SELECT. No difference where a table is not replicated. docs/clusters.md says why, one by one."""
+"""With Warehouse.quorum: an insert is acknowledged once most replicas have it, each is written even if it repeats an
+earlier one, and one replica answers a SELECT. No difference where a table is not replicated. docs/clusters.md says why,
+one by one."""
 LONGEST_STATEMENT = 1 << 24
 """Bytes. ClickHouse's own 256 KB are less than the ids that go into one statement."""
 IN_MEMORY = {"max_bytes_before_external_group_by": 0, "max_bytes_ratio_before_external_group_by": 0}
@@ -162,18 +162,27 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     @cached_property
     def known(self) -> dict[str, Setting]:
         """All settings of this server with their values for this user, whose profile may forbid the very look."""
-        there = self._client.server_settings
-        first = {name: value for name, value in WHOLE.items() if name not in LATE or name in there}
-        look = sql.clickhouse("settings")
         try:
-            found = self._client.query(_with_settings(look, first))
+            found = self._ask_first("settings")
         except DatabaseError as error:  # preflight tells of it; with these settings any other statement fails too
             self.refused = describe(error)
-            found = self._client.query(look)
-        return {
-            name: Setting(value, least, most, bool(readonly))
-            for name, value, least, most, readonly in found.result_rows
-        }
+            found = self._ask_first("settings")
+        return {name: Setting(value, least, most, bool(readonly)) for name, value, least, most, readonly in found}
+
+    @cached_property
+    def quorum(self) -> str | int:
+        """What an insert into the new table waits for: most replicas. With "auto" the only one would wait for a second
+        to fetch, in vain (319). Which it is, is looked up once: a task has a Warehouse of its own.
+        """
+        [[alone]] = self._ask_first("only_replica")
+        return 0 if alone else "auto"
+
+    def _ask_first(self, name: str) -> Sequence[Sequence[Any]]:
+        """The named look, on which the settings of all other statements depend."""
+        there = self._client.server_settings
+        whole = {name: value for name, value in WHOLE.items() if name not in LATE or name in there}
+        text = sql.clickhouse(name)
+        return self._client.query(text if self.refused else _with_settings(text, whole)).result_rows
 
     def knows(self, settings: Iterable[str]) -> bool:
         """Whether this server has all of these settings: it refuses a statement with one that it has not."""
@@ -254,6 +263,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             **WHOLE,
             **USUAL,
             **CONSISTENT,
+            "insert_quorum": self.quorum,
             **IN_MEMORY,
             "max_memory_usage": self.memory_left,
             "priority": PRIORITY,
