@@ -361,7 +361,7 @@ def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
 
 
 def test_the_only_replica_waits_for_no_other(replicated: ReplicatedSystem, proven: Ledger) -> None:
-    """The Helm chart's `replicasCount` is 1 (charts-clickhouse, clickhouse_instance.yaml); here the others are dropped."""
+    """As in the Helm chart (`replicasCount: 1`: charts-clickhouse, clickhouse_instance.yaml)."""
     for client in replicated.replicas[1:]:
         for table in Table:
             client.command(f"DROP TABLE {table} SYNC")
