@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from demo.clickhouse_server import Server
@@ -16,9 +17,9 @@ from demo.postgres import Postgres
 
 STATEMENTS = {
     "any statement": "",
-    "the copy": r"INSERT INTO person_distinct_id2\s+\(",
-    "the comparison": "MD5",
-    "the traffic": r"INSERT INTO .{0,200}FORMAT Native",
+    "the copy": r"INSERT INTO person_distinct_id2\w*\s+\(|ATTACH PARTITION",
+    "the comparison": "SHA256",
+    "the traffic": r"INSERT INTO \w+ FORMAT JSONEachRow",
 }
 """Which statements are hit, by the regular expression that finds them."""
 
@@ -137,12 +138,18 @@ def _strike_replicas(kind: str, scene: Scene, seconds: float) -> str:
         OTHER_DIES: (other.kill, other.start),
         OTHER_FREEZES: (other.freeze, other.thaw),
         KEEPER_FREEZES: (keeper.freeze, keeper.thaw),
-        REFUSED: (lambda: other.exchange(refuse=True), lambda: other.exchange(refuse=False)),
+        REFUSED: (partial(_exchange, scene, refuse=True), partial(_exchange, scene, refuse=False)),
     }[kind]
     begin()
     time.sleep(seconds)
     end()
     return f"for {seconds:.0f} s"
+
+
+def _exchange(scene: Scene, refuse: bool) -> None:
+    for replica in (scene.clickhouse, *scene.others):
+        assert isinstance(replica, Replica)
+        replica.exchange(refuse=refuse)
 
 
 def _die(scene: Scene, where: dict[str, Any], seconds: float) -> str:
