@@ -59,7 +59,7 @@ test: venv ## Run every test but those marked chaos and ui (10 min)
 test-chaos: venv ## Run the chaos tests too, which break the engines and the run (25 min)
 	$(BIN)/python -m pytest -n 2 -m "not ui and not cluster and not pooler"
 
-test-cluster: venv zookeeper ## Migrate on replicas and a ZooKeeper that are killed, frozen and cut off (15 min)
+test-cluster: venv zookeeper ## Migrate on replicas and a ZooKeeper that are killed, frozen and cut off (20 min)
 	$(BIN)/python -m pytest -m cluster tests/test_real_cluster.py tests/test_up.py tests/test_story.py
 
 zookeeper:
