@@ -15,11 +15,12 @@ from demo.clickhouse_server import Server
 from demo.cluster import Replica
 from demo.postgres import Postgres
 
+TRAFFIC = "the traffic"
 STATEMENTS = {
     "any statement": "",
     "the copy": r"INSERT INTO person_distinct_id2\w*\s+\(|ATTACH PARTITION",
     "the comparison": "SHA256",
-    "the traffic": r"INSERT INTO \w+ FORMAT JSONEachRow",
+    TRAFFIC: r"INSERT INTO \w+ FORMAT JSONEachRow",
 }
 """Which statements are hit, by the regular expression that finds them."""
 
@@ -57,6 +58,20 @@ class Scene:
     run: subprocess.Popen[bytes] | None = None
     """Airflow's, leader of a process group of its own."""
 
+    def inject(self, statements: str, *faults: dict[str, Any]) -> None:
+        """Replaces all faults. The migration is on the first server, the traffic on the last."""
+        chosen = self.others[-1] if self.others and statements == TRAFFIC else self.clickhouse
+        for server in (self.clickhouse, *self.others):
+            server.inject(*faults if server is chosen else ())
+
+    def met(self) -> int:
+        """How many statements the last misbehaviour has hit so far."""
+        count = 0
+        for server in (self.clickhouse, *self.others):
+            with suppress(OSError):
+                count += sum(fault["fired"] for fault in server.faults())
+        return count
+
 
 @dataclass(frozen=True)
 class Mishap:
@@ -80,7 +95,7 @@ class Mishap:
         return f"{self.kind} ({self.statements}, {self.times} times)"
 
     def happen(self, scene: Scene) -> str:
-        """What is known of its effect at once; `met` tells what statements it hit."""
+        """What is known of its effect at once; Scene.met tells what statements it hit."""
         if self.kind == KILLED:
             return kill(scene)
         if self.kind in OF_REPLICAS:
@@ -93,7 +108,7 @@ class Mishap:
         where = {"match": STATEMENTS[self.statements], "times": self.times}
         if self.kind == DIES:
             return _die(scene, where, self.seconds)
-        scene.clickhouse.inject({**where, "seconds": self.seconds, **MISBEHAVIOURS[self.kind]})
+        scene.inject(self.statements, {**where, "seconds": self.seconds, **MISBEHAVIOURS[self.kind]})
         return ""
 
 
@@ -113,13 +128,6 @@ def drawn(seed: int, count: int, *, replicas: bool = False) -> list[Mishap]:
         )
         for kind in kinds[:count]
     ]
-
-
-def met(clickhouse: Server) -> int:
-    """How many statements the last misbehaviour has hit so far."""
-    with suppress(OSError):
-        return sum(fault["fired"] for fault in clickhouse.faults())
-    return 0
 
 
 def kill(scene: Scene) -> str:
