@@ -48,7 +48,7 @@ from demo.clickhouse_server import running
 from demo.schema import Table
 
 STATEMENTS = sorted(path.stem for path in Path(sql.__file__).parent.glob("clickhouse/*.sql"))
-FRAGMENTS = {"slice_range", "moment", "winning_row", "id_hash", "never_merge", "keys", "row_name"}
+FRAGMENTS = {"slice_range", "moment", "winning_row", "id_hash", "never_merge", "keys", "row_name", "step_of_source"}
 VALUES = {"Array": [], "String": "", "UUID": str(ALICE)}
 REPLICATED = "'/clickhouse/tables/noshard/posthog.{table}', '{{replica}}-{{shard}}', "
 

@@ -12,7 +12,7 @@ from pdi2.core.copying import CopyError, copy_team, copy_together
 from pdi2.core.failures import BusyError, WaitError
 from pdi2.core.ledger import Ledger, Team
 from pdi2.core.settings import Settings
-from pdi2.core.slices import SMALL_ROWS, TEAMS_AT_ONCE, aggregated_at_once, together
+from pdi2.core.slices import SMALL_ROWS, TEAMS_AT_ONCE, Teams, aggregated_at_once, together
 from pdi2.core.verifying import verify_team, verify_together
 from stories import (
     ALICE,
@@ -179,14 +179,14 @@ def test_what_is_copied_is_not_copied_again(system: System, ledger: Ledger) -> N
 
 def test_a_team_that_grows_meanwhile_is_taken_with_what_is_new(system: System, ledger: Ledger) -> None:
     teams = plan(system, ledger)
-    growing = Meanwhile(system, "count_simple", lambda: many_ids(system, 10, TEAM + 2))
+    growing = Meanwhile(system, "count_live", lambda: many_ids(system, 10, TEAM + 2))
 
     assert copy_together(ledger, growing, teams) == []
     assert seen(system, team_id=TEAM + 2).keys() >= {str(number) for number in range(10)}
 
 
 @pytest.mark.parametrize(
-    ("step", "statement"), [("copy", "SELECT team_id, distinct_id, person_id, 0"), ("verify", "SHA256")]
+    ("step", "statement"), [("copy", "AS winner"), ("verify", "SHA256")]
 )
 def test_a_busy_server_ends_the_try_and_the_next_one_goes_on(live: LiveSystem, step: str, statement: str) -> None:
     for team_id in range(1, 6):
@@ -217,7 +217,7 @@ def test_live_updates_that_replace_copies_are_no_loss(system: System, ledger: Le
     class MergedMeanwhile(Listening):
         def execute(self, name: str, *arguments: Any) -> None:
             super().execute(name, *arguments)
-            if name == "copy_simple":
+            if name == "copy_by_rule":
                 insert_new(system, ALICE, 3, "simple")
                 merge(system, Table.NEW)
 
@@ -262,7 +262,7 @@ def test_only_small_teams_share_and_no_group_is_too_large() -> None:
     assert [team_id for group in groups for team_id in group.ids] == [*range(2, 1_002), 2_000, 2_001]
     assert max(len(group.ids) for group in groups) <= TEAMS_AT_ONCE
     assert max(group.rows for group in groups) <= aggregated_at_once(50 << 20)
-    assert together({1: 5, 2: SMALL_ROWS + 1}, memory=50 << 20) == [], "one alone shares with nobody"
+    assert together({1: 5, 2: SMALL_ROWS + 1}, memory=50 << 20) == [Teams((1,), 5)], "one small team is a list of one"
 
 
 @pytest.mark.parametrize("most_batches", [1, 2, 7, 100, 1024])

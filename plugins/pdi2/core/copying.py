@@ -126,12 +126,14 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
 
 def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]:
     """Returns the teams of which all ids that are live are in the new table."""
-    with warehouse.measured() as cost, tables_for(warehouse, teams, rows=0) as tables:
-        pieces.tell_apart(warehouse, tables, [teams])
-        expected = pieces.copy(warehouse, tables, teams)
+    missing = 0
+    with warehouse.measured() as cost:
+        expected = pieces.copy_wholes(warehouse, teams)
         there = pieces.copied(warehouse, teams)
         differ = tuple(team_id for team_id in teams.ids if there[team_id] != expected[team_id])
-        missing = pieces.mend(warehouse, tables, Teams(differ, teams.rows)) if differ else 0
+        if differ:
+            with tables_for(warehouse, teams, rows=0) as tables:
+                missing = pieces.mend(warehouse, tables, Teams(differ, teams.rows))
     right = {team_id: expected[team_id] for team_id in teams.ids if not missing or team_id not in differ}
     ledger.finish_together(right, cost)
     Switches(ledger.connection).follow_ledger()
@@ -176,7 +178,7 @@ def _fill(warehouse: Warehouse, tables: Tables, rest: Rest, room: int, filled: F
     while rest.ranges:
         taken = pieces.tell_apart(warehouse, tables, rest.ranges[:RANGES_AT_ONCE])
         piece = join(rest.ranges[:taken])
-        expected = pieces.copy(warehouse, tables, piece).total()
+        expected = pieces.copy(warehouse, tables, piece)
         if tables.staged:
             before, (rows, parts) = rows, waiting(warehouse, tables)
             there = rows - before

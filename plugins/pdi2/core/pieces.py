@@ -8,7 +8,7 @@ and of two copies of an id the later event wins.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,8 @@ from pdi2.core.slices import Slice, Teams, cut, join
 from pdi2.core.staging import NEW_TABLE, Tables, create_anew, forget
 
 Piece = Slice | Teams
+OLD_TABLE = "person_distinct_id"
+ALL_ROWS = {"steps": 1, "step": 0}
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Budget:
         }
 
 
-def tell_apart(warehouse: Warehouse, tables: Tables, ranges: Sequence[Piece]) -> int:
+def tell_apart(warehouse: Warehouse, tables: Tables, ranges: Sequence[Slice]) -> int:
     """Collects the hashes of complex ids; returns how many of the ranges were looked through before they were many."""
     settings = _settings(warehouse, staged=False)
     create_anew(warehouse, tables, "complex_ids")
@@ -77,26 +79,36 @@ def tell_apart(warehouse: Warehouse, tables: Tables, ranges: Sequence[Piece]) ->
     return taken
 
 
-def copy(warehouse: Warehouse, tables: Tables, piece: Piece) -> Counter[int]:
-    """Copies what was told apart; returns the ids that should be there now, by team, counted on the old table."""
+def copy_wholes(warehouse: Warehouse, teams: Teams) -> Counter[int]:
+    """Copies small teams by the rule alone, because to tell ids apart takes longer than it saves.
+
+    Returns the ids that should be there now, by team, counted on the old table.
+    """
+    return _by_rule(warehouse, {**teams.parameters, "target": NEW_TABLE, "stamp": 0, "source": OLD_TABLE, **ALL_ROWS})
+
+
+def copy(warehouse: Warehouse, tables: Tables, piece: Slice) -> int:
+    """Copies what was told apart; returns the ids that should be there now, counted on the old table."""
     of = piece.parameters | tables.parameters
     with _as_a_set(warehouse, tables):
         settings = _settings(warehouse, staged=tables.staged)
-        decided = _decided(warehouse, tables, piece)
-        expected = Counter({team_id: live for team_id, _, live, _ in decided})
-        if expected.total():
+        decided_rows, expected, undecided = _decided(warehouse, tables, piece)
+        if expected:
             warehouse.execute("copy_decided", of, settings)
-        if len(piece.ids) > 1:
-            expected.update(dict(warehouse.rows("count_simple", of)))
-        else:
-            expected[piece.ids[0]] += _rows(warehouse, piece) - sum(rows for _, rows, _, _ in decided)
+        expected += _rows(warehouse, piece) - decided_rows
         warehouse.execute("copy_simple", of, settings)
-    if any(undecided for _, _, _, undecided in decided):
+    if undecided:
         create_anew(warehouse, tables, "complex_ids")
         warehouse.execute("undecided", of, settings)
         for step in _extracted(warehouse, tables, piece):
-            warehouse.execute("copy_by_rule", of | step, settings)
-            expected.update(dict(warehouse.rows("count_live", of | step, settings)))
+            expected += _by_rule(warehouse, of | step).total()
+    return expected
+
+
+def _by_rule(warehouse: Warehouse, of: Mapping[str, Any]) -> Counter[int]:
+    settings = _settings(warehouse, staged=of["target"] != NEW_TABLE)
+    expected = Counter(dict(warehouse.rows("count_live", of, settings)))
+    warehouse.execute("copy_by_rule", of, settings)
     return expected
 
 
@@ -113,35 +125,38 @@ def _as_a_set(warehouse: Warehouse, tables: Tables) -> Iterator[None]:
         forget(warehouse, tables.complex_set)
 
 
-def _decided(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[tuple[Any, ...]]:
-    """Decides complex ids by their latest events, in as many parts of the key as that needs to keep to its memory."""
+def _decided(warehouse: Warehouse, tables: Tables, piece: Slice) -> tuple[int, int, int]:
+    """Decides complex ids by their latest events, in as many parts of the key as that needs to keep to its memory.
+
+    Returns their rows, how many of them copy_decided.sql copies, and how many are left for the rule.
+    """
     complex_rows = warehouse.rows("told_apart", tables.parameters)[0][1]
     if not complex_rows:
-        return []
+        return 0, 0, 0
     create_anew(warehouse, tables, "latest")
-    parts: Sequence[Piece] = [piece]
-    if complex_rows > (most := Budget(warehouse.memory_left).deciding_rows) and isinstance(piece, Slice):
-        rows = _rows(warehouse, piece)
-        parts = cut(warehouse, piece, rows, math.ceil(rows * most / complex_rows))
+    parts = [piece]
+    if complex_rows > (most := Budget(warehouse.memory_left).deciding_rows):
+        in_piece = _rows(warehouse, piece)
+        parts = cut(warehouse, piece, in_piece, math.ceil(in_piece * most / complex_rows))
     settings = _settings(warehouse, staged=True) | {"max_block_size": 65_536}  # 23.6 reserves whole blocks: 50 MB
     for part in parts:
         warehouse.execute("decide_by_latest", part.parameters | tables.parameters, settings)
-    return warehouse.rows("count_decided", tables.parameters)
+    [(rows, live, undecided)] = warehouse.rows("count_decided", tables.parameters)
+    return rows, live, undecided
 
 
-def _rows(warehouse: Warehouse, piece: Piece) -> int:
+def _rows(warehouse: Warehouse, piece: Slice) -> int:
     return int(warehouse.rows("source_rows", piece.parameters)[0][0])
 
 
-def _extracted(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[dict[str, int]]:
+def _extracted(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[dict[str, Any]]:
     """Extracts the rows of complex ids in as many steps as the rule needs to keep to its memory."""
     rows = warehouse.rows("told_apart", tables.parameters)[0][1]
     steps = math.ceil(rows / Budget(warehouse.memory_left).rule_rows)
     if rows:
-        of = piece.parameters | tables.parameters | {"steps": steps}
         create_anew(warehouse, tables, "complex_rows")
-        warehouse.execute("extract_complex", of, _settings(warehouse, staged=True))
-    return [{"step": step} for step in range(steps)]
+        warehouse.execute("extract_complex", piece.parameters | tables.parameters, _settings(warehouse, staged=True))
+    return [{"source": tables.complex_rows, "steps": steps, "step": step} for step in range(steps)]
 
 
 def copied(warehouse: Warehouse, piece: Piece) -> Counter[int]:

@@ -56,12 +56,12 @@ def aggregated_at_once(memory: int) -> int:
 
 
 def together(rows: Mapping[int, int], memory: int) -> list[Teams]:
-    """Small teams that may share statements of so much memory. A team that is not small is left out."""
+    """Small teams that share statements of so much memory. One may be alone; a team that is not small is left out."""
     small = [team_id for team_id, count in rows.items() if count <= SMALL_ROWS]
     groups = constrained_batches(
         small, aggregated_at_once(memory), TEAMS_AT_ONCE, get_len=rows.__getitem__, strict=False
     )
-    return [Teams(group, sum(rows[team_id] for team_id in group)) for group in groups if len(group) > 1]
+    return [Teams(group, sum(rows[team_id] for team_id in group)) for group in groups]
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ def verify_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int], s
     rows = {team.team_id: team.rows_source for team in ledger.teams_of(ledger.ended(team_ids))}
     left = dict(rows)
     for teams in together(rows, warehouse.max_memory_usage):
+        if len(teams.ids) == 1:
+            continue
         wait_while_paused(ledger, teams.ids)
         try:
             verify(ledger, warehouse, teams, settings)

@@ -3,8 +3,8 @@
 SELECT team_id, uniqExact(id_hash)
 FROM (
     SELECT team_id, cityHash64(distinct_id) AS id_hash, person_id, max(/* include moment */) AS last
-    FROM {complex_rows:Identifier}
-    WHERE step = {step:UInt32}
+    FROM {source:Identifier}
+    WHERE /* include step_of_source */
     GROUP BY team_id, id_hash, person_id
     HAVING bitAnd(last, 1) = 0
 )

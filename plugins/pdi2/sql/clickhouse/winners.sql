@@ -6,8 +6,8 @@ FROM (
     SELECT team_id, distinct_id, max(bitShiftLeft(toUInt256(last), 128) + reinterpretAsUInt128(person_id)) AS winner
     FROM (
         SELECT team_id, distinct_id, person_id, max(/* include moment */) AS last
-        FROM {complex_rows:Identifier}
-        WHERE step = {step:UInt32}
+        FROM {source:Identifier}
+        WHERE /* include step_of_source */
         GROUP BY team_id, distinct_id, person_id
         HAVING bitAnd(last, 1) = 0
     )
