@@ -185,9 +185,7 @@ def test_a_team_that_grows_meanwhile_is_taken_with_what_is_new(system: System, l
     assert seen(system, team_id=TEAM + 2).keys() >= {str(number) for number in range(10)}
 
 
-@pytest.mark.parametrize(
-    ("step", "statement"), [("copy", "AS winner"), ("verify", "SHA256")]
-)
+@pytest.mark.parametrize(("step", "statement"), [("copy", "AS winner"), ("verify", "SHA256")])
 def test_a_busy_server_ends_the_try_and_the_next_one_goes_on(live: LiveSystem, step: str, statement: str) -> None:
     for team_id in range(1, 6):
         insert_old(live, [event("+A1", "one", team_id)])
