@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from conftest import FILL, ROOT, System
@@ -365,6 +366,37 @@ def test_a_database_that_cannot_be_reached_is_told_without_its_address(
         assert "127.0.0.1" not in answer.text
         assert "secret" not in answer.text
         protected(answer)
+
+
+def test_a_role_with_the_time_limits_of_an_application_sees_the_page_and_acts(
+    system: System, admin: Visitor, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page takes longer between two statements, and an event takes longer to write."""
+    ledger = system.ledger()
+    many_ids(system, 20)
+    enable(system, ledger)
+    plan(system, ledger)
+    role = f"application_{uuid4().hex}"
+    system.postgres.execute(
+        f"""
+        CREATE ROLE {role} SUPERUSER LOGIN;
+        ALTER ROLE {role} SET idle_in_transaction_session_timeout = '1ms';
+        ALTER ROLE {role} SET statement_timeout = '300ms';
+        ALTER ROLE {role} SET default_transaction_isolation = 'serializable';
+        CREATE FUNCTION take_long() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN PERFORM pg_sleep(0.4); RETURN NEW; END $$;
+        CREATE TRIGGER take_long AFTER INSERT ON pdi2_migration.event FOR EACH ROW EXECUTE FUNCTION take_long()
+        """
+    )
+    connection = postgres_server.airflow_connection(system.database) | {"login": role}
+    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(connection))
+
+    assert {path: admin.get(path).status_code for path in LISTS} == dict.fromkeys(LISTS, 200)
+    assert admin.post("/pause").status_code == 204
+    assert admin.get("/status").json()["phase"].startswith("Paused")
+    assert admin.post("/resume").status_code == 204
+
+    system.postgres.execute(f"DROP ROLE {role}")
 
 
 def test_a_connection_in_airflows_own_database_is_found(

@@ -17,12 +17,13 @@ from airflow.api_fastapi.app import API_BASE_URL
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from airflow.exceptions import AirflowNotFoundException
-from airflow.models.connection import Connection
+from airflow.models.connection import Connection as AirflowConnection
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
+from psycopg import Connection
 
-from pdi2.core import postgres
+from pdi2.core import postgres, sessions
 from pdi2.core.ledger import Ledger
 from pdi2.edge.connections import POSTGRES
 from pdi2.edge.runs import FILL
@@ -75,6 +76,11 @@ def not_connected(request: Request, error: Exception) -> JSONResponse:
     )
 
 
+@app.exception_handler(sessions.PoolerError)
+def behind_a_pooler(request: Request, error: Exception) -> JSONResponse:
+    return _unavailable(str(error))
+
+
 def _unavailable(detail: str) -> JSONResponse:
     return JSONResponse({"detail": detail}, status_code=503)
 
@@ -94,24 +100,30 @@ def acts(request: Request, user: Any) -> bool:
     return True
 
 
+def _begin() -> Connection[Any]:
+    """A session as the tasks begin theirs: the limits of a role that suit an application are not the page's."""
+    return sessions.begin(_connect)
+
+
 def _connect() -> Any:
-    """As the tasks do, but for a limit of time: no thread of the API server may wait for a dead database."""
-    connection = Connection.get_connection_from_secrets(POSTGRES)
+    """Within a time: no thread of the API server may wait for a dead database."""
+    connection = AirflowConnection.get_connection_from_secrets(POSTGRES)
     connection.set_extra(json.dumps({"connect_timeout": CONNECT_SECONDS, **connection.extra_dejson}))
     return PostgresHook(connection=connection).get_conn()
 
 
 @contextmanager
-def reading() -> Iterator[Any]:
+def reading() -> Iterator[Connection[Any]]:
     """One moment of the ledger, in a transaction that cannot write."""
-    with _connect() as connection:
+    with _begin() as connection:
         connection.read_only = True
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        postgres.execute(connection, "watch_limit")
-        yield connection
+        with connection.transaction():
+            postgres.execute(connection, "watch_limit")
+            yield connection
 
 
 @contextmanager
 def acting(user: Any) -> Iterator[Ledger]:
-    with _connect() as connection:
+    with _begin() as connection:
         yield Ledger(connection, "", user.get_name())
