@@ -100,7 +100,8 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "section": FOLDED,
         "title": "Reader cache lifetime (s)",
         "description": "How long a reader may still use the old table after the switch. Old writes go on for that "
-        "long. PostHog remembers its switch for up to 15 minutes (900).",
+        "long, and a rollback stays possible. PostHog looks again within a minute (60). PostHog 1.32 and 1.33 end old "
+        "writes by themselves, and nothing is waited for.",
     },
 }
 
