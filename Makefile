@@ -17,7 +17,7 @@ SOURCES := bench dags plugins demo tests
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 
 .PRECIOUS: .venv-matrix/airflow-%/installed .venv-matrix/%/installed .venv-matrix/postgres-%/package.json
-.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-airflow test-cluster test-matrix test-postgres test-trouble test-ui zookeeper screenshots lint lock clean
+.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-airflow test-cluster test-matrix test-pooler test-postgres test-trouble test-ui zookeeper screenshots lint lock clean
 
 help: ## List the targets, with how long each takes on 2 cores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,9 +85,12 @@ test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on each 
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 	PDI2_DDL=later $(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 
-test-postgres: venv $(POSTGRES_VERSIONS:%=postgres-%) ## Run what Postgres is asked on each of tests/postgres_versions, and behind PgBouncer
-	command -v pgbouncer /usr/sbin/pgbouncer >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends pgbouncer)
+test-pooler: venv ## Migrate through a real PgBouncer, and see refused what it cannot keep (1 min)
+	PATH=$$PATH:/usr/sbin command -v pgbouncer >/dev/null \
+		|| (apt-get update && apt-get install --yes --no-install-recommends pgbouncer)
 	$(BIN)/python -m pytest -n 2 -m pooler tests/test_pooler.py
+
+test-postgres: venv test-pooler $(POSTGRES_VERSIONS:%=postgres-%) ## The same, and what Postgres is asked on each of tests/postgres_versions
 
 postgres-%: .venv-matrix/postgres-%/package.json
 	PDI2_POSTGRES=$* $(BIN)/python -m pytest -n 2 --dist loadfile $(ON_POSTGRES)

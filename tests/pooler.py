@@ -1,4 +1,4 @@
-"""A real PgBouncer before a Postgres server: Debian's package, which `make test-postgres` installs."""
+"""A real PgBouncer before a Postgres server: Debian's package, which `make test-pooler` installs."""
 
 import os
 import shutil
@@ -21,7 +21,7 @@ STARTED_WITHIN_SECONDS = 10
 @contextmanager
 def running(server: Postgres, mode: str, **options: object) -> Iterator[int]:
     """The port on loopback of a pooler in the mode "session", "transaction" or "statement", which trusts everybody."""
-    assert PROGRAM, "there is no pgbouncer: make test-postgres installs it"
+    assert PROGRAM, "there is no pgbouncer: make test-pooler installs it"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -54,11 +54,13 @@ WITH_AND_WITHOUT_SETTINGS = pytest.mark.parametrize("release", ["1.32", "1.34"],
 
 @pytest.fixture
 def role(system: System, release: str) -> Iterator[str]:
-    """A role with what the runbook grants, in a database that grants nothing to everybody."""
+    """A role with what the runbook grants, in a database that grants nothing to everybody, not even md5: Postgres
+    refuses that too where its OpenSSL is in FIPS mode."""
     role = f"migration_{uuid4().hex}"
     system.postgres.execute(f"CREATE ROLE {role} LOGIN")
     system.postgres.execute(f"REVOKE ALL ON DATABASE {system.database} FROM PUBLIC")
     system.postgres.execute("REVOKE ALL ON SCHEMA public FROM PUBLIC")
+    system.postgres.execute("REVOKE EXECUTE ON FUNCTION md5(text), md5(bytea) FROM PUBLIC")
     verbatim = POSTGRES if release == "1.32" else POSTGRES + SETTINGS
     block = verbatim.replace("DATABASE posthog", f"DATABASE {system.database}").replace("TO migration;", f"TO {role};")
     system.postgres.execute(block.encode())
@@ -106,6 +108,8 @@ def everything(system: System, uri: str) -> None:
 def test_the_dags_run_with_the_grants_of_the_runbook(
     system: System, role: str, postgres_server: embedded.Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    with psycopg.connect(f"{system.uri} user={role}") as refused, pytest.raises(psycopg.errors.InsufficientPrivilege):
+        refused.execute("SELECT md5('')")
     connection = postgres_server.airflow_connection(system.database) | {"login": role}
     monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(connection))
     insert_old(system, [event("+A1"), event("+A1", "gone")])

@@ -393,7 +393,7 @@ def test_a_role_with_the_time_limits_of_an_application_sees_the_page_and_acts(
 
     assert {path: admin.get(path).status_code for path in LISTS} == dict.fromkeys(LISTS, 200)
     assert admin.post("/pause").status_code == 204
-    assert admin.get("/status").json()["phase"].startswith("Paused")
+    assert system.ledger().paused()
     assert admin.post("/resume").status_code == 204
 
     system.postgres.execute(f"DROP ROLE {role}")
@@ -568,7 +568,7 @@ def test_an_answer_about_a_crowd_stays_small_and_takes_few_statements(
 
     assert answer.status_code == 200
     assert len(answer.content) < 300_000
-    assert 0 < len(asked) <= 16
+    assert 0 < len(asked) <= 18
 
 
 @pytest.mark.slow

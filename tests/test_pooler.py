@@ -77,7 +77,7 @@ def test_a_pool_that_shares_sessions_is_one_line_of_preflight(
 
         assert run.state == "failed"
         [error] = [one for one in told() if "PreflightError" in one]
-        assert "The migration cannot begin, for 1 reason(s)" in error
+        assert "The migration cannot begin, for 1 reason;" in error
         line = error.split("nothing was changed.\n", 1)[1].strip()
         assert len(line.splitlines()) == 1
         assert "connection pooler (such as PgBouncer) in transaction mode" in line
