@@ -393,6 +393,24 @@ def test_a_row_at_rest_may_begin(system: System, status: int) -> None:
     assert look(system).verdict is Verdict.MIGRATE
 
 
+@pytest.mark.parametrize(("status", "noted"), [(0, True), (3, True), (6, True), (2, False), (None, False)])
+def test_the_migration_before_this_one_stops_nothing_and_is_told(
+    system: System, status: int | None, noted: bool
+) -> None:
+    """PostHog's runner wants 0002 complete first (is_migration_dependency_fulfilled in its runner.py)."""
+    if status is not None:
+        system.postgres.execute(
+            "INSERT INTO posthog_asyncmigration (name, description, status) VALUES (%s, '', %s)",
+            ["0002_events_sample_by", status],
+        )
+    before = dump(system)
+    for settings, verdict in ((Settings(), Verdict.MIGRATE), (Settings(dry_run=True), Verdict.PLAN_ONLY)):
+        seen = look(system, settings)
+        assert seen.verdict is verdict
+        assert (f"0002_events_sample_by is not complete (status {status})" in seen.message) is noted
+    assert dump(system) == before
+
+
 def switched(system: System) -> None:
     """By this project; both tables are still written."""
     ledger = system.ledger("an earlier run")
