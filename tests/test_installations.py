@@ -77,7 +77,7 @@ def role(system: System) -> Iterator[str]:
     system.postgres.execute(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
 
 
-def test_a_role_with_the_time_limits_of_an_application_migrates(
+def test_a_role_with_the_settings_of_an_application_migrates(
     system: System,
     seeded: Seeded,
     role: str,
@@ -85,10 +85,12 @@ def test_a_role_with_the_time_limits_of_an_application_migrates(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each limit is shorter than something that the run does: an event takes longer to write, ClickHouse longer to
-    answer within a transaction, and verify waits longer for what is in flight."""
+    answer within a transaction, and verify waits longer for what is in flight. The driver reads no German times, and
+    ids of the seed are in scripts that LATIN1 lacks."""
     limits = {"statement_timeout": "300ms", "lock_timeout": "1ms", "idle_in_transaction_session_timeout": "1ms"}
     if system.postgres.info.server_version >= 140000:
         limits["idle_session_timeout"] = "300ms"
+    limits |= {"DateStyle": "German", "client_encoding": "LATIN1"}
     for name, value in limits.items():
         system.postgres.execute(f"ALTER ROLE {role} SET {name} = '{value}'")
     system.ledger().create()
@@ -111,9 +113,13 @@ def test_a_role_with_the_time_limits_of_an_application_migrates(
 def test_a_session_has_the_limits_of_this_project(system: System) -> None:
     system.postgres.execute(f"ALTER DATABASE {system.database} SET statement_timeout = '1min'")
     system.postgres.execute(f"ALTER DATABASE {system.database} SET default_transaction_isolation = 'serializable'")
+    system.postgres.execute(f"ALTER DATABASE {system.database} SET DateStyle = 'SQL, DMY'")
+    system.postgres.execute(f"ALTER DATABASE {system.database} SET client_encoding = 'LATIN1'")
     with sessions.begin(lambda: psycopg.connect(system.uri)) as connection:
         asked = {name: connection.execute(f"SHOW {name}").fetchone() for name in ("statement_timeout", "lock_timeout")}
         assert asked == {"statement_timeout": ("0",), "lock_timeout": ("10s",)}
+        assert connection.execute("SELECT now()").fetchone()
+        assert connection.execute("SELECT '長'").fetchone() == ("長",)
         assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
         for _ in range(10):
             connection.execute("SELECT %s", ["the same statement"])
