@@ -4,9 +4,12 @@ Profiles come as the settings of a connection, which a statement meets as it mee
 where constraints, quotas and several disks matter, from a real users.xml and config.xml of an engine of its own.
 """
 
+import json
 import multiprocessing
+import os
 import re
 import shutil
+import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +19,7 @@ import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
-from conftest import ENGINE, System
+from conftest import ENGINE, FILL, System
 from pdi2.core import clickhouse_checks, pressure
 from pdi2.core.clickhouse import Warehouse
 from pdi2.core.copying import copy_team
@@ -254,19 +257,25 @@ USERS = """<clickhouse><profiles><default>{profile}</default></profiles>
 </users><quotas><default>{quota}</default></quotas></clickhouse>"""
 
 
-def configured(path: Path, work: Callable[..., Any], *, profile: str = "", quota: str = "", config: str = "") -> Any:
-    """The result of `work`, which gets a function that connects to an engine with these XML pieces in its files."""
+def write_config(path: Path, *, profile: str = "", quota: str = "", config: str = "") -> None:
     (path / "users.xml").write_text(USERS.format(profile=profile, quota=quota))
     config = f"<clickhouse><users_config>{path}/users.xml</users_config>{config}</clickhouse>"
     (path / "config.xml").write_text(config)
+
+
+def configured(path: Path, work: Callable[..., Any], *, profile: str = "", quota: str = "", config: str = "") -> Any:
+    """The result of `work`, which gets the directory of an engine with these XML pieces in its files."""
+    write_config(path, profile=profile, quota=quota, config=config)
     with multiprocessing.get_context("spawn").Pool(1) as process:
         return process.apply(work, (path,))
 
 
+def address(path: Path) -> dict[str, Any]:
+    return {"path": str(path / "data"), "chdb_options": {"config-file": str(path / "config.xml")}}
+
+
 def connect(path: Path) -> Client:
-    return clickhouse_connect.get_client(
-        interface="chdb", path=str(path / "data"), chdb_options={"config-file": str(path / "config.xml")}
-    )
+    return clickhouse_connect.get_client(interface="chdb", **address(path))
 
 
 def profile_problems(path: Path) -> list[str]:
@@ -306,6 +315,39 @@ def test_what_a_profile_forbids_is_told(tmp_path: Path, profile: str, told: list
     assert len(found) == len(told)
     for problem, pattern in zip(found, told, strict=True):
         assert re.search(pattern, problem), problem
+
+
+CLOSED = {
+    "cache, and it may not be changed": (
+        "<use_query_cache>1</use_query_cache><constraints><use_query_cache><const/></use_query_cache></constraints>",
+        "use_query_cache = 1",
+    ),
+    "cache, and readonly": ("<use_query_cache>1</use_query_cache><readonly>1</readonly>", "use_query_cache = 1"),
+    "result": ("<max_result_rows>10</max_result_rows>", "max_result_rows or max_result_bytes below 10,000 rows"),
+}
+
+
+@pytest.mark.slow
+@real_engine
+@pytest.mark.usefixtures("airflow_metadata")
+@pytest.mark.parametrize(("profile", "told"), CLOSED.values(), ids=CLOSED.keys())
+def test_a_profile_with_which_nobody_can_connect_is_one_line_of_preflight(
+    system: System, tmp_path: Path, profile: str, told: str
+) -> None:
+    """The client library asks for the server's settings as it connects, and the profile forbids that."""
+    write_config(tmp_path, profile=profile)
+    extra = {"client_kwargs": {"interface": "chdb"} | address(tmp_path)}
+    connection = {"AIRFLOW_CONN_POSTHOG_CLICKHOUSE": json.dumps({"conn_type": "clickhouse", "extra": extra})}
+
+    run = subprocess.run(["airflow", "dags", "test", FILL], env=os.environ | connection, capture_output=True, text=True)
+
+    said = " ".join((run.stdout + run.stderr).split())
+    assert "The migration cannot begin, for 1 reason; nothing was changed." in said
+    assert f"1. With {told}" in said
+    assert "in its profile, the ClickHouse user cannot even read the server's settings" in said
+    assert "Give the user of posthog_clickhouse a profile without it." in said
+    assert system.value("SELECT to_regnamespace('pdi2_migration')") is None
+    assert system.status() == 0
 
 
 def quota_error(path: Path) -> tuple[str, int, bool, str]:
