@@ -75,7 +75,9 @@ def main() -> int:
     traffic.add_argument("--summary", type=Path, metavar="FILE", help="where to write the counts, as JSON")
 
     soak = commands.add_parser("soak", help="migrations and rollbacks under traffic and faults, proven (make soak)")
-    soak.add_argument("--seed", type=int, default=1, help="the same seed gives the same faults")
+    soak.add_argument(
+        "--seed", type=int, default=1, help="the same seed gives the same faults; without instance settings where odd"
+    )
     soak.add_argument("--seconds", type=float, default=600)
     soak.add_argument("--rate", type=float, default=200, help="writes per second")
     soak.add_argument("--writers", type=int, default=2, help="processes that write")

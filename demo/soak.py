@@ -1,7 +1,9 @@
 """`make soak`: migrations and rollbacks under traffic, with something going wrong every few seconds, and all proven.
 
-It does what an operator does: triggers the DAG, triggers it again after a clear stop, rolls back, restarts readers.
-Old writes are stopped by the last migration alone, so that a rollback stays possible; the faults go on to the end.
+It does what an operator does. Seeds that are even: triggers the DAG, triggers it again after a clear stop, rolls back,
+restarts readers. Old writes are stopped by the last migration alone, so that a rollback stays possible. Seeds that are
+odd: there are no instance settings, as in PostHog 1.32 and 1.33, so nothing can be rolled back: trials of a few teams,
+then the migration, then audits. The faults go on to the end.
 One writer deletes as PostHog 1.33 does, with no word to ClickHouse, and its ids come back: what that left after the
 last verification is for the audit to repair, and only then must both databases agree.
 """
@@ -16,15 +18,15 @@ from typing import Any
 
 import clickhouse_connect
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from demo import airflow, cluster, traffic
 from demo import postgres as embedded
 from demo.alone import anew
 from demo.chaos import Mishap, Scene, drawn, kill
 from demo.reader import team_in, truth_of
-from demo.schema import MIGRATION, Table, create_postgres
+from demo.schema import MIGRATION, Table, create_postgres, sql
 from demo.seed import seed as fill
+from demo.soak_tables import LINE, Attempt, Blow, attempts, blows
 from demo.switches import WRITES
 
 CONF = {"settle_seconds": 8, "in_flight_seconds": 3, "read_cache_seconds": 4}
@@ -34,34 +36,12 @@ AUDIT = "audit_person_distinct_id2"
 LAST_MIGRATION_AT = 0.5
 """Share of the time after which no further rollback comes."""
 REST_SECONDS = 10.0
-"""Reads on the new table before a rollback."""
+"""Reads on the new table before a rollback, or between two audits."""
+TEAMS_OF_A_TRIAL = 3
 COMPLETED, ROLLED_BACK = 2, 4
-LINE = 300
 OVERTIME_SECONDS = 600.0  # at most: for a whole run once more, on a busy machine too
 TICK_SECONDS = 0.1
 console = Console(highlight=False, width=160)
-
-
-@dataclass
-class Attempt:
-    """One run of a DAG."""
-
-    dag_id: str
-    began: float
-    ended: float | None = None
-    outcome: str = ""
-
-
-@dataclass
-class Blow:
-    """One mishap and what it met."""
-
-    mishap: Mishap
-    at: float
-    during: str
-    failed_before: int
-    """Tasks, according to the ledger."""
-    effect: str = ""
 
 
 @dataclass
@@ -70,6 +50,8 @@ class Soak:
     environment: dict[str, str]
     log: Path
     live: traffic.Running
+    team_ids: tuple[int, ...]
+    has_settings: bool
     seconds: float
     began: float = field(default_factory=time.monotonic)
     attempts: list[Attempt] = field(default_factory=list)
@@ -115,7 +97,9 @@ class Soak:
             self.switched_at = None
             self.live.restart_reader()
         last = self.now() > LAST_MIGRATION_AT * self.seconds
-        if status != COMPLETED:
+        if not self.has_settings:
+            self.operate_without_settings(last, status)
+        elif status != COMPLETED:
             self.trigger(FILL, {**CONF, "stop_old_writes": last})
         elif writes != "new" and last:
             self.trigger(FILL, CONF)
@@ -123,6 +107,14 @@ class Soak:
             self.switched_at = self.switched_at or self.now()
             if self.now() > self.switched_at + REST_SECONDS:
                 self.trigger(ROLLBACK, {})
+
+    def operate_without_settings(self, last: bool, status: int) -> None:
+        begin = len(self.attempts) * TEAMS_OF_A_TRIAL % len(self.team_ids)
+        if status != COMPLETED:
+            trial = {} if last else {"team_ids": self.team_ids[begin : begin + TEAMS_OF_A_TRIAL]}
+            self.trigger(FILL, CONF | trial)
+        elif (self.attempts[-1].ended or 0) + REST_SECONDS < self.now() < self.seconds:
+            self.trigger(AUDIT, {"repair": True})
 
     def trigger(self, dag_id: str, conf: dict[str, Any]) -> None:
         command = ["airflow", "dags", "test", dag_id, "--conf", json.dumps(conf)]
@@ -144,7 +136,10 @@ class Soak:
         return self.scene.run is None and self.switch() == (COMPLETED, "new")
 
     def switch(self) -> tuple[int, str]:
-        """The migration row's status, and which tables are written."""
+        """The migration row's status, and which tables are written by a process that begins now."""
+        if not self.has_settings:
+            [(status,)] = self.ask("SELECT status FROM posthog_asyncmigration WHERE name = %s", MIGRATION)
+            return status, "new" if status == COMPLETED else "both"
         [row] = self.ask(
             "SELECT status, raw_value::jsonb #>> '{}' FROM posthog_asyncmigration, posthog_instancesetting "
             "WHERE name = %s AND key = %s",
@@ -201,7 +196,9 @@ def run(
 ) -> int:
     """Returns 0 if nobody read a wrong person, the new table equals Postgres, and the migration is finished."""
     mishaps = drawn(seed, int(seconds // fault_every), replicas=replicas > 1)
-    console.print(f"Seed {seed}: {len(mishaps)} faults in {seconds:g} s")
+    has_settings = seed % 2 == 0
+    release = "with instance settings" if has_settings else "without instance settings, as PostHog 1.32 and 1.33"
+    console.print(f"Seed {seed}: {len(mishaps)} faults in {seconds:g} s, {release}")
     with (
         anew(directory),
         embedded.running(directory / "postgres") as postgres,
@@ -209,7 +206,7 @@ def run(
     ):
         clickhouse, *others = servers
         address: dict[str, Any] = {"host": "127.0.0.1", "port": clickhouse.port}
-        team_ids = _prepare(postgres, address, rows, teams, seed)
+        team_ids = _prepare(postgres, address, rows, teams, seed, has_settings)
         environment = airflow.environment(
             directory / "airflow",
             postgres.airflow_connection("posthog"),
@@ -226,6 +223,8 @@ def run(
                 environment,
                 log,
                 live,
+                team_ids,
+                has_settings,
                 seconds,
             )
             try:
@@ -252,7 +251,7 @@ def run(
 
 
 def _prepare(
-    postgres: embedded.Postgres, clickhouse: dict[str, Any], rows: int, teams: int, seed: int
+    postgres: embedded.Postgres, clickhouse: dict[str, Any], rows: int, teams: int, seed: int, has_settings: bool
 ) -> tuple[int, ...]:
     postgres.create_database("posthog")
     with (
@@ -261,11 +260,13 @@ def _prepare(
         console.status(f"Seeding about {rows:,} rows of {teams} teams"),
     ):
         create_postgres(application)
+        if not has_settings:
+            application.execute(sql("postgres_1_32"))
         return fill(application, client, rows=rows, teams=teams, seed=seed).team_ids
 
 
 def _judge(soak: Soak, summary: dict[str, Any], disagreeing: list[tuple[int, str]]) -> int:
-    console.print(_blows(soak.blows), _attempts(soak.attempts))
+    console.print(blows(soak.blows), attempts(soak.attempts))
     console.print("Traffic:", json.dumps(summary, indent=2, ensure_ascii=False), markup=False)
     wrong = []
     if summary["wrong"]:
@@ -284,18 +285,3 @@ def _judge(soak: Soak, summary: dict[str, Any], disagreeing: list[tuple[int, str
             "the migration is finished."
         )
     return 1 if wrong else 0
-
-
-def _blows(blows: list[Blow]) -> RichTable:
-    table = RichTable("", "at", "fault", "during", "what happened", title="Faults", title_justify="left")
-    for number, blow in enumerate(blows, 1):
-        table.add_row(str(number), f"{blow.at:.0f} s", str(blow.mishap), blow.during, blow.effect)
-    return table
-
-
-def _attempts(attempts: list[Attempt]) -> RichTable:
-    table = RichTable("began", "took", "run", "outcome", title="Runs", title_justify="left")
-    for one in attempts:
-        took = f"{one.ended - one.began:.0f} s" if one.ended else ""
-        table.add_row(f"{one.began:.0f} s", took, one.dag_id, one.outcome[:LINE])
-    return table

@@ -21,9 +21,10 @@ _TABLES = {
 class Switches:
     """The switches as they were up to `cache_seconds` ago.
 
-    Reads that once moved to the new table stay there for the life of the object, as in PostHog: a rollback
-    reaches a process only when it restarts. A process that never hears of a change is one whose cache_seconds
-    is math.inf.
+    Where there are no instance settings (PostHog 1.32, 1.33), a process asks once which tables it writes: its plugin
+    server does so at its first write. Reads that once moved to the new table stay there for the life of the object, as
+    in PostHog: a rollback reaches a process only when it restarts. A process that never hears of a change is one whose
+    cache_seconds is math.inf.
     """
 
     def __init__(self, postgres: psycopg.Connection, cache_seconds: float = 60.0) -> None:
@@ -49,8 +50,10 @@ class Switches:
         if now < self._expires:
             return
         settings, completed = self._settings(), self._completed()
-        # Without the setting the migration's row is the only switch: both tables are written until the end.
-        self._writes = _TABLES[settings.get(WRITES, "new" if completed else "both")]
+        if WRITES in settings:
+            self._writes = _TABLES[settings[WRITES]]
+        elif not self._writes:
+            self._writes = _TABLES["new" if completed else "both"]
         if completed or settings.get(READS) == "new":
             self._reads = Table.NEW
         self._expires = now + self._cache_seconds
