@@ -27,6 +27,8 @@ SYNC_SECONDS = 10
 UNREADABLE = {60, 497}
 """No such table, no such grant: what reading system.zookeeper may end with."""
 TIMED_OUT, UNFINISHED = 159, 341
+SYNTAX = 62
+"""ClickHouse 22.12 knows no LIGHTWEIGHT: it waits for merges too."""
 CONNECTED, SWITCH_WAITS = "connected_to", "switch_waits"
 PATIENCE_SECONDS = 1800
 """How long a run waits for the replicas at the switch, from its first look."""
@@ -101,8 +103,14 @@ def catch_up(warehouse: Warehouse) -> None:
 
 def _sync(warehouse: Warehouse, table: str) -> str | None:
     """Waits for SYNC_SECONDS at most; why it must go on, if it must."""
+    settings = {"receive_timeout": SYNC_SECONDS}
     try:
-        warehouse.execute(SYNC[table], settings={"receive_timeout": SYNC_SECONDS})
+        try:
+            warehouse.execute(SYNC[table], settings=settings)
+        except DatabaseError as error:
+            if error.code != SYNTAX:
+                raise
+            warehouse.execute(f"{SYNC[table]}_and_merge", settings=settings)
     except DatabaseError as error:
         if error.code != TIMED_OUT and not waits(error):
             raise
