@@ -5,7 +5,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -142,12 +142,13 @@ def _strike_replicas(kind: str, scene: Scene, seconds: float) -> str:
     [other, *_] = scene.others
     keeper = other.zookeeper
     assert keeper
-    begin, end = {
+    turns: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         OTHER_DIES: (other.kill, other.start),
         OTHER_FREEZES: (other.freeze, other.thaw),
         KEEPER_FREEZES: (keeper.freeze, keeper.thaw),
         REFUSED: (partial(_exchange, scene, refuse=True), partial(_exchange, scene, refuse=False)),
-    }[kind]
+    }
+    begin, end = turns[kind]
     begin()
     time.sleep(seconds)
     end()
