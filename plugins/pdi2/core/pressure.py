@@ -37,7 +37,9 @@ def look(warehouse: Warehouse) -> tuple[str | None, int]:
     room = int(PARTS_SHARE * most) - (parts or 0)
     reason = None
     if room < 0:
-        reason = f"person_distinct_id2 has {parts:,} parts in a partition, and from {most:,} on inserts are delayed"
+        reason = (
+            f"person_distinct_id2 has {counted(parts, 'part')} in a partition, and from {most:,} on inserts are delayed"
+        )
     elif total_replicas == 0:
         reason = "its replica of person_distinct_id2 has no session with Keeper"
     elif total_replicas and active < total_replicas // 2 + 1:
