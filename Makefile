@@ -73,7 +73,7 @@ test-fast: venv ## Run one case of each test that takes no more than a few secon
 screenshots: venv ## Take the README's pictures from a real migration in Chromium (3 min)
 	$(BIN)/python -m demo screenshots
 
-test-ui: venv ## Drive Airflow's UI and the page in real Chromium, with ClickHouse killed on purpose (8 min)
+test-ui: venv ## Drive Airflow's UI and the page in real Chromium, with ClickHouse killed on purpose (10 min)
 	command -v chromium >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends chromium)
 	$(BIN)/python -m pytest -m ui $(addprefix tests/ui/test_,stories.py trouble.py form.py)
 
