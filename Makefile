@@ -17,7 +17,7 @@ SOURCES := bench dags plugins demo tests
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
 
 .PRECIOUS: .venv-matrix/airflow-%/installed .venv-matrix/%/installed .venv-matrix/postgres-%/package.json
-.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-airflow test-cluster test-matrix test-pooler test-postgres test-trouble test-ui zookeeper screenshots lint lock clean
+.PHONY: help venv demo up compose-env soak bench bench-scale bench-large test test-chaos test-fast test-airflow test-cluster test-matrix test-pooler test-postgres test-ui zookeeper screenshots lint lock clean
 
 help: ## List the targets, with how long each takes on 2 cores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,13 +73,9 @@ test-fast: venv ## Run one case of each test that takes no more than a few secon
 screenshots: venv ## Take the README's pictures from a real migration in Chromium (3 min)
 	$(BIN)/python -m demo screenshots
 
-test-ui: venv ## Drive Airflow's UI and the migration page in real Chromium (5 min)
+test-ui: venv ## Drive Airflow's UI and the page in real Chromium, with ClickHouse killed on purpose (10 min)
 	command -v chromium >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends chromium)
-	$(BIN)/python -m pytest -m ui tests/ui/test_stories.py
-	$(BIN)/python -m pytest -m ui tests/ui/test_form.py
-
-test-trouble: venv ## Drive the page where something is wrong; not green as a whole yet (15 min)
-	$(BIN)/python -m pytest -m ui tests/ui/test_trouble.py
+	$(BIN)/python -m pytest -m ui $(addprefix tests/ui/test_,stories.py trouble.py form.py)
 
 test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on each ClickHouse of tests/engines (30 min)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)

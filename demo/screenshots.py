@@ -21,6 +21,7 @@ from demo.postgres import Postgres
 FILL = "fill_person_distinct_id2"
 LOOK_EVERY_SECONDS = 0.5
 LAPTOP: ViewportSize = {"width": 1366, "height": 900}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ def run(pictures: Path, directory: Path) -> int:
             watcher.goto(f"{up.address}/plugin/migration")
             watcher.frame_locator("iframe").get_by_role("progressbar").first.wait_for()
             _save(watcher, pictures / f"{name}.png")
+        phone = light.new_page()
+        phone.set_viewport_size(PHONE)
+        phone.goto(f"{up.address}/pdi2/")
+        phone.get_by_role("progressbar").first.wait_for()
+        _save(phone, pictures / "migration-phone.png")
         _wait(lambda: status()["phase"].startswith("Waiting for approval"))
         page.goto(f"{up.address}/plugin/migration")
         teams = page.frame_locator("iframe").locator("#teams")

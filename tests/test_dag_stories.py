@@ -267,7 +267,7 @@ def test_a_trial_never_switches_and_the_full_run_does_not_repeat_it(system: Syst
         pytest.param(
             lambda system: None,
             {"slice_rows": 7, "team_ids": [0]},
-            ["Unknown parameter 'slice_rows'"],
+            ['Unknown parameter "slice_rows"'],
             id="an unknown conf key",
         ),
         pytest.param(
@@ -280,7 +280,7 @@ def test_a_trial_never_switches_and_the_full_run_does_not_repeat_it(system: Syst
             lambda system: move_away_both_databases(),
             {"slice_rows": 7},
             [
-                "Unknown parameter 'slice_rows'",
+                'Unknown parameter "slice_rows"',
                 "Postgres cannot be reached through the Airflow connection posthog_postgres",
                 "ClickHouse cannot be reached through the Airflow connection posthog_clickhouse",
             ],
@@ -379,7 +379,7 @@ def test_a_team_that_cannot_be_copied_stops_no_other_and_the_rerun_does_what_is_
     [reason] = errors(system)
     assert f"team {broken}: failed" in reason
     assert "ClickHouse error 469" in reason
-    assert "1 of 4 teams are not verified" in reason
+    assert "1 of 4 teams is not verified" in reason
     assert not [team_id for team_id in healthy if f"team {team_id}:" in reason]
     assert system.ledger().current_run().outcome == "failed"
     done = slices(system)
@@ -445,7 +445,7 @@ def test_a_team_that_appears_after_the_plan_is_not_forgotten(system: System, see
     assert stands(system, reads="old", writes="both")
     assert {team.status for team in system.teams().values()} == {"verified"}
     certify = "SELECT detail->>'error' FROM pdi2_migration.event WHERE what = 'task_failed'"
-    assert "1 of 5 teams are not verified" in system.value(certify)
+    assert "1 of 5 teams is not verified" in system.value(certify)
     assert f"team {LATE_TEAM}" in errors(system)[-1]
     done = slices(system)
 

@@ -436,7 +436,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
     plan(system, ledger, settings)
     assert told() == ("Copying and verifying teams", ["team.copy", "team.verify"], [])
     ledger.start_copy([7])
-    ledger.record("copy_waits", team_id=7, reason="a replica lags by 61 s")
+    ledger.record("copy_waits", team_id=7, reason="a replica is 61 s behind")
     assert told()[2] == ["server"]
     ledger.record("copy_goes_on", team_id=7, waited_seconds=1)
     assert told()[2] == []

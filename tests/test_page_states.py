@@ -14,6 +14,8 @@ from pdi2.core import certificate, gate, progress, reporting, runbook, telling, 
 from pdi2.core.copying import copy_team
 from pdi2.core.ledger import Ledger
 from pdi2.core.settings import Settings
+from pdi2.core.switches import COPY_SHARE
+from pdi2.edge import POOL
 from stories import NO_WAIT, copy_and_verify, enable, many_ids, migrate, plan
 from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
 
@@ -115,7 +117,7 @@ def test_every_first_line_has_a_row_in_the_runbook() -> None:
 def test_a_message_leads_to_the_runbooks_row_of_what_comes_first_in_it() -> None:
     gate_says = "3 of 4 teams are not verified, so reads stay: team 7: failed (cannot be copied: an error)"
 
-    assert runbook.row_of_message(gate_says)["about"] == "`N of M teams are not verified`"  # type: ignore[index]
+    assert runbook.row_of_message(gate_says)["about"] == "`N of M … not verified`"  # type: ignore[index]
     assert runbook.row_of_message("a text of nobody's") is None
 
 
@@ -149,7 +151,7 @@ def test_the_share_is_known_from_the_plan_on_and_whole_once_all_is_verified(
 
     shares = [share for share, _, _ in seen]
     assert shares[:2] == [None, 0]
-    assert shares[2:] == pytest.approx([0.1 * 501 / 522, 0.1, (501 + 0.1 * 21) / 522, 1])
+    assert shares[2:] == pytest.approx([COPY_SHARE * 501 / 522, COPY_SHARE, (501 + COPY_SHARE * 21) / 522, 1])
     assert [row for _, row, _ in seen[1:]] == [int(99 * share) for share in shares[1:] if share is not None]
     left = [left for _, _, left in seen]
     assert left[:4] == [None] * 4, "nothing was verified yet, so nobody knows"
@@ -233,7 +235,10 @@ def test_failures_are_grouped_by_cause_and_the_gates_summary_is_last(
     for team_id in range(1, 37):
         error = f"Team {team_id} cannot be copied: ClickHouse error 60 (UNKNOWN_TABLE): no table {team_id}."
         ledger.set_failed([team_id], error)
-    ledger.set_failed([37, 38], "Team 37: 4 ids still differ from Postgres after their repair, among them 'a'.")
+    for team_id in (37, 38):
+        ledger.set_failed(
+            [team_id], f"person_distinct_id2 still differs from Postgres after the repair.\nTeam {team_id}: 4 ids."
+        )
     ledger.record("task_failed", task="team.copy", error="ClickHouse error 202 (TOO_MANY): passed since")
     ledger.record(
         "task_failed", task="certify", error="38 of 39 teams are not verified, so reads stay on the old table"
@@ -242,9 +247,9 @@ def test_failures_are_grouped_by_cause_and_the_gates_summary_is_last(
 
     seen = viewer.get("/status").json()["failures"]
 
-    assert [(one["cause"].split(" after")[0], one["teams"], one["task"]) for one in seen] == [
+    assert [(one["cause"], one["teams"], one["task"]) for one in seen] == [
         ("ClickHouse error 60 (UNKNOWN_TABLE)", 36, None),
-        ("Team N: N ids still differ from Postgres", 2, None),
+        ("person_distinct_id2 still differs from Postgres after the repair.", 2, None),
         ("N of N teams are not verified, so reads stay on the old table", 0, "certify"),
     ]
     assert seen[0]["runbook"]["about"] == "`cannot be copied: …`"
@@ -354,6 +359,31 @@ class TestAirflow:
         assert retrying["causes"] == [{"cause": "ClickHouse does not answer", "tasks": 1}]
         assert seen["airflow"]["unanswered"] == "ClickHouse"
         assert seen["verdict"]["topic"] == "An engine does not answer"
+
+    def test_a_missing_pool_is_told_first_where_copies_would_need_it(
+        self, system: System, viewer: Visitor, ledger: Ledger
+    ) -> None:
+        from airflow.models.dagrun import DagRun
+        from airflow.models.pool import Pool
+        from airflow.utils.session import create_session
+
+        many_ids(system, 500)
+        run = system.run(dry_run=True)
+        ledger = system.ledger(f"{FILL} {run.run_id}")
+        enable(system, ledger)
+        ledger.record("dual_writes_proven", links=0, seconds=0)
+        plan(system, ledger)
+        seen = []
+        for there in (True, False):
+            with create_session() as session:
+                session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+                session.query(Pool).filter_by(pool=POOL).delete()
+                if there:
+                    session.add(Pool(pool=POOL, slots=2, include_deferred=False))
+            seen.append(viewer.get("/status").json())
+
+        assert [one["airflow"]["pool"] for one in seen] == [{"slots": 2, "occupied": 0}, None]
+        assert [one["verdict"]["topic"] for one in seen] == ["Running", "The pool of the copies does not exist"]
 
     def test_a_run_that_airflow_ended_without_a_report_is_not_running(self, system: System, viewer: Visitor) -> None:
         run = system.run(dry_run=True)

@@ -405,4 +405,4 @@ def test_only_the_disks_of_the_new_tables_policy_count(tmp_path: Path) -> None:
     [problem] = problems
     assert "storage policy small) have 0.0 GB free" in problem
     assert reason
-    assert "0% are free on the disks of person_distinct_id2 (storage policy small)" in reason
+    assert "only 0% of the disks of person_distinct_id2 is free (storage policy small)" in reason

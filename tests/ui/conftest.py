@@ -1,4 +1,8 @@
-"""`make up` as a person starts it, and real Chromium (Debian's) to look at it."""
+"""`make up` as a person starts it, and real Chromium (Debian's) to look at it.
+
+One system for all files of this directory, in the order in which make test-ui names them: a migration and its rollback,
+then trouble, and at last the form, whose runs nobody waits for.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,6 +12,10 @@ from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from demo import screenshots
 from demo.screenshots import LAPTOP, Up
+
+FILL, ROLLBACK, AUDIT = "fill_person_distinct_id2", "rollback_person_distinct_id2", "audit_person_distinct_id2"
+AIRFLOW_WORKS = 300_000
+"""Milliseconds that a run may take to reach its next step on a busy machine."""
 
 expect.set_options(timeout=60_000)
 
@@ -54,6 +62,16 @@ class Person:
         self.page.get_by_test_id("nav-sidebar").get_by_role("link", name="Migration").click()
         return self.page.frame_locator("iframe")
 
+    def barriers(self, path: str = "/pdi2/") -> list[str]:
+        """What axe calls serious or critical on the page by itself, as it is now, light and dark."""
+        tab = self.page.context.new_page()
+        tab.goto(f"{self.up.address}{path}")
+        expect(tab.get_by_role("heading", level=1)).not_to_have_text("Loading")
+        expect(tab.locator("#runs").get_by_role("status")).not_to_be_empty()
+        found = axe(tab)
+        tab.close()
+        return found
+
 
 @pytest.fixture(params=["light"])
 def person(browser: Browser, up: Up, request: pytest.FixtureRequest) -> Iterator[Person]:
@@ -66,12 +84,15 @@ def person(browser: Browser, up: Up, request: pytest.FixtureRequest) -> Iterator
 
 
 def axe(page: Page) -> list[str]:
-    """What axe calls serious or critical, with the elements."""
+    """What axe calls serious or critical, light and dark, with the elements."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page).response["violations"]
-    return [
-        f"{one['id']}: {one['help']}: {[node['html'] for node in one['nodes']]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-    ]
+    found = []
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        found += [
+            f"{scheme}: {one['id']}: {one['help']}: {[node['html'] for node in one['nodes']]}"
+            for one in Axe().run(page).response["violations"]
+            if one["impact"] in ("serious", "critical")
+        ]
+    return found

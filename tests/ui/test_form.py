@@ -5,11 +5,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, expect
 
-from .conftest import Person
+from .conftest import AUDIT, FILL, Person
 
 pytestmark = pytest.mark.ui
-
-FILL, AUDIT = "fill_person_distinct_id2", "audit_person_distinct_id2"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A migration as people see it, from the login to the rollback: in this order, on one system."""
 
+import re
 from contextlib import suppress
 from urllib.parse import unquote
 
@@ -8,13 +9,10 @@ from playwright.sync_api import Locator, TimeoutError, expect
 
 from demo import schema
 
-from .conftest import Person, Up, axe
+from .conftest import AIRFLOW_WORKS, FILL, ROLLBACK, Person, Up, axe
 
 pytestmark = pytest.mark.ui
 
-FILL, ROLLBACK = "fill_person_distinct_id2", "rollback_person_distinct_id2"
-AIRFLOW_WORKS = 600_000
-"""Milliseconds that a run may take to reach its next step on a busy machine."""
 HOSTILE = ["<script>window.hacked = 1</script>", "<img src=x onerror='window.hacked = 1'>", "\u202egnp.exe", "'\"`; --"]
 TEAM = 666
 
@@ -75,13 +73,36 @@ def test_without_a_login_there_is_nothing(person: Person) -> None:
     expect(person.page.get_by_role("button", name="Sign in")).to_be_visible()
 
 
-def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
+def test_a_dry_run_shows_its_plan_on_the_page_and_on_its_own_tab(person: Person) -> None:
     lose_updates(person.up)
     person.logs_in("admin")
     migration = person.opens_the_migration()
     phase = migration.get_by_role("heading", level=1)
     expect(phase).to_have_text("No migration has begun")
+    expect(migration.get_by_role("region", name="Safe or not")).to_contain_text("the migration has changed nothing")
+    assert person.barriers() == []
 
+    migration.get_by_role("link", name="Trigger the DAG").click()
+    person.page.wait_for_url(f"**/dags/{FILL}")
+    trigger(person, dry_run="on")
+    migration = person.opens_the_migration()
+    plan = migration.get_by_role("region", name="The plan")
+    expect(plan).to_contain_text("rows to copy", timeout=AIRFLOW_WORKS)
+    expect(phase).to_have_text("No migration has changed anything yet")
+    assert person.barriers() == []
+
+    migration.get_by_role("region", name="A run that changed nothing").get_by_role("link", name="Open the run").click()
+    person.page.get_by_role("link", name="Migration").last.click()
+    person.page.wait_for_url("**/runs/**/plugin/migration-of-run")
+    expect(phase).to_have_text("This run changed nothing")
+    expect(plan).to_contain_text("rows to copy")
+
+
+def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
+    person.logs_in("admin")
+    migration = person.opens_the_migration()
+    phase = migration.get_by_role("heading", level=1)
+    first = migration.get_by_role("region", name="Safe or not")
     migration.get_by_role("link", name="Trigger the DAG").click()
     person.page.wait_for_url(f"**/dags/{FILL}")
     trigger(person, settle_seconds="12", read_cache_seconds="10", stop_old_writes="off", require_approval="on")
@@ -93,6 +114,8 @@ def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
         timeout=AIRFLOW_WORKS
     )
     expect(phase).to_have_text("Copying and verifying teams", timeout=AIRFLOW_WORKS)
+    expect(first).to_contain_text("Nothing is irreversible: this run leaves both tables written.")
+    assert person.barriers() == []
     bar = migration.get_by_role("progressbar", name="Rows copied")
     assert bar.evaluate("bar => bar.value") < 1
     migration.get_by_role("button", name="Resume").click()
@@ -102,6 +125,9 @@ def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
     assert bar.evaluate("bar => bar.value") == 1
     assert migration.get_by_role("progressbar", name="Rows verified").evaluate("bar => bar.value") == 1
     expect(migration.get_by_role("definition").filter(has_text="the old table").first).to_be_visible()
+    expect(migration.get_by_role("img", name="Verified: ")).to_have_accessible_name(re.compile("rows/s at the peak"))
+    expect(first).to_contain_text("Approve the switch, or reject it.")
+    assert person.barriers() == []
     opens_a_team(person, migration)
     sees_hostile_findings(person, migration)
 
@@ -114,6 +140,8 @@ def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
     migration = person.opens_the_migration()
     expect(phase).to_have_text("Complete: reads are on the new table", timeout=AIRFLOW_WORKS)
     expect(migration.get_by_text("times as fast")).to_be_visible()
+    expect(first).to_contain_text("a rollback is possible and nothing is irreversible")
+    assert person.barriers() == []
 
     migration.get_by_role("link", name="Roll back").click()
     person.page.wait_for_url(f"**/dags/{ROLLBACK}")
@@ -170,18 +198,22 @@ def test_a_viewer_reads_and_cannot_act(person: Person) -> None:
     assert frame.evaluate("fetch('pause', {method: 'POST'}).then(answer => answer.status)") == 403
 
 
-@pytest.mark.parametrize("person", ["light", "dark"], indirect=True)
-def test_axe_finds_nothing_serious(person: Person, request: pytest.FixtureRequest) -> None:
+def test_axe_finds_nothing_serious_after_the_rollback_and_in_a_teams_dialog(person: Person) -> None:
     person.logs_in("admin")
-    person.page.goto(f"{person.up.address}/pdi2/")
-    expect(person.page.get_by_role("button", name=f"Team {TEAM}, details")).to_be_visible()
-    ground = person.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page = person.page
+    page.goto(f"{person.up.address}/pdi2/")
+    button = page.get_by_role("button", name=f"Team {TEAM}, details")
+    expect(button).to_be_visible()
+    assert axe(page) == []
+    button.click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+    assert axe(page) == []
 
-    assert (ground == "rgb(255, 255, 255)") == ("light" in request.node.name)
-    assert axe(person.page) == []
-    person.page.get_by_role("button", name=f"Team {TEAM}, details").click()
-    expect(person.page.get_by_role("dialog")).to_be_visible()
-    assert axe(person.page) == []
+    grounds = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        grounds.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert grounds[0] == "rgb(255, 255, 255)" != grounds[1]
 
 
 def test_the_page_follows_airflows_choice_of_light_and_dark(person: Person) -> None:
@@ -198,4 +230,3 @@ def test_the_tab_of_another_dag_says_that_it_is_not_about_it(person: Person) -> 
     person.page.goto(f"{person.up.address}/pdi2/?dag=another_dag")
 
     expect(person.page.get_by_role("heading", level=1)).to_have_text("This tab is about another DAG")
-    person.page.goto(f"{person.up.address}/dags/{FILL}/migration-of-dag")

@@ -1,26 +1,32 @@
-"""The page where something is wrong, and where somebody looks from a phone or another time zone.
+"""The page where something is wrong, and where somebody looks from a phone or another time zone: in this order.
 
-Only make test-trouble runs these. On a system of its own, whose migration is rolled back. ClickHouse is killed last.
+After a migration and its rollback. ClickHouse is killed in the next migration, which then is marked as failed; once it
+is back, the last one runs to its irreversible end.
 """
 
+import json
 import os
+import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
-from .conftest import Person, Up, axe
-from .test_stories import AIRFLOW_WORKS, FILL, ROLLBACK
+from demo import clickhouse_server
+from demo.screenshots import PHONE
+
+from .conftest import AIRFLOW_WORKS, FILL, ROLLBACK, Person, Up, axe
 
 pytestmark = pytest.mark.ui
 
-PHONE = {"width": 390, "height": 844}
 LETTER = 12
 """Pixels that a letter takes, and more."""
+POOL = "pdi2_copies"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,6 +58,17 @@ def page(person: Person) -> Page:
     return person.page
 
 
+@pytest.fixture
+def first(page: Page) -> Locator:
+    """The first line."""
+    return page.get_by_role("region", name="Safe or not")
+
+
+@pytest.fixture
+def waits(page: Page) -> Locator:
+    return page.get_by_role("list", name="What the migration waits for, and what is wrong")
+
+
 def trigger(person: Person, dag_id: str = FILL, **conf: Any) -> str:
     """Through Airflow's API; the form is test_stories' subject. Returns the run's id."""
     answer = person.page.request.post(
@@ -61,9 +78,7 @@ def trigger(person: Person, dag_id: str = FILL, **conf: Any) -> str:
     return answer.json()["dag_run_id"]
 
 
-def test_after_the_rollback_the_first_line_says_to_restart_posthog(page: Page) -> None:
-    first = page.get_by_role("region", name="Safe or not")
-
+def test_after_the_rollback_the_first_line_says_to_restart_posthog(page: Page, first: Locator) -> None:
     expect(first).to_contain_text("Safe: rolled back.")
     expect(first).to_contain_text("Restart PostHog's processes")
     first.get_by_text("Runbook: Rolled back").click()
@@ -71,6 +86,7 @@ def test_after_the_rollback_the_first_line_says_to_restart_posthog(page: Page) -
     with page.expect_response(lambda answer: "/pdi2/status" in answer.url):
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(first.get_by_role("definition").first).to_be_visible()
+    assert axe(page) == []
 
 
 def test_every_run_is_listed_and_its_certificate_opens_and_downloads(person: Person, page: Page) -> None:
@@ -88,15 +104,20 @@ def test_every_run_is_listed_and_its_certificate_opens_and_downloads(person: Per
     assert page.evaluate("getComputedStyle(document.querySelector('h1')).fontSize") != "32px", "its style applies"
 
 
-def test_a_dry_run_shows_its_plan_on_its_own_tab(person: Person, page: Page) -> None:
+def test_the_tab_of_a_run_is_about_that_run(person: Person, page: Page) -> None:
+    """A dry run, after which the page itself goes on telling of the rollback."""
     run_id = trigger(person, dry_run=True)
-    person.page.goto(f"{person.up.address}/dags/{FILL}/runs/{quote(run_id, safe='')}/plugin/migration-of-run")
+    tab = person.page.context.new_page()
+    tab.goto(f"{person.up.address}/dags/{FILL}/runs/{quote(run_id, safe='')}/plugin/migration-of-run")
+    shown = tab.frame_locator("iframe")
 
-    tab = person.page.frame_locator("iframe")
-
-    expect(tab.get_by_role("heading", level=1)).to_have_text("This run changed nothing", timeout=AIRFLOW_WORKS)
-    expect(tab.get_by_role("region", name="The plan")).to_contain_text("rows to copy", timeout=AIRFLOW_WORKS)
-    expect(tab.get_by_role("heading", name="Dry run: planned: nothing was written")).to_be_visible()
+    expect(shown.get_by_role("heading", name="Dry run: planned: nothing was written")).to_be_visible(
+        timeout=AIRFLOW_WORKS
+    )
+    expect(shown.get_by_role("heading", level=1)).to_have_text("This run changed nothing")
+    expect(shown.get_by_role("region", name="The plan")).to_contain_text("none is left to copy")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Rolled back: reads are on the old table")
+    assert person.barriers(f"/pdi2/?dag={FILL}&run={quote(run_id, safe='')}") == []
 
 
 def test_the_audit_log_shows_milestones_as_sentences(page: Page) -> None:
@@ -126,16 +147,17 @@ def test_an_empty_id_and_the_kinds_of_findings_are_told_apart(person: Person, pa
         postgres.execute(
             "INSERT INTO pdi2_migration.finding (team_id, distinct_id, kind, repaired)"
             " SELECT 4242, '', kind, false"
-            " FROM unnest(ARRAY['missing', 'stale', 'wrong_person', 'resurrected']) AS kind"
+            " FROM unnest(ARRAY['missing', 'stale', 'wrong_person', 'resurrected', 'ahead']) AS kind"
         )
     page.get_by_role("search", name="Findings").get_by_label("Team").fill("4242")
     findings = page.get_by_role("region", name="Ids of which")
 
-    expect(findings.get_by_role("rowheader", name='""', exact=True)).to_have_count(4)
+    expect(findings.get_by_role("rowheader", name='""', exact=True)).to_have_count(5)
     marks = findings.locator(".badge").evaluate_all(
         "found => found.map(one => getComputedStyle(one, '::before')).map(mark => mark.clipPath)"
     )
-    assert len(set(marks)) == 4
+    assert len(set(marks)) == 5
+    assert axe(page) == []
     with person.up.postgres.connect("posthog") as postgres:
         postgres.execute("DELETE FROM pdi2_migration.finding WHERE team_id = 4242")
 
@@ -163,41 +185,85 @@ def test_a_ledger_that_does_not_answer_leaves_what_was_seen_and_says_as_of_when(
         expect(page.get_by_role("alert")).to_contain_text("The ledger cannot be read")
         expect(page.get_by_role("alert")).to_contain_text("Everything below is as of ")
         assert float(page.locator("#migration").evaluate("one => getComputedStyle(one).opacity")) < 1
+        assert axe(page) == []
     expect(page.get_by_role("alert")).to_be_hidden()
     assert page.locator("#migration").evaluate("one => getComputedStyle(one).opacity") == "1"
 
 
-def test_a_dead_clickhouse_is_named_with_the_retries_and_then_refuses_the_next_run(person: Person, page: Page) -> None:
-    run_id = trigger(person, settle_seconds=600)
-    expect(page.get_by_role("heading", level=1)).to_have_text(
-        "Proving that every write reaches both tables", timeout=AIRFLOW_WORKS
-    )
+def test_a_missing_pool_is_named_with_the_remedy(person: Person, page: Page, waits: Locator) -> None:
+    pools = f"{person.up.address}/api/v2/pools"
+    assert page.request.delete(f"{pools}/{POOL}").ok
+    page.reload()
+
+    expect(waits).to_contain_text(f"Airflow has no pool {POOL}, and without it no copy begins.")
+    expect(waits).to_contain_text(f"airflow pools set {POOL} 2 copies")
+    assert axe(page) == []
+    assert page.request.post(pools, data={"name": POOL, "slots": 2}).ok
+    page.reload()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Rolled back: reads are on the old table")
+    expect(waits.get_by_role("listitem")).to_have_count(0)
+
+
+def test_a_dead_clickhouse_is_named_with_the_retries_and_then_refuses_the_next_run(
+    person: Person, page: Page, first: Locator, waits: Locator
+) -> None:
+    run_id = trigger(person, settle_seconds=86_400)
+    phase = page.get_by_role("heading", level=1)
+    expect(phase).to_have_text("Proving that every write reaches both tables", timeout=AIRFLOW_WORKS)
     expect(page.locator("#copied-rows")).to_have_text("not planned yet")
     expect(page.locator("#numbers").get_by_text("100.0 %")).to_have_count(0)
-    os.kill(clickhouse_of(person.up), signal.SIGKILL)
+    expect(first).to_contain_text("Nothing is irreversible before old writes stop")
+    os.kill(process_of(person.up, b"clickhouse_server"), signal.SIGKILL)
 
-    waits = page.get_by_role("list", name="What the migration waits for, and what is wrong")
     expect(waits).to_contain_text("ClickHouse does not answer since", timeout=AIRFLOW_WORKS)
-    expect(waits).to_contain_text("1 task is up for retry: try 2 of 7. The next")
-    expect(page.get_by_role("region", name="Safe or not")).to_contain_text("Safe, but nothing moves")
+    expect(waits).to_contain_text(re.compile(r"1 task is up for retry: try \d of 7\. The next is due at "))
+    expect(first).to_contain_text("Safe, but nothing moves")
+    assert person.barriers() == []
 
-    person.page.request.patch(
+    failed = person.page.request.patch(
         f"{person.up.address}/api/v2/dags/{FILL}/dagRuns/{quote(run_id, safe='')}", data={"state": "failed"}
     )
-    expect(page.get_by_role("heading", level=1)).to_have_text(
-        "Failed: reads stay on the old table", timeout=AIRFLOW_WORKS
-    )
+    assert failed.ok, failed.text()
+    expect(phase).to_have_text("Failed: reads stay on the old table", timeout=AIRFLOW_WORKS)
     expect(page.get_by_text("Times are in")).to_contain_text("failed")
+    expect(first).to_contain_text("The run stopped; what is finished is kept.")
     trigger(person)
     refused = page.get_by_role("region", name="A run that changed nothing")
     expect(refused).to_contain_text("refused: nothing was changed", timeout=AIRFLOW_WORKS)
     expect(refused.get_by_role("listitem").first).to_contain_text("ClickHouse cannot be reached")
+    assert person.barriers() == []
 
 
-def clickhouse_of(up: Up) -> int:
-    """The process that `make up` serves ClickHouse in."""
+@pytest.fixture
+def clickhouse_again(up: Up) -> Iterator[None]:
+    """Where it was, on what it left. It was killed with the password that Airflow's connection has."""
+    airflow = Path(f"/proc/{process_of(up, b'standalone')}/environ").read_bytes().split(b"\0")
+    [given] = [one for one in airflow if one.startswith(b"AIRFLOW_CONN_POSTHOG_CLICKHOUSE=")]
+    connection = json.loads(given.partition(b"=")[2])
+    with clickhouse_server.running(
+        up.directory / "clickhouse", port=connection["port"], password=connection["password"]
+    ):
+        yield
+
+
+@pytest.mark.usefixtures("clickhouse_again")
+def test_it_is_said_from_when_on_the_migration_is_irreversible(person: Person, page: Page, first: Locator) -> None:
+    trigger(person, settle_seconds=5, read_cache_seconds=40)
+
+    expect(first).to_contain_text("Old writes stop at", timeout=AIRFLOW_WORKS)
+    expect(first).to_contain_text("until then a rollback is possible; after that it is irreversible.")
+    assert person.barriers() == []
+    expect(first).to_contain_text("this is irreversible, and a rollback is no longer possible", timeout=AIRFLOW_WORKS)
+    expect(page.get_by_role("heading", level=1)).to_have_text("Complete: reads are on the new table")
+    expect(page.get_by_role("link", name="Roll back")).to_have_count(0)
+    expect(page.get_by_role("definition").filter(has_text="not measured")).to_have_count(1)
+    assert person.barriers() == []
+
+
+def process_of(up: Up, name: bytes) -> int:
+    """The process that `make up` runs something in."""
     for children in Path(f"/proc/{up.pid}/task").glob("*/children"):
         for pid in children.read_text().split():
-            if b"clickhouse_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if name in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return int(pid)
-    raise AssertionError("no ClickHouse")
+    raise AssertionError(f"make up runs no {name!r}")

@@ -19,11 +19,13 @@ from pdi2.core.ledger import Ledger
 from pdi2.core.switches import NAME, Switches
 from pdi2.core.telling import MILESTONES, row, sentence, setting
 from pdi2.core.way_back import way_back
+from pdi2.core.words import are, counted
 
 PAGES = jinja2.Environment(
     loader=jinja2.PackageLoader("pdi2.core", "."), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
 )
 PAGES.filters |= {"row": row, "setting": setting}
+PAGES.globals |= {"are": are, "counted": counted}
 MOST_FINDINGS = 1_000
 
 
@@ -91,7 +93,7 @@ def _has(replica: dict[str, Any]) -> str:
     state = "" if replica["active"] else "away, "
     if replica["lacks"] is None:
         return f"{state}what it lacks is not known"
-    return f"{state}lacks {replica['lacks']:,} parts" if replica["lacks"] else f"{state}has everything"
+    return f"{state}lacks {counted(replica['lacks'], 'part')}" if replica["lacks"] else f"{state}has everything"
 
 
 def for_approval(ledger: Ledger) -> str:
@@ -103,14 +105,16 @@ def for_approval(ledger: Ledger) -> str:
             "Clear the task certify: it looks again."
         )
     findings = "".join(
-        f"| Differences found: {kind} | {count['repaired']:,} repaired, {count['remaining']:,} left as they are |\n"
+        f"| Differences found: {kind.replace('_', ' ')} "
+        f"| {count['repaired']:,} repaired, {count['remaining']:,} open |\n"
         for kind, count in certificate["findings"].items()
     )
     left = sum(count["remaining"] for count in certificate["findings"].values())
+    open_ = f", but for {counted(left, 'open finding')}: see the migration page" if left else ""
     old_differs = sum(team.old_differs or 0 for team in ledger.teams())
     text = (
         "Every id of every team was compared with Postgres as a reader of the new table sees it, and agrees"
-        f"{f', but for {left:,} that are left as they are' if left else ''}.\n\n"
+        f"{open_}.\n\n"
         "| | |\n|---|---|\n"
         f"| Teams verified | {certificate['teams']:,} of {certificate['teams']:,} |\n"
         f"| Rows in the old table | {certificate['rows_source']:,} |\n"
@@ -122,7 +126,7 @@ def for_approval(ledger: Ledger) -> str:
         text += f"| Replica {replica['name']} | {_has(replica)} |\n"
     if times := ledger.latest_of_run("read_times"):
         text += (
-            f"| The application's read, team {times['team_id']}, {times['ids']:,} ids | "
+            f"| The application's read, team {times['team_id']}, {counted(times['ids'], 'id')} | "
             f"{times['read_old'] * 1000:,.0f} ms old, {times['read_new'] * 1000:,.0f} ms new |\n"
         )
     settings = (ledger.latest_of_run("run_started") or {}).get("settings", {})

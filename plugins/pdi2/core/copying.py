@@ -119,7 +119,7 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
                 if not waits(error):
                     ledger.set_failed(teams.ids, describe(error))
                 raise _given_up(ledger, warehouse, teams, error) from error
-            log.warning("%s could not be copied together, so each is now alone: %s", teams, describe(error))
+            log.warning("%s could not be copied together, so each is now done by itself: %s", teams, describe(error))
         ledger.start_copy(set(teams.ids) - ended, attempts=-1)  # alone each begins anew, and it is the same attempt
     return [team_id for team_id in team_ids if team_id not in ended]
 

@@ -12,6 +12,7 @@ from pdi2.core.pressure import refuse_while_paused
 from pdi2.core.settings import Settings
 from pdi2.core.switches import Status, Switches
 from pdi2.core.verifying import verify_changes
+from pdi2.core.words import are, counted
 
 LISTED = 20
 
@@ -46,7 +47,8 @@ def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str
     if missing:
         more = f"\n  and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
         raise GateError(
-            f"{len(missing):,} of {len(wanted):,} teams are not verified, so reads stay on the old table:\n  "
+            f"{len(missing):,} of {counted(len(wanted), 'team')} {are(len(missing))} not verified, so reads stay on "
+            "the old table:\n  "
             + "\n  ".join(missing[:LISTED])
             + more
             + "\nWhat is done is kept. Remove the causes and trigger the run again: it does only what is missing."
@@ -99,9 +101,9 @@ def _check_approval(ledger: Ledger, settings: Settings) -> None:
         return
     if not ledger.latest_of_run("certified") or ledger.approval().what != "switch_approved":
         raise GateError(
-            "This run requires an approval, and the ledger has none of what this run certified (a task marked by hand "
-            "approves nothing). Reads stay on the old table. Clear the task certify and what follows it, then approve "
-            "the switch in Airflow."
+            "This run requires an approval, and the ledger has none for what this run certified (a task that is "
+            "marked by hand approves nothing). Reads stay on the old table. Clear the task certify and what follows "
+            "it, then approve the switch in Airflow."
         )
 
 
@@ -117,8 +119,8 @@ def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
     row = switches.row()
     if row is None or row.status != Status.COMPLETED_SUCCESSFULLY or row.finished_at is None:
         raise GateError(
-            "Reads are not on the new table (any more), so old writes go on. Nothing was changed. If this was a "
-            "rollback, all is well; to migrate again, trigger a new run."
+            "Reads are not, or no longer, on the new table, so old writes go on. Nothing was changed. If somebody "
+            "rolled back, all is well; to migrate again, trigger a new run."
         )
     # Without the setting nothing here stops old writes: each process does so once restarted, and no wait changes that.
     wait = settings.read_cache_seconds if switches.has_settings else 0
@@ -142,7 +144,7 @@ def roll_back(ledger: Ledger) -> str:
     row = switches.row()
     if row is None or row.status != Status.COMPLETED_SUCCESSFULLY:
         status = Status(row.status).name if row else "missing"
-        return f"Reads are on the old table already (the migration row is {status}); there is nothing to roll back."
+        return f"Reads are on the old table already (the migration row says {status}); there is nothing to roll back."
     if not switches.has_settings:
         raise RollbackError(
             "This release of PostHog stops writing the old table by itself once the migration is complete, so the "
@@ -151,9 +153,9 @@ def roll_back(ledger: Ledger) -> str:
         )
     if switches.writes() != "both":
         raise RollbackError(
-            "Old writes have stopped (PERSON_DISTINCT_ID_WRITES is "
-            f"{switches.writes()!r}), so the old table lacks what came since, and reading it would lose updates. "
-            "Nothing was changed. The new table agrees with Postgres: stay on it. To be able to go back next time, "
+            f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is "{switches.writes()}"), so the old table lacks '
+            "what came since, and reading it would lose updates. Nothing was changed. The new table agrees with "
+            "Postgres: stay on it. To be able to go back next time, "
             "run the migration with stop_old_writes off."
         )
     ledger.create()

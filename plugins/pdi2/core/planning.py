@@ -128,7 +128,10 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
     for team_id in left_out:
         del left[team_id]
     if not left:
-        return "Dry run: no team is left to copy. Nothing was written."
+        return (
+            f"Dry run: of {counted(len(rows), 'team')} none is left to copy. Nothing was written. Before the switch, a "
+            "run compares what changed since they were verified; after a rollback, everything."
+        )
     budget = Budget(settings.max_memory_usage)
     largest = next(iter(left))
     sample = cut(warehouse, Slice(largest, b"", None), left[largest], budget.range_rows)[0]

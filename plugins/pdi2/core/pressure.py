@@ -10,6 +10,7 @@ from pdi2.core.clickhouse import Warehouse
 from pdi2.core.failures import WaitError
 from pdi2.core.ledger import Ledger
 from pdi2.core.slices import named
+from pdi2.core.words import are, counted
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +33,28 @@ def look(warehouse: Warehouse) -> tuple[str | None, int]:
     parts, delayed_at, lag, active, total_replicas, away, memory = warehouse.rows("pressure")[0]
     memory_limit = _memory_limit(warehouse)
     policy, free, total = disks_of_new(warehouse)
-    room = int(PARTS_SHARE * (delayed_at or USUAL_DELAYED_AT)) - (parts or 0)
+    most = delayed_at or USUAL_DELAYED_AT
+    room = int(PARTS_SHARE * most) - (parts or 0)
     reason = None
     if room < 0:
-        reason = f"person_distinct_id2 has {parts:,} parts in a partition, and at {delayed_at:,} inserts are delayed"
+        reason = (
+            f"person_distinct_id2 has {counted(parts, 'part')} in a partition, and from {most:,} on inserts are delayed"
+        )
     elif total_replicas == 0:
         reason = "its replica of person_distinct_id2 has no session with Keeper"
     elif total_replicas and active < total_replicas // 2 + 1:
         reason = (
-            f"{active} of {total_replicas} replicas of person_distinct_id2 are active, too few for an insert; away: "
-            f"{away.decode()}"
+            f"{active} of {counted(total_replicas, 'replica')} of person_distinct_id2 {are(active)} active, too few "
+            f"for an insert; away: {away.decode()}"
         )
     elif lag and lag > MOST_LAG_SECONDS:
-        reason = f"a replica lags by {lag:,} s"
+        reason = f"a replica is {lag:,} s behind"
     elif policy and free <= LEAST_FREE_DISK * total:
-        reason = f"{free / max(total, 1):.0%} are free on the disks of person_distinct_id2 (storage policy {policy})"
+        reason = (
+            f"only {free / max(total, 1):.0%} of the disks of person_distinct_id2 is free (storage policy {policy})"
+        )
     elif memory_limit and memory > MOST_MEMORY * memory_limit:
-        reason = f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may"
+        reason = f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may use"
     return reason, room
 
 
@@ -130,8 +136,8 @@ def patiently(look: Callable[[], str | None], what: str, record: Callable[[str, 
                 record("copy_put_off", reason)
             raise WaitError(
                 f"{what} has waited for {now - began:.0f} s: {reason.rstrip('.')}. What is finished is kept. The task "
-                "gives its worker slot back and goes on later. If this stays, look at ClickHouse's merges, "
-                "replication, disk and load."
+                "gives its worker slot back and goes on later. If this happens again and again, look at ClickHouse's "
+                "merges, replication, disk and load."
             )
         time.sleep(LOOK_EVERY_SECONDS)
     return time.monotonic() - began if told else 0.0

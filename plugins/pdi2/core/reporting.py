@@ -10,6 +10,7 @@ from pdi2.core.ledger import FAILED, TRIAL_PASSED, Ledger, Team, TeamStatus
 from pdi2.core.settings import Settings
 from pdi2.core.switches import ChangedElsewhereError, Status, Switches
 from pdi2.core.way_back import way_back
+from pdi2.core.words import are, counted
 
 LARGEST = 30
 REJECTED = "rejected"
@@ -73,7 +74,11 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
     missing = [why for team in teams if (why := not_verified(team.team_id, team))]
     lines = [reason]
     if missing and not rejected:  # first, because the column may be short, and in it is what the reason says
-        lines = [f"{len(missing):,} of {len(teams):,} teams are not verified:", *missing[:20], reason]
+        lines = [
+            f"{len(missing):,} of {counted(len(teams), 'team')} {are(len(missing))} not verified:",
+            *missing[:20],
+            reason,
+        ]
     try:
         switches.fail("\n".join(lines))
     except ChangedElsewhereError as error:
@@ -83,9 +88,10 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
 def text(facts: dict[str, Any], teams: list[Team]) -> str:
     """The report as a person reads it: the whole, then the largest teams and every one that failed."""
     findings = [
-        f"Findings, {kind}: {count['repaired']:,} repaired, {count['remaining']:,} remaining"
+        f"Findings, {kind.replace('_', ' ')}: {count['repaired']:,} repaired, {count['remaining']:,} open"
         for kind, count in facts["findings"].items()
     ]
+    peak = f"{facts['peak_memory'] / 1e6:,.0f} MB" if facts["peak_memory"] else "not measured"
     listed = [
         {
             "team": team.team_id,
@@ -106,10 +112,10 @@ def text(facts: dict[str, Any], teams: list[Team]) -> str:
             f"Outcome: {facts['outcome']}",
             f"Teams: {facts['verified']:,} of {facts['teams']:,} verified",
             f"Rows: {facts['rows_source']:,} in the old table, {facts['rows_copied']:,} copied",
-            f"Copy: {facts['slices']:,} slices, {facts['copy_seconds']:.1f} s of ClickHouse, "
-            f"peak memory {facts['peak_memory'] / 1e6:,.0f} MB",
-            f"The old table's reader was wrong for about {facts['old_differs']:,} ids",
-            f"Tombstones of the application, of ids that Postgres lacks: {facts['tombstones']:,}, left as they are",
+            f"Copy: {counted(facts['slices'], 'slice')}, {facts['copy_seconds']:.1f} s of ClickHouse, "
+            f"peak memory {peak}",
+            f"The old table's reader was wrong for about {counted(facts['old_differs'], 'id')}",
+            f"The application's tombstones for ids that Postgres does not have: {facts['tombstones']:,}, left in place",
             *findings,
             facts["way_back"],
             "",

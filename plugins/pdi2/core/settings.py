@@ -4,6 +4,7 @@ Airflow's UI clamps a number that is out of range and accepts any unknown key, s
 was really given.
 """
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -155,7 +156,7 @@ class Settings:
         """Raises SettingsError with every problem; `conf` is what the run was triggered with."""
         given = {**params, **(conf or {})}
         problems = [
-            f"Unknown parameter {key!r}: the parameters are {', '.join(known)}. Trigger the run again without it."
+            f'Unknown parameter "{key}": the parameters are {", ".join(known)}. Trigger the run again without it.'
             for key in sorted(set(given) - set(known))
         ]
         for name, schema in known.items():
@@ -180,19 +181,24 @@ class Settings:
 
 
 def _problems(name: str, schema: Mapping[str, Any], value: Any) -> list[str]:
+    is_nan = isinstance(value, float) and math.isnan(value)  # which JSON Schema takes for a number in any range
+    if not is_nan and jsonschema.Draft202012Validator(schema).is_valid(value):
+        return []
+    given = json.dumps(value, ensure_ascii=False, default=str)
     if name == "team_ids":
-        if jsonschema.Draft202012Validator(schema).is_valid(value):
-            return []
         return [
-            f"Parameter team_ids is {value!r}: that is no list of teams. Give their numbers with commas between them, "
+            f"Parameter team_ids is {given}: that is no list of teams. Give their numbers with commas between them, "
             "such as 2, 17, or as a list, [2, 17]; leave it empty for all teams."
         ]
-    if isinstance(value, float) and math.isnan(value):
-        return [f"Parameter {name} is {value!r}: that is no number. Give a value in range."]
-    return [
-        f"Parameter {name} is {value!r}: {error.message}. Give a value in range."
-        for error in jsonschema.Draft202012Validator(schema).iter_errors(value)
-    ]
+    return [f"Parameter {name} cannot be {given}. Give {_range(schema)}."]
+
+
+def _range(schema: Mapping[str, Any]) -> str:
+    """What a parameter may be, in words."""
+    if schema["type"] == "boolean":
+        return "true or false"
+    kind = "a whole number" if schema["type"] == "integer" else "a number"
+    return f"{kind} from {schema['minimum']:,} to {schema['maximum']:,}" + (", or nothing" * ("null" in schema["type"]))
 
 
 def _read(name: str, value: Any) -> Any:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from pdi2.core.words import counted
+
 MILESTONES = [
     "run_started",
     "dual_writes_enabled",
@@ -35,7 +37,7 @@ def cause(error: str) -> str:
     """What ClickHouse calls it, or the first line without its numbers: the same words for the same cause."""
     if found := CAUSE.search(error):
         return found.group()
-    return re.sub(r"\d[\d,.]*", "N", error.split("\n")[0])[:200]
+    return re.sub(r"\b\d+(?:[,.]\d+)*", "N", error.split("\n")[0])[:200]
 
 
 def sentence(what: str, detail: Mapping[str, Any]) -> tuple[str, datetime | None]:
@@ -67,10 +69,6 @@ def setting(value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def counted(number: float, one: str, many: str = "") -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _findings(found: Mapping[str, Mapping[str, int]]) -> str:

@@ -87,8 +87,8 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
     elif switch["writes"] is None:
         after = "The switch is irreversible: this release of PostHog stops writing the old table then, by itself."
     elif settings.get("stop_old_writes"):
-        minutes = timedelta(seconds=settings["read_cache_seconds"])
-        after = f"Nothing is irreversible before old writes stop, {minutes} (h:mm:ss) after the switch."
+        wait = settings["read_cache_seconds"]
+        after = f"Nothing is irreversible before old writes stop, {wait:,} s after the switch."
     else:
         after = "Nothing is irreversible: this run leaves both tables written."
     text = f"Safe: {OLD} {after}"
@@ -98,6 +98,13 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
             f"Safe, but nothing moves: {OLD} {engine} does not answer.",
             f"Bring {engine} back. Airflow tries again by itself, and each copy goes on from its last slice.",
             "An engine does not answer",
+        )
+    if now == "team.copy" and "pool" in airflow and airflow["pool"] is None:
+        return Verdict(
+            "bad",
+            f"Safe, but nothing moves: {OLD} Airflow has no pool pdi2_copies, so no copy begins.",
+            "Create it under Admin, Pools, or with: airflow pools set pdi2_copies 2 copies",
+            "The pool of the copies does not exist",
         )
     if airflow.get("retrying"):
         return Verdict(

@@ -22,6 +22,7 @@ from pdi2.core.repairing import has_to_go, insert, take_away
 from pdi2.core.settings import Settings
 from pdi2.core.slices import Teams, named, together
 from pdi2.core.switches import Switches
+from pdi2.core.words import counted, quoted
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def verify_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int], s
         except (DatabaseError, MigrationError) as error:
             if isinstance(error, WaitError) or (isinstance(error, DatabaseError) and reaction(error) is Reaction.RETRY):
                 raise
-            log.warning("Of %s some could not be verified together, so each is now alone: %s", teams, describe(error))
+            log.warning("%s could not be verified together, so each is now done by itself: %s", teams, describe(error))
         else:
             for team_id in teams.ids:
                 del left[team_id]
@@ -113,7 +114,7 @@ def compare(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settin
     log.info(
         "Compared %s with Postgres; findings: %s; the old table's reader differs for %s ids",
         teams,
-        dict(found) or "none",
+        ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in found.items()) or "none",
         "(no longer written)" if wrong is None else f"about {wrong.total():,}",
     )
     return Compared(found, first, wrong)
@@ -178,21 +179,21 @@ def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> li
 
 
 def _unrepaired(ledger: Ledger, left: list[Difference]) -> MigrationError:
-    examples = ", ".join(repr(findings.readable(one.distinct_id)) for one in left[:EXAMPLES])
+    examples = ", ".join(quoted(one.distinct_id) for one in left[:EXAMPLES])
     reads = "are on the new table already" if Switches(ledger.connection).reads_are_new() else "stay on the old table"
     kind: type[MigrationError] = VerifyError
     then = "Trigger the run again: only what is not verified is looked at."
     if waiting := sum(has_to_go(one) for one in left):
         kind = BusyError
         then = (
-            f"Of {waiting:,} of them, rows that contradict Postgres are still there {REMOVAL_SECONDS:.0f} s "
-            "after their DELETE, which ClickHouse carries out between merges: see system.mutations, and SYSTEM START "
-            "MERGES if merges were stopped. It is done then; trigger the run again if this one has given up."
+            f"For {waiting:,} of them, rows that contradict Postgres are still there {REMOVAL_SECONDS:.0f} s after "
+            "their DELETE, which ClickHouse carries out between merges: look at system.mutations, and run SYSTEM START "
+            "MERGES if merges were stopped. Trigger the run again if this one has given up meanwhile."
         )
     teams = named(sorted({one.team_id for one in left}))
     return kind(
-        f"{teams.capitalize()}: {len(left):,} ids still differ from Postgres after their repair, such as {examples}. "
-        f"They are in pdi2_migration.finding. Reads {reads}. {then}"
+        f"person_distinct_id2 still differs from Postgres after the repair.\n{teams.capitalize()}: "
+        f"{counted(len(left), 'id')}, such as {examples}. All are in pdi2_migration.finding. Reads {reads}. {then}"
     )
 
 

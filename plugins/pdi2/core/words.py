@@ -5,9 +5,14 @@ import json
 LONGEST_ID = 80
 
 
-def counted(number: int, noun: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: float, one: str, many: str = "") -> str:
+    """`1 row`, `2,000 rows`; `many` where it is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def are(number: int) -> str:
+    """`1 of 2 teams is`, `2 of 2 teams are`."""
+    return "is" if number == 1 else "are"
 
 
 def quoted(distinct_id: bytes) -> str:

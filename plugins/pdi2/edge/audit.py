@@ -54,7 +54,9 @@ def compare(batch: dict[str, Any]) -> None:
                 old_differs |= auditing.audit(bench.ledger, bench.warehouse, teams, bench.settings)
         except Exception as error:
             if len(teams.ids) > 1:
-                log.warning("%s could not be compared together, so each is now alone: %s", teams, describe(error))
+                log.warning(
+                    "%s could not be compared together, so each is now done by itself: %s", teams, describe(error)
+                )
                 pending += teams.alone
             else:
                 failures.append(error)

@@ -68,7 +68,9 @@ def status(
         dag_run = runs.run(session, airflow_run)
         if wanted and not owner and not dag_run:
             raise HTTPException(404, "Neither Airflow nor the ledger knows this run.")
+        pool = Pool.get_pool(POOL, session=session)
         airflow = runs.tasks(session, dag_run) if dag_run else {}
+        airflow["pool"] = pool and {"slots": pool.slots, "occupied": pool.occupied_slots(session=session)}
         alive = dag_run.state in runs.GOING_ON if dag_run else True
         seen = watching.status(connection, owner, airflow, alive)
         other = dag_run if wanted and not owner else _newer(session, seen["run"])
@@ -76,15 +78,10 @@ def status(
     if dag_run and airflow["unanswered"]:
         last = max((at for at in seen.get("last", {}).values() if at), default=None)
         airflow["unanswered_since"] = runs.unanswered_since(session, dag_run, airflow["unanswered"], last)
-    pool = Pool.get_pool(POOL, session=session)
     return {
         **seen,
         "other": other and runs.summary(other, None, told) | told | {"link": _run_link(runs.name(other))},
-        "airflow": {
-            **airflow,
-            "state": dag_run.state if dag_run else None,
-            "pool": pool and {"slots": pool.slots, "occupied": pool.occupied_slots(session=session)},
-        },
+        "airflow": {**airflow, "state": dag_run.state if dag_run else None},
         "links": {
             "dag": f"{ROOT}/dags/{FILL}",
             "rollback": f"{ROOT}/dags/{ROLLBACK}",

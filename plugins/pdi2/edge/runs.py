@@ -47,7 +47,12 @@ def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
         states.setdefault(task_id, {})[state or "waiting"] = count
     retry = TaskInstance.state == TaskInstanceState.UP_FOR_RETRY
     waiting = list(session.scalars(select(TaskInstance).where(*of_run, retry)))
-    away = Counter(hit.group(1) for task in waiting if (hit := CAUSE.search(task.retry_reason or "")) and hit.group(1))
+    # Airflow forgets why a try failed as soon as the next one starts; until then the engine counts as away.
+    not_yet = TaskInstance.state.in_(
+        (TaskInstanceState.UP_FOR_RETRY, TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED)
+    )
+    reasons = session.scalars(select(TaskInstance.retry_reason).where(*of_run, not_yet))
+    away = Counter(hit.group(1) for reason in reasons if (hit := CAUSE.search(reason or "")) and hit.group(1))
     return {
         "states": states,
         "retrying": _retrying(waiting) if waiting else None,

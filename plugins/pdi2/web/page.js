@@ -2,7 +2,7 @@
 
 import { get, post } from "./api.js";
 import { throughput } from "./chart.js";
-import { el, followTheme, link, memory, ms, number, pairs, percent, say, speed, visible } from "./dom.js";
+import { counted, el, followTheme, link, memory, ms, number, pairs, percent, say, speed, visible } from "./dom.js";
 import { List } from "./list.js";
 import { other, verdict, waits } from "./state.js";
 import { certificate, events, findings, runs, showTeam, teams } from "./tables.js";
@@ -45,7 +45,8 @@ function show(seen) {
   for (const id of ["throughput-section", "teams-section", "findings-section", "events-section"]) $(id).hidden = !run.newest;
 }
 
-const phase = (seen) => (seen.run ? seen.phase : ofRun ? "This run changed nothing" : seen.other ? "No migration has changed anything yet" : "No migration has begun");
+const going = (other) => ["queued", "running"].includes(other?.state);
+const phase = (seen) => (seen.run ? seen.phase : ofRun ? `This run ${going(seen.other) ? "has changed nothing yet" : "changed nothing"}` : seen.other ? "No migration has changed anything yet" : "No migration has begun");
 
 function about({ run, alive, now, links }) {
   const zone = `Times are in ${zoneName()}.`;
@@ -86,7 +87,7 @@ function progress(seen) {
     const known = share !== null;
     for (const kind of ["copied", "verified"]) {
       $(kind).value = known && rows.source ? rows[kind] / rows.source : share === 1 ? 1 : 0;
-      say($(`${kind}-rows`), known ? `${number(rows[kind])} of ${number(rows.source)} rows` : "not planned yet");
+      say($(`${kind}-rows`), known ? `${number(rows[kind])} of ${counted(rows.source, "row")}` : "not planned yet");
     }
     const all = Object.values(byStatus).reduce((sum, count) => sum + count, 0);
     say($("numbers"), ...pairs({
@@ -130,9 +131,9 @@ function switches({ switch: now, run, read_times: reads, copy, certificate: cert
     "The application writes": now.writes === "both" ? "both tables" : now.writes ? `the ${now.writes} table` : "both tables, until the migration is complete",
     "PostHog's migration row": now.status ? `${now.status.toLowerCase().replaceAll("_", " ")}, ${now.progress} %` : "not there",
     "Switched at": time(now.status === "COMPLETED_SUCCESSFULLY" ? now.finished_at : null),
-    "Read speed-up": reads ? [el("b", {}, `${(reads.read_old / reads.read_new).toFixed(1)} times as fast`), ` for ${number(reads.ids)} ids of team ${reads.team_id}: ${old}`] : "measured when the teams are certified",
+    "Read speed-up": reads ? [el("b", {}, `${(reads.read_old / reads.read_new).toFixed(1)} times as fast`), ` for ${counted(reads.ids, "id")} of team ${reads.team_id}: ${old}`] : "measured when the teams are certified",
     "Ids the old table gets wrong": copy ? number(copy.old_differs) : null,
-    Certified: certified ? `${number(certified.teams)} teams, ${number(certified.rows_copied)} rows copied${certified.trial ? ", a trial" : ""}` : "not yet",
+    Certified: certified ? `${counted(certified.teams, "team")}, ${counted(certified.rows_copied, "row")} copied${certified.trial ? ", a trial" : ""}` : "not yet",
     Certificate: run.certificate ? certificate(run.id) : "written when the run ends",
     Parameters: given.length ? el("ul", { class: "parameters" }, ...given.map(([name, value]) => el("li", {}, `${name}: ${told(value)}`))) : null,
   };
@@ -162,12 +163,12 @@ async function look() {
     const seen = await get("status", ofRun ? { dag: shownIn, run: ofRun } : {});
     show(seen);
     const { now, seconds_left, speed: rate, throughput: chart, ...facts } = seen;
+    seenAt = now;
     const words = JSON.stringify(facts);
     if (words !== last) await Promise.all([...(seen.run?.newest ? lists : []), listOfRuns].map((list) => list.refresh()));
     last = words;
-    seenAt = now;
     trouble(null);
-    atRest ||= !seen.run || !seen.alive;
+    atRest ||= !(seen.alive || going(seen.other));
   } catch (error) {
     trouble(error);
   }

@@ -16,13 +16,14 @@ export function verdict({ verdict: told }) {
 
 export function waits(seen) {
   const { run, alive, waits: reasons = [], paused, airflow } = seen;
-  if (!run) return [];
   const told = [];
+  if (airflow.pool === null && seen.switch.status !== "COMPLETED_SUCCESSFULLY") told.push(el("li", { class: "bad" }, "Airflow has no pool pdi2_copies, and without it no copy begins. Create it under ", link(seen.links.pool, "Admin, Pools"), ", or with ", el("code", {}, "airflow pools set pdi2_copies 2 copies"), "."));
+  if (!run) return told;
   if (paused) told.push(el("li", {}, "Paused by ", visible(paused.actor), " since ", time(paused.at), ". What is running ends with its slice; nothing else begins until somebody resumes."));
   for (const wait of reasons) told.push(el("li", {}, visibleLines(wait.text), ...until(wait.until, seen.now)));
   if (alive && airflow.unanswered) told.push(unanswered(seen));
   if (alive && airflow.retrying) told.push(retrying(seen));
-  if (alive && airflow.pool?.slots === 0) told.push(el("li", {}, "The pool of the copies has no slots: no copy begins until it has."));
+  if (alive && airflow.pool?.slots === 0) told.push(el("li", {}, "The pool pdi2_copies has no slots: no copy begins until somebody gives it some."));
   if (run.newest && !run.ended_at && !alive) told.push(el("li", { class: "bad" }, `Airflow says that this run is ${airflow.state}, and it left no report: it was killed or marked by hand. What is finished is kept; trigger the DAG again.`));
   return [...told, ...failures(seen)];
 }

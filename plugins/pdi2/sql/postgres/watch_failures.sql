@@ -17,7 +17,7 @@ WITH failed AS (
 SELECT coalesce(substring(error FROM 'ClickHouse error [0-9]+ \([A-Z_0-9]+\)'),
                 substring(error FROM '(ClickHouse|Postgres) does not answer')
                     || ' does not answer',
-                left(regexp_replace(split_part(error, E'\n', 1), '[0-9][0-9,.]*', 'N', 'g'), 200)) AS cause,
+                left(regexp_replace(split_part(error, E'\n', 1), '\m[0-9]+([,.][0-9]+)*', 'N', 'g'), 200)) AS cause,
        count(DISTINCT team_id) AS teams,
        min(team_id) AS team_id,
        min(task) AS task,
