@@ -4,14 +4,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
-ENGINES := $(shell cut -d ' ' -f 1 tests/engines)
-MATRIX := tests/test_cluster.py tests/test_copy.py tests/test_staging.py tests/test_verify.py \
-	tests/test_dual_writes.py tests/test_history_property.py $(addprefix tests/test_preflight.py::test_, \
+ENGINES := $(shell cut -d ' ' -f 1 tests/clickhouse_versions)
+MATRIX := tests/cluster/test_cluster.py tests/copy/test_copy.py tests/copy/test_staging.py tests/verify/test_verify.py \
+	tests/switch/test_dual_writes.py tests/verify/test_history_property.py $(addprefix tests/plan/test_preflight.py::test_, \
 	a_sound_system_may_begin_and_nothing_changes a_fault_of_clickhouse_is_told the_skip_comment_leaves_nothing_to_do)
 AIRFLOW_VERSIONS := 3.1 3.2
 POSTGRES_VERSIONS := $(shell cut -d ' ' -f 1 tests/postgres_versions)
-ON_POSTGRES := $(addprefix tests/,test_ledger.py test_preflight.py test_least_privilege.py test_gate.py test_recheck.py \
-	test_installations.py test_page.py)
+ON_POSTGRES := $(addprefix tests/,state/test_ledger.py plan/test_preflight.py plan/test_least_privilege.py switch/test_gate.py verify/test_recheck.py \
+	plan/test_installations.py report/test_page.py)
 SOURCES := bench dags plugins demo tests
 
 export AIRFLOW__CORE__LOAD_EXAMPLES := False
@@ -60,7 +60,7 @@ test-chaos: venv ## Run the chaos tests too, which break the engines and the run
 	$(BIN)/python -m pytest -n 2 -m "not ui and not cluster and not pooler"
 
 test-cluster: venv zookeeper ## Migrate on replicas and a ZooKeeper that are killed, frozen and cut off (20 min)
-	$(BIN)/python -m pytest -m cluster tests/test_real_cluster.py tests/test_up.py tests/test_story.py
+	$(BIN)/python -m pytest -m cluster tests/cluster/test_real_cluster.py tests/demo/test_up.py tests/demo/test_story.py
 
 zookeeper:
 	test -e /usr/share/java/zookeeper.jar \
@@ -77,14 +77,14 @@ test-ui: venv ## Drive Airflow's UI and the page in real Chromium, with ClickHou
 	command -v chromium >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends chromium)
 	$(BIN)/python -m pytest -m ui $(addprefix tests/ui/test_,stories.py trouble.py form.py)
 
-test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on each ClickHouse of tests/engines (30 min)
+test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on each ClickHouse of tests/clickhouse_versions (30 min)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 	PDI2_DDL=later $(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 
 test-pooler: venv ## Migrate through a real PgBouncer, and see refused what it cannot keep (1 min)
 	PATH=$$PATH:/usr/sbin command -v pgbouncer >/dev/null \
 		|| (apt-get update && apt-get install --yes --no-install-recommends pgbouncer)
-	$(BIN)/python -m pytest -n 2 -m pooler tests/test_pooler.py
+	$(BIN)/python -m pytest -n 2 -m pooler tests/clickhouse_versions/test_pooler.py
 
 test-postgres: venv test-pooler $(POSTGRES_VERSIONS:%=postgres-%) ## The same, and what Postgres is asked on each of tests/postgres_versions
 
@@ -101,7 +101,7 @@ postgres-%: .venv-matrix/postgres-%/package.json
 test-airflow: venv $(AIRFLOW_VERSIONS:%=airflow-%) ## Run the DAGs' stories on each older Airflow that is supported
 
 airflow-%: .venv-matrix/airflow-%/installed
-	.venv-matrix/airflow-$*/bin/python -m pytest tests/test_dag_stories.py tests/test_older_airflow.py
+	.venv-matrix/airflow-$*/bin/python -m pytest tests/edge/test_dag_stories.py tests/edge/test_older_airflow.py
 
 .venv-matrix/airflow-%/installed: setup.cfg tests/airflow_constraints | venv
 	$(UV) venv --quiet --clear --python $(BIN)/python .venv-matrix/airflow-$*
@@ -112,10 +112,10 @@ airflow-%: .venv-matrix/airflow-%/installed
 clickhouse-%: .venv-matrix/%/installed
 	PDI2_ENGINE=$* $(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 
-.venv-matrix/%/installed: tests/engines | venv
+.venv-matrix/%/installed: tests/clickhouse_versions | venv
 	$(UV) venv --quiet --clear --python $(BIN)/python .venv-matrix/$*
 	$(UV) pip install --quiet --system-certs --no-deps --python .venv-matrix/$* \
-		chdb==$(shell awk '$$1 == "$*" {print $$2}' tests/engines)
+		chdb==$(shell awk '$$1 == "$*" {print $$2}' tests/clickhouse_versions)
 	touch $@
 
 lint: venv ## Check style and types (30 s)

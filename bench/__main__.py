@@ -18,12 +18,12 @@ import clickhouse_connect
 import psutil
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
-from pdi2.core import copying
-from pdi2.core.clickhouse import Cost, Warehouse
-from pdi2.core.failures import describe
-from pdi2.core.ledger import Ledger
-from pdi2.core.pieces import Budget
-from pdi2.core.settings import Settings
+from pdi2.core.copy import copying
+from pdi2.core.copy.pieces import Budget
+from pdi2.core.engines.clickhouse import Cost, Warehouse
+from pdi2.core.engines.failures import describe
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
 from tabulate import tabulate
 
 from bench.statements import PLAIN, POSTHOG, SEED

@@ -14,10 +14,11 @@ from typing import Any
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
-from pdi2.core import copying, verifying
-from pdi2.core.clickhouse import Cost, Warehouse
-from pdi2.core.ledger import Ledger
-from pdi2.core.settings import Settings
+from pdi2.core.copy import copying
+from pdi2.core.engines.clickhouse import Cost, Warehouse
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
+from pdi2.core.verify import verifying
 from tabulate import tabulate
 
 from bench.statements import SEED

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
-from pdi2.core.clickhouse import Cost, Warehouse
+from pdi2.core.engines.clickhouse import Cost, Warehouse
 
 from bench.__main__ import MEMORY, NO_LIMIT, Bench, Side, _line, _table, statement
 from bench.statements import PLAIN, POSTHOG

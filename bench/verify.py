@@ -12,10 +12,10 @@ from typing import Any
 
 import psycopg
 from clickhouse_connect.driver.client import Client
-from pdi2.core.clickhouse import Warehouse
-from pdi2.core.ledger import Ledger
-from pdi2.core.slices import Slice, aggregated_at_once, cut
-from pdi2.core.verifying import verify_team
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.slices import Slice, aggregated_at_once, cut
+from pdi2.core.verify.verifying import verify_team
 from tabulate import tabulate
 
 from bench.large import SETTINGS, TEAM, connect, fill_postgres, seed

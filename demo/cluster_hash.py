@@ -1,7 +1,7 @@
 """The checksum that ClickHouse keeps of a part's file: CityHash128 of version 1.0.2, seeded, by blocks of 2,048 bytes.
 
 Plain and slow: for the few small files of a part of which checksums.txt has none. The files that it does list are the
-test's examples (tests/test_cluster_engine.py).
+test's examples (tests/demo/test_cluster_engine.py).
 """
 
 import struct

@@ -35,10 +35,10 @@ os.environ |= {
     "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
 }
 
-from pdi2.core import clickhouse as statements  # noqa: E402
-from pdi2.core.clickhouse import Warehouse  # noqa: E402
-from pdi2.core.ledger import Ledger, Team  # noqa: E402
-from pdi2.core.settings import Settings  # noqa: E402
+from pdi2.core.engines import clickhouse as statements  # noqa: E402
+from pdi2.core.engines.clickhouse import Warehouse  # noqa: E402
+from pdi2.core.state.ledger import Ledger, Team  # noqa: E402
+from pdi2.core.state.settings import Settings  # noqa: E402
 
 from demo import clickhouse_server, cluster, cluster_engine, reader, schema  # noqa: E402
 from demo import postgres as embedded  # noqa: E402
@@ -46,7 +46,7 @@ from demo.switches import Switches as ApplicationSwitches  # noqa: E402
 from demo.writer import Writer  # noqa: E402
 
 ENGINE = os.environ.get("PDI2_ENGINE")
-"""The ClickHouse that the tests run on, if not that of the chDB beside them: a version of tests/engines."""
+"""The ClickHouse that the tests run on, if not that of the chDB beside them: a version of tests/clickhouse_versions."""
 LATER = os.environ.get("PDI2_DDL") == "later"
 """Whether the tables are those of PostHog 1.34 and later: the new one has an Int8 where 1.33 makes a Bool."""
 POSTGRES = os.environ.get("PDI2_POSTGRES")

@@ -8,12 +8,14 @@ from uuid import UUID
 
 import pytest
 from conftest import LATER, System
-from pdi2.core import copying, dual_writes, planning
-from pdi2.core.clickhouse import Warehouse
-from pdi2.core.copying import copy_team
-from pdi2.core.ledger import Ledger
-from pdi2.core.settings import Settings
-from pdi2.core.verifying import verify_team
+from pdi2.core.copy import copying
+from pdi2.core.copy.copying import copy_team
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.plan import planning
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
+from pdi2.core.switch import dual_writes
+from pdi2.core.verify.verifying import verify_team
 from psycopg import sql
 
 from demo import reader

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from airflow.plugins_manager import AirflowPlugin
 from conftest import FILL, ROOT
-from pdi2.core.settings import SCHEMA
+from pdi2.core.state.settings import SCHEMA
 
 PACKAGE = ROOT / "plugins" / "pdi2"
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()

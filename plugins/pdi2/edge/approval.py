@@ -6,7 +6,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.providers.standard.triggers.hitl import HITLTrigger
 from airflow.sdk.definitions.context import Context
 
-from pdi2.core import certificate
+from pdi2.core.report import certificate
 from pdi2.edge.compat import TaskAwaitingInput
 from pdi2.edge.connections import current_settings, open_ledger
 

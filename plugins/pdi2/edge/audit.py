@@ -8,9 +8,9 @@ from typing import Any
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Param, get_current_context
 
-from pdi2.core import auditing
-from pdi2.core.failures import describe, told_of
-from pdi2.core.settings import AUDIT_SCHEMA
+from pdi2.core.engines.failures import describe, told_of
+from pdi2.core.state.settings import AUDIT_SCHEMA
+from pdi2.core.verify import auditing
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse
 from pdi2.edge.retries import raise_together, task
 from pdi2.edge.tasks import TEAM_LABEL

@@ -5,9 +5,9 @@ from typing import Any
 
 from airflow.sdk import ObjectStoragePath
 
-from pdi2.core import certificate
-from pdi2.core.failures import MigrationError, describe
-from pdi2.core.ledger import Ledger
+from pdi2.core.engines.failures import MigrationError, describe
+from pdi2.core.report import certificate
+from pdi2.core.state.ledger import Ledger
 from pdi2.edge import configuration
 
 log = logging.getLogger(__name__)

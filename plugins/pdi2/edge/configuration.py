@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseNotifier, Param
 from croniter import croniter
 
-from pdi2.core.settings import SCHEMA, Settings, SettingsError
+from pdi2.core.state.settings import SCHEMA, Settings, SettingsError
 
 SECTION = "pdi2"
 

@@ -15,13 +15,13 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowException
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from pdi2.core import sessions
-from pdi2.core.clickhouse import Warehouse
-from pdi2.core.failures import Reaction, WaitError, describe, told_of, uncut
-from pdi2.core.gate import NoPlanError
-from pdi2.core.ledger import Ledger, NotOwnerError
-from pdi2.core.replicas import catch_up, follow
-from pdi2.core.settings import SCHEMA, Settings
+from pdi2.core.cluster.replicas import catch_up, follow
+from pdi2.core.engines import sessions
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import Reaction, WaitError, describe, told_of, uncut
+from pdi2.core.state.ledger import Ledger, NotOwnerError
+from pdi2.core.state.settings import SCHEMA, Settings
+from pdi2.core.switch.gate import NoPlanError
 from pdi2.edge.compat import AirflowRescheduleException
 
 CLICKHOUSE = "posthog_clickhouse"

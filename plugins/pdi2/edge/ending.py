@@ -5,9 +5,9 @@ from typing import Any
 
 from airflow.sdk import get_current_context
 
-from pdi2.core import reporting
-from pdi2.core.preflight import Verdict
-from pdi2.core.reporting import UnfinishedError
+from pdi2.core.plan.preflight import Verdict
+from pdi2.core.report import reporting
+from pdi2.core.report.reporting import UnfinishedError
 from pdi2.edge import VERDICT, certificates
 from pdi2.edge.compat import AirflowSkipException
 from pdi2.edge.connections import current_settings, open_ledger

@@ -5,9 +5,10 @@ from typing import Any
 
 import pendulum
 
-from pdi2.core import dual_writes, postgres
-from pdi2.core.ledger import Ledger, TeamStatus
-from pdi2.core.words import counted
+from pdi2.core.engines import postgres
+from pdi2.core.state.ledger import Ledger, TeamStatus
+from pdi2.core.state.words import counted
+from pdi2.core.switch import dual_writes
 
 
 def of_dual_writes(ledger: Ledger) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from psycopg import Connection
 
-from pdi2.core import postgres, sessions
-from pdi2.core.ledger import Ledger
+from pdi2.core.engines import postgres, sessions
+from pdi2.core.state.ledger import Ledger
 from pdi2.edge.connections import POSTGRES
 from pdi2.edge.runs import FILL
 

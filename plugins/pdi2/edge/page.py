@@ -13,9 +13,9 @@ from fastapi import Depends, HTTPException, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from sqlalchemy.orm import Session
 
-from pdi2.core import watching
-from pdi2.core.ledger import TeamStatus
-from pdi2.core.runbook import RUNBOOK
+from pdi2.core.report import watching
+from pdi2.core.report.runbook import RUNBOOK
+from pdi2.core.state.ledger import TeamStatus
 from pdi2.edge import POOL, runs
 from pdi2.edge.guard import acting, acts, app, may_act, reading, same_origin
 from pdi2.edge.runs import FILL, ROLLBACK

@@ -10,7 +10,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from airflow.sdk import task as airflow_task
 
-from pdi2.core.failures import SAFE, BusyError, MigrationError, Reaction, describe, next_step, uncut, waits
+from pdi2.core.engines.failures import SAFE, BusyError, MigrationError, Reaction, describe, next_step, uncut, waits
 from pdi2.edge.compat import RetryPolicy
 
 log = logging.getLogger(__name__)

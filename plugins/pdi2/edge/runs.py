@@ -13,7 +13,7 @@ from airflow.utils.state import DagRunState, TaskInstanceState
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from pdi2.core.telling import CAUSE, cause
+from pdi2.core.report.telling import CAUSE, cause
 
 FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"

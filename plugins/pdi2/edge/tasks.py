@@ -10,18 +10,19 @@ import pendulum
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Asset, PokeReturnValue, get_current_context
 
-from pdi2.core import dual_writes, gate, payoff, planning
-from pdi2.core import preflight as checks
-from pdi2.core.copying import copy_team, copy_together
-from pdi2.core.failures import WaitError, describe, waits
-from pdi2.core.ledger import Ledger
-from pdi2.core.pressure import wait_while_paused
-from pdi2.core.settings import Settings, SettingsError
-from pdi2.core.slices import named
-from pdi2.core.staging import forget_all
-from pdi2.core.switches import Switches
-from pdi2.core.verifying import verify_team, verify_together
-from pdi2.core.way_back import way_back
+from pdi2.core.cluster.pressure import wait_while_paused
+from pdi2.core.copy.copying import copy_team, copy_together
+from pdi2.core.copy.staging import forget_all
+from pdi2.core.engines.failures import WaitError, describe, waits
+from pdi2.core.plan import planning
+from pdi2.core.plan import preflight as checks
+from pdi2.core.report.way_back import way_back
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings, SettingsError
+from pdi2.core.state.slices import named
+from pdi2.core.state.switches import Switches
+from pdi2.core.switch import dual_writes, gate, payoff
+from pdi2.core.verify.verifying import verify_team, verify_together
 from pdi2.edge import END, POOL, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
 from pdi2.edge.connections import (

@@ -1,4 +1,4 @@
-"""Every statement the migration issues, one file each, named by what it does.
+"""Every statement the migration issues, one file each, named by what it does, in folders named like the rooms of core.
 
 Values are bound by the drivers: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Three things are put into the
 text here, and nowhere else: `{name:Identifier}`, because ClickHouse binds those in few places; `{name:Literal}`, a long
@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from clickhouse_connect.driver.binding import format_query_value
@@ -52,5 +53,10 @@ def postgres(name: str) -> str:
 
 @cache
 def _text(folder: str, name: str) -> str:
-    text = (files(__name__) / folder / f"{name}.sql").read_text(encoding="utf-8")
+    text = _files(folder)[f"{name}.sql"].read_text(encoding="utf-8")
     return INCLUDE.sub(lambda found: _text(folder, found[1]).strip(), text)
+
+
+@cache
+def _files(folder: str) -> dict[str, Traversable]:
+    return {file.name: file for room in (files(__name__) / folder).iterdir() for file in room.iterdir()}

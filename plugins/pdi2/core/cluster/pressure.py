@@ -1,0 +1,143 @@
+"""Kindness to the cluster: between slices the copy looks at the server, and waits while it is busy."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+from clickhouse_connect.driver.exceptions import DatabaseError
+
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import WaitError
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.slices import named
+from pdi2.core.state.words import are, counted
+
+log = logging.getLogger(__name__)
+
+LOOK_EVERY_SECONDS = 2.0
+WAIT_IN_SLOT_SECONDS = 60.0
+"""Then the task is put off, and its worker slot is free meanwhile."""
+
+TELL_EVERY_SECONDS = 20.0
+UNKNOWN_TABLE = 60
+PARTS_SHARE = 0.5
+"""Of the number of parts at which ClickHouse delays inserts."""
+USUAL_DELAYED_AT = 1_000
+MOST_LAG_SECONDS = 60
+LEAST_FREE_DISK = 0.05
+MOST_MEMORY = 0.9
+
+
+def look(warehouse: Warehouse) -> tuple[str | None, int]:
+    """Why no slice should begin now (None: nothing is in the way), and how many parts the new table has room for."""
+    parts, delayed_at, lag, active, total_replicas, away, memory = warehouse.rows("pressure")[0]
+    memory_limit = _memory_limit(warehouse)
+    policy, free, total = disks_of_new(warehouse)
+    most = delayed_at or USUAL_DELAYED_AT
+    room = int(PARTS_SHARE * most) - (parts or 0)
+    reason = None
+    if room < 0:
+        reason = (
+            f"person_distinct_id2 has {counted(parts, 'part')} in a partition, and from {most:,} on inserts are delayed"
+        )
+    elif total_replicas == 0:
+        reason = "its replica of person_distinct_id2 has no session with Keeper"
+    elif total_replicas and active < total_replicas // 2 + 1:
+        reason = (
+            f"{active} of {counted(total_replicas, 'replica')} of person_distinct_id2 {are(active)} active, too few "
+            f"for an insert; away: {away.decode()}"
+        )
+    elif lag and lag > MOST_LAG_SECONDS:
+        reason = f"a replica is {lag:,} s behind"
+    elif policy and free <= LEAST_FREE_DISK * total:
+        reason = (
+            f"only {free / max(total, 1):.0%} of the disks of person_distinct_id2 is free (storage policy {policy})"
+        )
+    elif memory_limit and memory > MOST_MEMORY * memory_limit:
+        reason = f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may use"
+    return reason, room
+
+
+def _memory_limit(warehouse: Warehouse) -> int:
+    """The server's, in bytes; 0 where there is none, or where ClickHouse before 23.2 does not tell it."""
+    try:
+        return int(warehouse.rows("memory_limit")[0][0])
+    except DatabaseError as error:
+        if error.code == UNKNOWN_TABLE:
+            return 0
+        raise
+
+
+def disks_of_new(warehouse: Warehouse) -> tuple[str, float, float]:
+    """The new table's storage policy, and the free and total bytes of that policy's disks."""
+    for policy, free, total in warehouse.rows("disks_of_new"):
+        return policy.decode(), free, total
+    return "", 0.0, 0.0
+
+
+def wait_while_paused(ledger: Ledger, team_ids: Sequence[int]) -> None:
+    """Returns when nobody has paused the migration. Raises WaitError after WAIT_IN_SLOT_SECONDS."""
+    what = f"The work on {named(team_ids)}"
+    try:
+        patiently(lambda: "somebody has paused the migration" if ledger.paused() else None, what)
+    except WaitError:
+        refuse_while_paused(ledger, what)
+
+
+def refuse_while_paused(ledger: Ledger, what: str) -> None:
+    """Raises WaitError while somebody has paused the migration."""
+    if pause := ledger.paused():
+        raise WaitError(
+            f"{what} waits: {pause.actor} paused the migration at {pause.at:%Y-%m-%d %H:%M:%S %Z}. What is finished "
+            "is kept. It goes on by itself once somebody resumes it on the migration page."
+        )
+
+
+def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int]) -> int:
+    """Returns when the server is free, with how many parts the new table has room for.
+
+    Raises WaitError after WAIT_IN_SLOT_SECONDS.
+    """
+    wait_while_paused(ledger, team_ids)
+    room = 0
+
+    def busy() -> str | None:
+        nonlocal room
+        reason, room = look(warehouse)
+        return reason
+
+    def record(what: str, reason: str) -> None:
+        ledger.record(what, team_id=team_ids[0], reason=reason)
+
+    waited = patiently(busy, f"The copy of {named(team_ids)}", record)
+    if waited:
+        ledger.record("copy_goes_on", team_id=team_ids[0], waited_seconds=round(waited, 1))
+    return room
+
+
+def patiently(look: Callable[[], str | None], what: str, record: Callable[[str, str], None] | None = None) -> float:
+    """Looks until there is no reason to wait, and returns the seconds waited. The log tells a reason again and again;
+    `record` is told once, and of giving up.
+
+    Raises WaitError after WAIT_IN_SLOT_SECONDS.
+    """
+    began = time.monotonic()
+    told, told_at = "", 0.0
+    while reason := look():
+        now = time.monotonic()
+        if reason != told or now - told_at > TELL_EVERY_SECONDS:
+            log.warning("%s waits: %s", what, reason)
+            told_at = now
+        if reason != told and record:
+            record("copy_waits", reason)
+        told = reason
+        if now - began > WAIT_IN_SLOT_SECONDS:
+            if record:
+                record("copy_put_off", reason)
+            raise WaitError(
+                f"{what} has waited for {now - began:.0f} s: {reason.rstrip('.')}. What is finished is kept. The task "
+                "gives its worker slot back and goes on later. If this happens again and again, look at ClickHouse's "
+                "merges, replication, disk and load."
+            )
+        time.sleep(LOOK_EVERY_SECONDS)
+    return time.monotonic() - began if told else 0.0

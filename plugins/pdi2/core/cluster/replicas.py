@@ -1,0 +1,279 @@
+"""The replicas of both tables: waiting for the connection's own, and for the others before readers may ask them.
+
+docs/clusters.md has the design and its reasons. The settings that replicas need go with every statement: CONSISTENT
+in clickhouse.py.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from clickhouse_connect.driver.exceptions import DatabaseError
+
+from pdi2.core.cluster.pressure import patiently
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import MigrationError, WaitError, describe, waits
+from pdi2.core.state.ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+NEW_TABLE = "person_distinct_id2"
+SYNC = {"person_distinct_id": "sync_old", NEW_TABLE: "sync_new"}
+SYNC_SECONDS = 10
+"""How long one statement waits; then the log says for what, and the next one waits."""
+UNREADABLE = {60, 497}
+"""No such table, no such grant: what reading system.zookeeper may end with."""
+TIMED_OUT, UNFINISHED = 159, 341
+SYNTAX = 62
+"""ClickHouse 22.12 knows no LIGHTWEIGHT: it waits for merges too."""
+CONNECTED, SWITCH_WAITS = "connected_to", "switch_waits"
+PATIENCE_SECONDS = 1800
+"""How long a run waits for the replicas at the switch, from its first look."""
+
+
+class ReplicaError(MigrationError):
+    """Some replica does not get what is copied; reads stay on the old table."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A table of the connection's replica, as system.replicas has it. `delay` is in seconds."""
+
+    table: str
+    keeper_path: str
+    replica: str
+    is_readonly: int
+    is_session_expired: int
+    active: int
+    total: int
+    there: tuple[str, ...]
+    away: tuple[str, ...]
+    delay: int
+    queue: int
+    queue_exception: str
+    keeper_exception: str
+
+    @property
+    def is_cut_off(self) -> bool:
+        """From Keeper; this passes."""
+        return bool(self.is_readonly or not self.total) and not self.is_forgotten
+
+    @property
+    def is_forgotten(self) -> bool:
+        """By Keeper, which can be reached, and does not have what belongs to the replica."""
+        return bool(self.is_readonly and not self.is_session_expired and "No node" in self.keeper_exception)
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One of the new table's, as Keeper has it. `lacks` counts the parts that the connection's replica has and this one
+    does not; None where Keeper may not be read and it is not known.
+    """
+
+    name: str
+    active: bool
+    here: bool
+    lacks: int | None
+
+
+def states(warehouse: Warehouse) -> list[State]:
+    """Of the tables that are replicated."""
+    return [State(*map(_plain, row)) for row in warehouse.rows("replicas")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def catch_up(warehouse: Warehouse) -> None:
+    """Returns when the connection's replica has all that was inserted into either table, on any replica, before now.
+
+    Raises WaitError where that takes long.
+    """
+    for state in states(warehouse):
+        if state.queue:
+            log.info("%s", _progress(state))
+        patiently(partial(_sync, warehouse, state.table), "The work")
+
+
+def _sync(warehouse: Warehouse, table: str) -> str | None:
+    """Waits for SYNC_SECONDS at most; why it must go on, if it must."""
+    settings = {"receive_timeout": SYNC_SECONDS}
+    try:
+        try:
+            warehouse.execute(SYNC[table], settings=settings)
+        except DatabaseError as error:
+            if error.code != SYNTAX:
+                raise
+            warehouse.execute(f"{SYNC[table]}_and_merge", settings=settings)
+    except DatabaseError as error:
+        if error.code != TIMED_OUT and not waits(error):
+            raise
+        now = [state for state in states(warehouse) if state.table == table]
+        told = "" if error.code == TIMED_OUT else f" {describe(error)}"
+        return "".join(problem_of(state) or _progress(state) for state in now) + told
+    return None
+
+
+def _progress(state: State) -> str:
+    trouble = f" Its last failure: {state.queue_exception}" if state.queue_exception else ""
+    return (
+        f"replica {state.replica} of ClickHouse table {state.table} is {state.delay:,} s behind, with {state.queue:,} "
+        f"entries in its queue.{trouble}"
+    )
+
+
+def follow(ledger: Ledger, warehouse: Warehouse) -> None:
+    """What was verified on another replica than the connection leads to now is verified again.
+
+    What that one had and no other fetched yet may be lost with it.
+    """
+    for state in states(warehouse):
+        before = (ledger.latest(CONNECTED) or {}).get("replica")
+        if state.table != NEW_TABLE or before == state.replica:
+            continue
+        if before:
+            ledger.verify_all_again()
+            log.warning(
+                "posthog_clickhouse led to replica %s and leads to %s now, so every team is verified again. Helper "
+                "tables of a copy, person_distinct_id2_staging_..., may be left on %s: drop them there.",
+                *(before, state.replica, before),
+            )
+        ledger.record(CONNECTED, replica=state.replica, before=before)
+
+
+def survey(warehouse: Warehouse) -> list[dict[str, Any]]:
+    """What is known of the new table's replicas now; empty where there are none."""
+    return [asdict(one) for state in _of_new(warehouse) for one in _look(warehouse, state, _parts(warehouse))]
+
+
+def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
+    """Returns the replicas once each has what the connection's has of the new table now; empty where there are none. A
+    reader may ask any of them, and one that is away now may come back.
+
+    Raises WaitError where that takes long, ReplicaError where it takes too long.
+    """
+    parts = _parts(warehouse)
+    found: list[Replica] = []
+    since = (ledger.latest_of_run(SWITCH_WAITS) or {"since": time.time()})["since"]
+
+    def look() -> str | None:
+        found.clear()
+        for state in _of_new(warehouse):
+            found.extend(_look(warehouse, state, parts, or_wait=True))
+        return " ".join(_lag(one) for one in found if one.lacks != 0) or None
+
+    try:
+        patiently(look, "The switch", lambda _, reason: ledger.record(SWITCH_WAITS, reason=reason, since=since))
+    except WaitError as wait:
+        if time.time() - since > PATIENCE_SECONDS:
+            raise ReplicaError(
+                f"The switch was given up, because some replica lacks what is copied and verified. {wait} Reads stay "
+                "on the old table. Mend the replica and trigger the run again: only the switch is left."
+            ) from wait
+        raise
+    return [asdict(one) for one in found]
+
+
+def _of_new(warehouse: Warehouse) -> list[State]:
+    return [state for state in states(warehouse) if state.table == NEW_TABLE]
+
+
+def _parts(warehouse: Warehouse) -> set[str]:
+    return _names(warehouse.rows("parts_of_new"))
+
+
+def _look(warehouse: Warehouse, state: State, parts: set[str], or_wait: bool = False) -> list[Replica]:
+    """All that are registered, with how many of these parts each lacks. Where Keeper may not be read that is not known;
+    then `or_wait` has ClickHouse wait for all.
+    """
+    if state.is_cut_off or state.is_forgotten:  # a look into Keeper would take minutes
+        return [Replica(state.replica, active=False, here=True, lacks=None)]
+    others = f"{state.keeper_path}/replicas"
+    try:
+        names = sorted(_names(warehouse.rows("in_keeper", {"path": others})))
+        there = {name: _names(warehouse.rows("in_keeper", {"path": f"{others}/{name}/parts"})) for name in names}
+    except DatabaseError as error:
+        if error.code not in UNREADABLE:
+            raise
+        return _look_without_keeper(warehouse, state, or_wait)
+    return [Replica(name, name not in state.away, name == state.replica, lacking(parts, there[name])) for name in names]
+
+
+def _look_without_keeper(warehouse: Warehouse, state: State, wait: bool) -> list[Replica]:
+    lacks = None
+    if wait:
+        try:
+            warehouse.execute("reach_every_replica")
+            lacks = 0
+        except DatabaseError as error:
+            if error.code not in (TIMED_OUT, UNFINISHED):
+                raise
+            lacks = 0 if error.code == UNFINISHED else None
+    others = sorted(set(state.there) - {state.replica})
+    if lacks is None and others:
+        others = [" or ".join(others)]
+    return [
+        Replica(state.replica, active=True, here=True, lacks=0),
+        *(Replica(name, active=False, here=False, lacks=None) for name in state.away),
+        *(Replica(name, active=True, here=False, lacks=lacks) for name in others),
+    ]
+
+
+def _names(rows: Iterable[tuple[Any, ...]]) -> set[str]:
+    return {name.decode() for (name,) in rows}
+
+
+def lacking(parts: set[str], there: set[str]) -> int:
+    """How many of the parts are not there, nor within a larger one that came of a merge or a mutation."""
+    larger = [_extent(name) for name in there - parts]
+    return sum(not any(_covers(one, _extent(name)) for one in larger) for name in parts - there)
+
+
+def _extent(part: str) -> tuple[str, int, int, int]:
+    """Partition, first and last block, and mutation, of a name such as all_0_5_1_8: ClickHouse's MergeTreePartInfo."""
+    partition, first, last, _level, *mutation = part.split("_")
+    return partition, int(first), int(last), int(mutation[0]) if mutation else 0
+
+
+def _covers(larger: tuple[str, int, int, int], part: tuple[str, int, int, int]) -> bool:
+    return larger[0] == part[0] and larger[1] <= part[1] and larger[2] >= part[2] and larger[3] >= part[3]
+
+
+def _lag(replica: Replica) -> str:
+    of = f"replica {replica.name} of ClickHouse table {NEW_TABLE}"
+    if replica.here:
+        return f"{of} has no session with Keeper."
+    lacks = f"{of} lacks {f'{replica.lacks:,} parts' if replica.lacks else 'some part'} of what is copied and verified"
+    if replica.active:
+        return f"{lacks}, and its readers would miss ids. See system.replication_queue there."
+    return (
+        f"{lacks}, and is away: once back, its readers would miss ids. Start it, or if it is gone for good: "
+        f"SYSTEM DROP REPLICA '{replica.name}' FROM TABLE {NEW_TABLE}."
+    )
+
+
+def problem_of(state: State) -> str | None:
+    of = f"replica {state.replica} of ClickHouse table {state.table}"
+    if state.is_forgotten:
+        return (
+            f"Keeper has nothing of {of}, which is read-only therefore. Its rows are there: SYSTEM RESTORE REPLICA "
+            f"{state.table} puts it back into Keeper."
+        )
+    if state.is_cut_off:
+        reason = f" ({state.keeper_exception})" if state.keeper_exception else ""
+        return (
+            f"The session of {of} with Keeper is lost{reason}. See whether Keeper is up and can be reached from there."
+        )
+    if state.active < (majority := state.total // 2 + 1):
+        return (
+            f"Of ClickHouse table {state.table} {state.active} of {state.total} replicas are active, and an insert "
+            f"waits for {majority}. Away: {', '.join(state.away)}. Start the others, or drop those that are gone for "
+            f"good (SYSTEM DROP REPLICA '...' FROM TABLE {state.table})."
+        )
+    return None

@@ -1,0 +1,158 @@
+"""What preflight asks ClickHouse: the user's profile, the tables, the disks and the mutations. Changes nothing."""
+
+import re
+from itertools import chain
+from typing import Any
+
+from pdi2.core.cluster.pressure import disks_of_new
+from pdi2.core.copy.pieces import Budget
+from pdi2.core.engines.clickhouse import REMOVING, Warehouse, spilling
+from pdi2.core.engines.exactness import refusals
+from pdi2.core.engines.failures import LONGEST_TEXT
+from pdi2.core.plan import cluster_checks
+
+OLDEST_CLICKHOUSE = (22, 12)
+
+TABLES: dict[str, dict[str, Any]] = {  # a Bool, where PostHog up to 1.33 met ClickHouse 21.12 and later
+    "person_distinct_id": {
+        "engine": "CollapsingMergeTree",
+        "by": "_sign",
+        "sorting_key": "team_id, distinct_id, person_id",
+        "columns": {
+            "distinct_id": "String",
+            "person_id": "UUID",
+            "team_id": "Int64",
+            "_sign": "Int8",
+            "is_deleted": "Int8",
+            "_timestamp": "DateTime",
+            "_offset": "UInt64",
+        },
+    },
+    "person_distinct_id2": {
+        "engine": "ReplacingMergeTree",
+        "by": "version",
+        "sorting_key": "team_id, distinct_id",
+        "columns": {
+            "team_id": "Int64",
+            "distinct_id": "String",
+            "person_id": "UUID",
+            "is_deleted": ("Int8", "Bool"),
+            "version": "Int64",
+            "_timestamp": "DateTime",
+            "_offset": "UInt64",
+            "_partition": "UInt64",
+        },
+    },
+}
+
+
+def state_problems(warehouse: Warehouse) -> list[str]:
+    """What is in the way at the moment, where the tables are as they should be."""
+    return _disk_problems(warehouse) + _mutation_problems(warehouse) + cluster_checks.problems(warehouse)
+
+
+def table_problems(warehouse: Warehouse) -> list[str]:
+    problems = []
+    version, database = warehouse.rows("server")[0]
+    number = tuple(int(part) for part in re.findall(r"\d+", version.decode())[:2])
+    if number < OLDEST_CLICKHOUSE:
+        problems.append(
+            f"ClickHouse is version {version.decode()}; {OLDEST_CLICKHOUSE[0]}.{OLDEST_CLICKHOUSE[1]} is the oldest "
+            "that this migration is tested on. Upgrade ClickHouse first, or let PostHog's own runner migrate."
+        )
+    tables = {row[0].decode(): row[1:] for row in warehouse.rows("tables")}
+    columns = {(table.decode(), name.decode()): type_.decode() for table, name, type_ in warehouse.rows("columns")}
+    for table, wanted in TABLES.items():
+        if table not in tables:
+            problems.append(
+                f"ClickHouse database {database.decode()} has no table {table}. "
+                "Point the connection posthog_clickhouse at PostHog's database, or run PostHog's own migrations first."
+            )
+            continue
+        engine, definition, sorting_key = (value.decode() for value in tables[table][:3])
+        if problem := cluster_checks.engine_problem(table, engine, definition, wanted["engine"], wanted["by"]):
+            problems.append(problem)
+        elif sorting_key != wanted["sorting_key"]:
+            problems.append(
+                f"ClickHouse table {table} is sorted by ({sorting_key}), not ({wanted['sorting_key']}). "
+                "Create it again as PostHog does."
+            )
+        problems += [
+            _column_problem(table, column, type_, columns.get((table, column)))
+            for column, type_ in wanted["columns"].items()
+            if not columns.get((table, column), "").startswith(type_)
+        ]
+    return problems
+
+
+def _column_problem(table: str, column: str, types: str | tuple[str, ...], found: str | None) -> str:
+    wanted = types if isinstance(types, str) else " or ".join(types)
+    state = f"is {found}, not {wanted}" if found else f"is missing; it should be {wanted}"
+    return f"Column {column} of ClickHouse table {table} {state}. Create the table as PostHog does."
+
+
+def _disk_problems(warehouse: Warehouse) -> list[str]:
+    sizes = {row[0].decode(): row[-1] for row in warehouse.rows("tables")}
+    needed = sizes["person_distinct_id"] or 0
+    policy, free, _ = disks_of_new(warehouse)
+    if free >= needed:
+        return []
+    return [
+        f"The disks of person_distinct_id2 (storage policy {policy}) have {free / 1e9:.1f} GB free, and the copy may "
+        f"need {needed / 1e9:.1f} GB (the size of the old table). Free or add disk first."
+    ]
+
+
+def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
+    """What the profile of the ClickHouse user forbids of all that the statements set."""
+    if (readonly := warehouse.known["readonly"]) and not readonly.is_at(0):
+        return [
+            f"The ClickHouse user may only read (its profile has readonly = {readonly.value}). Give the user of "
+            "posthog_clickhouse a profile with readonly = 0."
+        ]
+    problems = []
+    if not warehouse.known["allow_ddl"].is_at(1):
+        problems.append(
+            "The ClickHouse user may make no tables (its profile has allow_ddl = 0), and the copy needs helpers. Give "
+            "the user of posthog_clickhouse a profile with allow_ddl = 1."
+        )
+    budget = Budget(memory)
+    sets = [budget.insert_settings(staged=staged) for staged in (True, False)] + [spilling(memory), REMOVING]
+    wanted = chain.from_iterable(warehouse.sent({"max_memory_usage": memory, **more}).items() for more in sets)
+    refused = refusals(warehouse.known, wanted)
+    if told := refused.pop("max_memory_usage", None):
+        problems.append(
+            f"The profile of the ClickHouse user does not allow the run's max_memory_usage: {told}. Trigger the run "
+            "with a max_memory_usage that it allows."
+        )
+    elif warehouse.refused and not refused:  # system.settings never tells a fixed limit or offset
+        refused["refused"] = warehouse.refused
+    if refused:
+        problems.append(
+            f"The profile of the ClickHouse user forbids what the statements must set: {'; '.join(refused.values())}. "
+            "Take these constraints from the profile, or give the user of posthog_clickhouse a profile without them."
+        )
+    return problems
+
+
+def _mutation_problems(warehouse: Warehouse) -> list[str]:
+    """A mutation that fails holds up every later one, our DELETEs too."""
+    return [
+        f"The mutation {mutation.decode()} of person_distinct_id2 fails: {command.decode()}: "
+        f"{reason.decode()[:LONGEST_TEXT]}. Remove the cause, or end it: KILL MUTATION WHERE mutation_id = "
+        f"'{mutation.decode()}'."
+        for mutation, command, _, reason in warehouse.rows("mutations_of_new")
+        if reason
+    ]
+
+
+def unfinished(warehouse: Warehouse) -> str | None:
+    """Mutations of the new table that go on: they may take away or change what is verified. Nothing to do but wait."""
+    if not (found := warehouse.rows("mutations_of_new")):
+        return None
+    mutation, command, parts, _ = found[0]
+    return (
+        f"ClickHouse still carries out {len(found)} mutation(s) of person_distinct_id2, the first of which is "
+        f"{mutation.decode()}, with {parts:,} part(s) to do: {command.decode()}. Nothing was changed. Airflow tries "
+        "again; if this goes on, look at system.mutations and whether merges are stopped, then trigger the run again."
+    )

@@ -1,0 +1,73 @@
+"""What a cluster has that no migration can run on. docs/clusters.md says which clusters are taken, and why."""
+
+import re
+from contextlib import suppress
+from functools import partial
+
+from pdi2.core.cluster.pressure import patiently
+from pdi2.core.cluster.replicas import catch_up, problem_of, states
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import WaitError
+
+DISTRIBUTED = re.compile(r"Distributed\('(?P<cluster>[^']+)', '(?P<database>[^']*)', '(?P<table>[^']+)'")
+
+
+def problems(warehouse: Warehouse) -> list[str]:
+    """What a cluster has that no migration can run on. Where there is nothing, its replica has caught up.
+
+    What may pass by itself is looked at for a while.
+    """
+    found = [_shard_problem(*row) for row in warehouse.rows("shards")]
+    if states(warehouse):
+        with suppress(WaitError):
+            patiently(partial(_passing, warehouse), "The check")
+        found += [problem for state in states(warehouse) if (problem := problem_of(state))]
+        found += balancer_problems(warehouse.servers())
+    if not found:
+        catch_up(warehouse)
+    return found
+
+
+def _passing(warehouse: Warehouse) -> str | None:
+    return " ".join(problem_of(state) or "" for state in states(warehouse) if not state.is_forgotten).strip() or None
+
+
+def balancer_problems(servers: set[str]) -> list[str]:
+    if len(servers) < 2:
+        return []
+    return [
+        f"The connection posthog_clickhouse leads to several replicas in turn ({', '.join(sorted(servers))}), of which "
+        "one may lag behind what the other was told. Name one replica as its host."
+    ]
+
+
+def _shard_problem(front: bytes, cluster: bytes, shards: int) -> str:
+    return (
+        f"The ClickHouse tables are one of {shards} shards: the Distributed table {front.decode()} on the cluster "
+        f"{cluster.decode()} shares ids out among them, and Postgres knows them all. A migration over several shards "
+        "is not supported. See docs/clusters.md."
+    )
+
+
+def engine_problem(table: str, engine: str, definition: str, wanted: str, by: str) -> str | None:
+    """`engine` and `definition` (engine_full) are those of system.tables."""
+    if re.match(rf"(Replicated)?{wanted}\((.*, )?{by}\)", definition):
+        return None
+    problem = f"ClickHouse table {table} has the engine {engine}, not {wanted}({by})"
+    if found := DISTRIBUTED.match(definition):
+        behind = f"{found['database']}.{found['table']} of the cluster {found['cluster']}"
+        remedy = (
+            f"Point posthog_clickhouse at the database {found['database']} of a replica there."
+            if found["table"] == table
+            else f"There the table must be called {table} too."
+        )
+        return (
+            f"{problem}: it stands before {behind}, and takes neither a DELETE nor a slice's parts. {remedy} "
+            "See docs/clusters.md."
+        )
+    if engine.startswith("Shared"):
+        return (
+            f"{problem}: ClickHouse Cloud may read another replica than it wrote. It is not supported. "
+            "See docs/clusters.md."
+        )
+    return f"{problem} or its replicated form. Name the table itself, not a view of it."

@@ -1,0 +1,113 @@
+"""What must be so in Postgres before a migration may begin, and the privileges that it takes."""
+
+from typing import Any
+
+from psycopg import Connection
+
+from pdi2.core.engines import postgres
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.switches import Switches
+
+OLDEST_POSTGRES = 110000
+
+APPLICATION_COLUMNS = {
+    "posthog_team": {"id"},
+    "posthog_person": {"id", "uuid", "team_id"},
+    "posthog_persondistinctid": {"id", "distinct_id", "person_id", "team_id", "version"},
+    "posthog_asyncmigration": {
+        "id",
+        "name",
+        "description",
+        "progress",
+        "status",
+        "started_at",
+        "finished_at",
+    },
+    "posthog_asyncmigrationerror": {"description", "created_at", "async_migration_id"},
+}
+SETTING_COLUMNS = {"posthog_instancesetting": {"key", "raw_value"}}
+
+PRIVILEGES = [
+    ("posthog_team", "SELECT"),
+    ("posthog_person", "SELECT"),
+    ("posthog_persondistinctid", "SELECT"),
+    ("posthog_asyncmigration", "SELECT"),
+    ("posthog_asyncmigration", "INSERT"),
+    ("posthog_asyncmigration", "UPDATE"),
+    ("posthog_asyncmigrationerror", "INSERT"),
+    ("posthog_instancesetting", "SELECT"),
+    ("posthog_instancesetting", "INSERT"),
+    ("posthog_instancesetting", "UPDATE"),
+]
+
+
+def server_problems(connection: Connection[Any]) -> list[str]:
+    version, encoding, may_create = postgres.execute(connection, "server").fetchone() or (0, "", False)
+    problems = []
+    if version < OLDEST_POSTGRES:
+        problems.append(f"Postgres is version {version // 10000}; 11 is the oldest that works. Upgrade Postgres first.")
+    if encoding != "UTF8":
+        problems.append(
+            f"The Postgres database is encoded in {encoding}, and hashes of ids would differ from ClickHouse's. "
+            "Point posthog_postgres at the application's UTF8 database."
+        )
+    if not may_create:
+        problems.append(
+            "The Postgres role may not create the ledger's schema pdi2_migration. "
+            "GRANT CREATE ON DATABASE to it, or create the schema for it."
+        )
+    return problems
+
+
+def writing_problems(connection: Connection[Any], settings: Settings) -> list[str]:
+    """A dry run writes nothing, and is only told."""
+    return [] if settings.dry_run else read_only(connection)
+
+
+def read_only(connection: Connection[Any]) -> list[str]:
+    standby, read_only = postgres.execute(connection, "writable").fetchone() or (False, False)
+    if standby:
+        return [
+            "Postgres is a standby (a read replica), which takes no writes, and the migration writes its ledger and "
+            "the migration row. Point the Airflow connection posthog_postgres at the primary."
+        ]
+    if read_only:
+        return [
+            "Postgres gives this role read-only transactions (default_transaction_read_only is on), and the migration "
+            "writes its ledger and the migration row. Find out why (some services do so when the disk is full), then "
+            "ALTER ROLE, or DATABASE where it is set there, SET default_transaction_read_only = off."
+        ]
+    return []
+
+
+def application_problems(connection: Connection[Any]) -> list[str]:
+    wanted = dict(APPLICATION_COLUMNS)
+    if Switches(connection).has_settings:
+        wanted |= SETTING_COLUMNS
+    found = dict(postgres.execute(connection, "columns", {"tables": list(wanted)}).fetchall())
+    problems = []
+    for table, columns in wanted.items():
+        if table not in found:
+            problems.append(
+                f"Postgres has no table {table}. "
+                "Point the connection posthog_postgres at the application's own database."
+            )
+        elif missing := sorted(columns - set(found[table])):
+            problems.append(
+                f"Postgres table {table} has no column {', '.join(missing)}. Upgrade PostHog to 1.33 or later first."
+            )
+    return problems
+
+
+def privilege_problems(connection: Connection[Any]) -> list[str]:
+    tables, privileges = zip(*PRIVILEGES, strict=True)
+    lacking = postgres.execute(
+        connection, "privileges", {"tables": list(tables), "privileges": list(privileges)}
+    ).fetchall()
+    return [
+        f"The Postgres role may not {privilege} on {table}. GRANT {privilege} ON {table} to it."
+        for table, privilege in lacking
+    ] + [
+        f"The Postgres role may not number new rows of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
+        for table, sequence in postgres.execute(connection, "sequences", {"tables": list(tables)})
+    ]

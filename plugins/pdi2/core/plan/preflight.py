@@ -1,0 +1,156 @@
+"""Everything that must be so before a migration may begin. Changes nothing, and reports all problems at once."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from clickhouse_connect.driver.exceptions import ClickHouseError
+from psycopg import Connection
+
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, describe, reaction
+from pdi2.core.plan import clickhouse_checks, postgres_checks
+from pdi2.core.plan.planning import rows_by_team
+from pdi2.core.state.ledger import AT_WORK, Ledger
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.switches import NAME, Status, Switches
+from pdi2.core.state.words import counted
+
+DEPENDENCY = "0002_events_sample_by"
+"""What PostHog's runner wants complete before it begins this migration (posthog/async_migrations/runner.py)."""
+
+
+class PreflightError(MigrationError):
+    """The migration cannot begin; `problems` has one sentence and its next step for each reason."""
+
+    def __init__(self, problems: list[str]) -> None:
+        listed = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, 1))
+        super().__init__(
+            f"The migration cannot begin, for {counted(len(problems), 'reason')}; nothing was changed.\n{listed}"
+        )
+        self.problems = problems
+
+
+class Verdict(StrEnum):
+    """What is left to do."""
+
+    MIGRATE = "migrate"
+    PLAN_ONLY = "plan only"
+    STOP_OLD_WRITES = "stop old writes"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Preflight:
+    verdict: Verdict
+    message: str
+
+
+def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings, found: list[str]) -> Preflight:
+    """Looks at whichever database could be reached; `found` has the problems met on the way to them.
+
+    Raises PreflightError with every problem, BusyError where another run is at work, or a mutation of the new table.
+    """
+    problems = list(found)
+    unwritable: list[str] = []
+    if warehouse and (forbidden := clickhouse_checks.profile_problems(warehouse, settings.max_memory_usage)):
+        problems, warehouse = problems + forbidden, None
+    if warehouse:
+        problems += (tables := clickhouse_checks.table_problems(warehouse))
+        problems += [] if tables else clickhouse_checks.state_problems(warehouse)
+    if ledger:
+        problems += postgres_checks.server_problems(ledger.connection)
+        problems += (unwritable := postgres_checks.writing_problems(ledger.connection, settings))
+        problems += (application := postgres_checks.application_problems(ledger.connection))
+        problems += (privileges := postgres_checks.privilege_problems(ledger.connection))
+    if not ledger or not warehouse or found or application or privileges:
+        raise PreflightError(problems)
+    ended = _already_ended(ledger, warehouse, settings)
+    if ended and (ended.verdict is Verdict.NOTHING or not unwritable):
+        return ended
+    if not tables:
+        problems += _team_problems(ledger.connection, warehouse, settings)
+    problems += _switch_problems(ledger)
+    if problems:
+        raise PreflightError(problems)
+    if not ledger.is_free():
+        raise BusyError(AT_WORK)
+    notes = _notes(ledger, settings)
+    if settings.dry_run:
+        return Preflight(Verdict.PLAN_ONLY, "\n".join(["All checks passed. Dry run: only the plan follows.", *notes]))
+    if busy := clickhouse_checks.unfinished(warehouse):
+        raise BusyError(busy)
+    return Preflight(Verdict.MIGRATE, "\n".join(["All checks passed.", *notes]))
+
+
+def _notes(ledger: Ledger, settings: Settings) -> list[str]:
+    """What stops nothing, and is better known."""
+    notes = postgres_checks.read_only(ledger.connection) if settings.dry_run else []
+    before = Switches(ledger.connection).row(DEPENDENCY)
+    if before and before.status != Status.COMPLETED_SUCCESSFULLY:
+        notes.append(
+            f"{DEPENDENCY} is not complete (status {before.status}). PostHog's own runner would want it first. It "
+            "concerns the table events alone, so this migration goes on; PostHog's next upgrade still needs it."
+        )
+    return notes
+
+
+def _already_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Preflight | None:
+    skip = [f"{table.decode()}.{column.decode()}" for table, column in warehouse.rows("skip_comment")]
+    if skip:
+        return Preflight(
+            Verdict.NOTHING, f"This instance does not need the migration: {skip[0]} carries the skip comment."
+        )
+    switches = Switches(ledger.connection)
+    row = switches.row()
+    if row is None or row.status != Status.COMPLETED_SUCCESSFULLY:
+        return None
+    if not ledger.switched(row.finished_at):
+        return Preflight(
+            Verdict.NOTHING,
+            f"The row {NAME} was completed by somebody else (PostHog's own runner, or an administrator), unverified: "
+            "nothing says that the new table agrees with Postgres, and readers use it. Nothing was changed. Trigger "
+            'audit_person_distinct_id2: it compares every team with Postgres, and mends it with {"repair": true}.',
+        )
+    if switches.writes() == "both" and settings.stop_old_writes and not settings.dry_run:
+        return Preflight(Verdict.STOP_OLD_WRITES, "Reads are switched already; stopping old writes is what is left.")
+    return Preflight(Verdict.NOTHING, "The migration is complete already; there is nothing to do.")
+
+
+def _switch_problems(ledger: Ledger) -> list[str]:
+    switches = Switches(ledger.connection)
+    row = switches.row()
+    problems = []
+    if row and row.status == Status.RUNNING:
+        problems.append(
+            f"PostHog's own runner is running {NAME} (status Running). Stop it on PostHog's page for "
+            "async migrations, then trigger this run again."
+        )
+    if row and row.status == Status.STARTING and not ledger.set_starting():
+        problems.append(
+            f"The row {NAME} is Starting, and this project did not set it: PostHog's own runner may be about to "
+            "begin. Stop it, or set the row's status back to 0, then trigger this run again."
+        )
+    if switches.writes() == "new":
+        problems.append(
+            "The application already writes the new table only, though the migration is not complete: the old "
+            'table lacks what came since. Set PERSON_DISTINCT_ID_WRITES to "both" and see docs/runbook.md.'
+        )
+    return problems
+
+
+def _team_problems(connection: Connection[Any], warehouse: Warehouse, settings: Settings) -> list[str]:
+    try:
+        known = rows_by_team(connection, warehouse)
+    except ClickHouseError as error:
+        if reaction(error) is not Reaction.FAIL:
+            raise
+        return [
+            f"ClickHouse does not let this user read its tables: {describe(error)}. Grant what docs/runbook.md lists."
+        ]
+    return [
+        f"team_ids names {team_id}, and no such team has a row in ClickHouse or in Postgres. "
+        "Trigger the run again without it."
+        for team_id in settings.team_ids or ()
+        if team_id not in known
+    ]

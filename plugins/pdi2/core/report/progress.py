@@ -1,0 +1,113 @@
+"""How far a run is, how fast it goes and how long it will take: figures of the ledger alone."""
+
+import math
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from psycopg import Connection
+from psycopg.rows import dict_row
+
+from pdi2.core.engines import postgres
+from pdi2.core.state.switches import COPY_SHARE
+
+RECENT_SECONDS = 300
+"""Speed is that of the last minutes."""
+WINDOW_SECONDS = 5
+"""A peak is the most of any such window, however wide the chart's bars are."""
+MOST_BARS = 60
+KINDS = {"copied": COPY_SHARE, "verified": 1 - COPY_SHARE}
+"""What is done to a row, and its share of the time that both take."""
+
+
+def figures(
+    connection: Connection[Any], run: Mapping[str, Any], now: datetime, planned: bool, going_on: bool
+) -> dict[str, Any]:
+    """Rows by kind of work, the share of all work that is done (None before the plan), speeds in rows a second.
+
+    `seconds_left` is None until both kinds of work were seen in this run, or nothing is left of one. Of a run that
+    has ended everything stands still: speeds are those of its whole time.
+    """
+    since = {"since": run["started_at"]}
+    parameters = {"team_ids": run["settings"].get("team_ids"), "copy_share": COPY_SHARE}
+    totals = postgres.execute(connection, "watch_totals", parameters, dict_row).fetchall()
+    work = {
+        line["kind"]: line
+        for line in postgres.execute(connection, "watch_work", {**since, "recent": RECENT_SECONDS}, dict_row)
+    }
+    verified = [line for line in totals if line["status"] == "verified"]
+    rows = {
+        "source": total(totals, "rows_source"),
+        "copied": total(totals, "rows_done"),
+        "verified": total(verified, "rows_source"),
+    }
+    whole = total(totals, "work")
+    done = total(totals, "work_copied") + KINDS["verified"] * total(verified, "work")
+    finished = whole == total(verified, "work")
+    going_on = going_on and planned and not finished
+    return {
+        "teams": {line["status"]: line["teams"] for line in totals},
+        "rows": rows,
+        "share": (1.0 if finished else min(done / whole, 0.999)) if planned and whole else None,
+        "speed": {kind: _speed(work[kind], now, going_on) for kind in KINDS},
+        "seconds_left": _seconds_left(work, rows, whole - done, now) if going_on else None,
+        "last": {kind: work[kind]["ended"] for kind in KINDS},
+        "copy": {
+            "slices": total(totals, "slices"),
+            "seconds": total(totals, "copy_seconds"),
+            "peak_memory": max((line["peak_memory"] or 0 for line in totals), default=0) or None,
+            "old_differs": total(totals, "old_differs"),
+        },
+        "copied_at": max((line["copied_at"] for line in totals if line["copied_at"]), default=None),
+        "verified_at": max((line["verified_at"] for line in totals if line["verified_at"]), default=None),
+        "throughput": _throughput(connection, work, since, now if going_on else None),
+    }
+
+
+def total(lines: list[dict[str, Any]], key: str) -> Any:
+    return sum(line[key] or 0 for line in lines)
+
+
+def _seconds_left(
+    work: Mapping[str, Mapping[str, Any]], rows: Mapping[str, int], left: float, now: datetime
+) -> float | None:
+    if any(not work[kind]["rows"] and rows[kind] < rows["source"] for kind in KINDS):
+        return None
+    speed = sum(share * (_speed(work[kind], now, going_on=True) or 0) for kind, share in KINDS.items())
+    return left / speed if speed else None
+
+
+def _speed(work: Mapping[str, Any], now: datetime, going_on: bool) -> float | None:
+    """Rows a second of the last minutes, or of the whole time once the run is over; None where nothing was done."""
+    if work["began"] is None:
+        return None
+    if going_on:
+        return work["recent"] / max(1.0, min(RECENT_SECONDS, (now - work["began"]).total_seconds()))
+    return work["rows"] / max(1.0, (work["ended"] - work["began"]).total_seconds())
+
+
+def _throughput(
+    connection: Connection[Any],
+    work: Mapping[str, Mapping[str, Any]],
+    since: Mapping[str, datetime],
+    now: datetime | None,
+) -> dict[str, Any] | None:
+    """By kind, rows a second in bars of `width` seconds since `began` and the peak; None where nothing was done.
+
+    Up to now while the run goes on, else up to the last row.
+    """
+    began = min((line["began"] for line in work.values() if line["began"]), default=None)
+    if began is None:
+        return None
+    ended = now or max(line["ended"] for line in work.values() if line["ended"])
+    windows = int((ended - began).total_seconds() / WINDOW_SECONDS) + 1
+    per_bucket = math.ceil(windows / MOST_BARS)
+    parameters = {**since, "began": began, "window": WINDOW_SECONDS, "per_bucket": per_bucket}
+    width = WINDOW_SECONDS * per_bucket
+    found: dict[str, Any] = {kind: {"rows_per_second": [0.0] * math.ceil(windows / per_bucket)} for kind in KINDS}
+    for line in postgres.execute(connection, "watch_throughput", parameters, dict_row):
+        of_kind = found[line["kind"]]
+        if line["bucket"] < len(of_kind["rows_per_second"]):
+            of_kind["rows_per_second"][line["bucket"]] = line["rows"] / width
+        of_kind["peak"] = max(of_kind.get("peak", 0), line["peak"])
+    return {"began": began, "width": width, **found}

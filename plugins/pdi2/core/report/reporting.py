@@ -1,0 +1,124 @@
+"""The end of a run: its outcome, told by the ledger, recorded where PostHog's administrators and ours look."""
+
+from typing import Any
+
+from tabulate import tabulate
+
+from pdi2.core.engines.failures import MigrationError
+from pdi2.core.report.way_back import way_back
+from pdi2.core.state.ledger import FAILED, TRIAL_PASSED, Ledger, Team, TeamStatus
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.switches import ChangedElsewhereError, Status, Switches
+from pdi2.core.state.words import are, counted
+from pdi2.core.switch.gate import not_verified
+
+LARGEST = 30
+REJECTED = "rejected"
+
+
+class UnfinishedError(MigrationError):
+    """The run ended before it did what it was triggered for, and no task of Airflow's says so."""
+
+
+def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
+    """Ends the run: the facts of every team, and the row Errored with the reason if it did not get through."""
+    switches = Switches(ledger.connection)
+    row = switches.row()
+    teams = ledger.teams()
+    outcome = _outcome(ledger, settings, row.status if row else None)
+    if outcome in (FAILED, REJECTED) and row and row.status == Status.STARTING:
+        _mark_failed(ledger, switches, teams)
+    facts = {
+        "outcome": outcome,
+        "teams": len(teams),
+        "verified": sum(team.status == TeamStatus.VERIFIED for team in teams),
+        "rows_source": sum(team.rows_source for team in teams),
+        "rows_copied": sum(team.rows_copied for team in teams),
+        "slices": sum(team.slices_done for team in teams),
+        "copy_seconds": sum(team.copy_seconds for team in teams),
+        "peak_memory": max((team.peak_memory or 0 for team in teams), default=0),
+        "old_differs": sum(team.old_differs or 0 for team in teams),
+        "tombstones": sum(team.tombstones or 0 for team in teams),
+        "findings": ledger.findings_by_kind(),
+        "way_back": way_back(switches, settings.stop_old_writes, settings.read_cache_seconds).text,
+    }
+    ledger.record("report", **facts)
+    ledger.end_run(outcome)
+    return facts
+
+
+def got_through(ledger: Ledger, settings: Settings) -> bool:
+    """Whether the migration is where a run with these settings was to take it, or a person rejected the switch."""
+    switches = Switches(ledger.connection)
+    if switches.reads_are_new():
+        return not (settings.stop_old_writes and switches.old_is_written())
+    return ledger.is_owner() and _outcome(ledger, settings, None) != FAILED
+
+
+def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:
+    if status == Status.COMPLETED_SUCCESSFULLY and ledger.latest_of_run("reads_switched"):
+        return "completed"
+    if ledger.latest_of_run("switch_rejected"):
+        return REJECTED
+    return TRIAL_PASSED if settings.team_ids and ledger.latest_of_run("certified") else FAILED
+
+
+def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
+    failure, rejected = ledger.latest_of_run("task_failed"), ledger.latest_of_run("switch_rejected")
+    reason = failure["error"] if failure else "The run ended before the switch, and no task said why: see its log."
+    if rejected:
+        reason = (
+            f"{rejected['by']} rejected the switch. Reads stay on the old table, and what is verified is kept. "
+            "Trigger the run again to be asked again."
+        )
+    missing = [why for team in teams if (why := not_verified(team.team_id, team))]
+    lines = [reason]
+    if missing and not rejected:  # first, because the column may be short, and in it is what the reason says
+        lines = [
+            f"{len(missing):,} of {counted(len(teams), 'team')} {are(len(missing))} not verified:",
+            *missing[:20],
+            reason,
+        ]
+    try:
+        switches.fail("\n".join(lines))
+    except ChangedElsewhereError as error:
+        ledger.record("not_marked_errored", reason=str(error))
+
+
+def text(facts: dict[str, Any], teams: list[Team]) -> str:
+    """The report as a person reads it: the whole, then the largest teams and every one that failed."""
+    findings = [
+        f"Findings, {kind.replace('_', ' ')}: {count['repaired']:,} repaired, {count['remaining']:,} open"
+        for kind, count in facts["findings"].items()
+    ]
+    peak = f"{facts['peak_memory'] / 1e6:,.0f} MB" if facts["peak_memory"] else "not measured"
+    listed = [
+        {
+            "team": team.team_id,
+            "status": team.status,
+            "rows": team.rows_source,
+            "copied": team.rows_copied,
+            "slices": team.slices_done,
+            "tries": team.attempts,
+            "seconds": round(team.copy_seconds, 1),
+            "peak MB": round(team.peak_memory / 1e6) if team.peak_memory else None,
+            "error": team.error,
+        }
+        for number, team in enumerate(teams)
+        if number < LARGEST or team.status == TeamStatus.FAILED
+    ]
+    return "\n".join(
+        [
+            f"Outcome: {facts['outcome']}",
+            f"Teams: {facts['verified']:,} of {facts['teams']:,} verified",
+            f"Rows: {facts['rows_source']:,} in the old table, {facts['rows_copied']:,} copied",
+            f"Copy: {counted(facts['slices'], 'slice')}, {facts['copy_seconds']:.1f} s of ClickHouse, "
+            f"peak memory {peak}",
+            f"The old table's reader was wrong for about {counted(facts['old_differs'], 'id')}",
+            f"The application's tombstones for ids that Postgres does not have: {facts['tombstones']:,}, left in place",
+            *findings,
+            facts["way_back"],
+            "",
+            tabulate(listed, headers="keys", intfmt=","),
+        ]
+    )

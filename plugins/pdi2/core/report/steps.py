@@ -1,0 +1,128 @@
+"""The table of contents of a run: which steps are done, which is next, and what it waits for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pdi2.core.report.reporting import REJECTED
+from pdi2.core.state.ledger import TRIAL_PASSED
+
+STEPS = {
+    "enable_dual_writes": ("Dual writes on", "run_started"),
+    "prove_dual_writes": ("Dual writes proven", "dual_writes_proven"),
+    "plan_teams": ("Teams planned", "planned"),
+    "team.copy": ("Teams copied", None),
+    "team.verify": ("Teams verified", None),
+    "certify": ("Certified", "certified"),
+    "approve": ("Approved", "reads_switched"),
+    "switch_reads": ("Reads switched", "reads_switched"),
+    "stop_old_writes": ("Old writes stopped", "old_writes_stopped"),
+    "report": ("Reported", "report"),
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A line of the table; state: done, now, waiting (for its turn), skipped or stopped."""
+
+    task: str
+    title: str
+    state: str
+    at: datetime | None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """What the run waits for; `until` where it is known; `about` names what can be done about it."""
+
+    about: str
+    text: str
+    until: datetime | None = None
+
+
+def steps(
+    run: Mapping[str, Any], happened: Mapping[str, Any], figures: Mapping[str, Any] | None, alive: bool
+) -> list[Step]:
+    """Of a rollback, which has no settings, there are none. `figures` is None of a run that another one followed."""
+    settings = run["settings"]
+    if not settings:
+        return []
+    done: dict[str, datetime | None] = {
+        task: happened[event]["at"] for task, (_, event) in STEPS.items() if event and event in happened
+    }
+    if "switch_approved" in happened:
+        done["approve"] = happened["switch_approved"]["at"]
+    if "planned" in happened and figures and figures["teams"].keys() <= {"copied", "verified"}:
+        done["team.copy"] = figures["copied_at"]
+    if "planned" in happened and figures and figures["teams"].keys() <= {"verified"}:
+        done["team.verify"] = figures["verified_at"]
+    if "certified" in happened:
+        done = {"team.copy": None, "team.verify": None, **done}
+    skipped = {"approve"} if not settings.get("require_approval") else set()
+    if settings.get("team_ids"):
+        skipped |= {"approve", "switch_reads", "stop_old_writes"}
+    elif not settings.get("stop_old_writes"):
+        skipped |= {"stop_old_writes"}
+    left = [task for task in STEPS if task not in done and task not in skipped]
+    now = left[:2] if left[:1] == ["team.copy"] else left[:1]
+
+    def state(task: str) -> str:
+        if task in skipped:
+            return "skipped"
+        if task in done:
+            return "done"
+        if not alive:
+            return "stopped"
+        return "now" if task in now else "waiting"
+
+    return [Step(task, title, state(task), done.get(task)) for task, (title, _) in STEPS.items()]
+
+
+def current(found: list[Step]) -> str | None:
+    return next((step.task for step in found if step.state == "now"), None)
+
+
+def phase(run: Mapping[str, Any], found: list[Step], alive: bool, reads_are_new: bool) -> str:
+    """One line: where the run is."""
+    if not alive and not run["ended_at"]:
+        return "Stopped without a report: reads are on the " + ("new table" if reads_are_new else "old table")
+    if run["ended_at"]:
+        return {
+            "completed": "Complete: reads are on the new table",
+            TRIAL_PASSED: "The trial passed: reads stay on the old table",
+            REJECTED: "The switch was rejected: reads stay on the old table",
+            "rolled back": "Rolled back: reads are on the old table",
+        }.get(run["outcome"], "Failed: reads stay on the old table")
+    return {
+        "enable_dual_writes": "Turning dual writes on",
+        "prove_dual_writes": "Proving that every write reaches both tables",
+        "plan_teams": "Planning the teams",
+        "team.copy": "Copying and verifying teams",
+        "team.verify": "Verifying teams against Postgres",
+        "certify": "Certifying that every team is verified",
+        "approve": "Waiting for approval of the switch",
+        "switch_reads": "Switching reads to the new table",
+        "stop_old_writes": "Reads are on the new table; old writes go on for now",
+    }.get(current(found) or "", "Reporting")
+
+
+def waits(
+    run: Mapping[str, Any],
+    now: str | None,
+    happened: Mapping[str, Any],
+    copies: list[dict[str, Any]],
+    switched_at: datetime | None,
+) -> list[Wait]:
+    """What the step `now` waits for. `copies` are those that wait for the server."""
+    if now == "prove_dual_writes" and "dual_writes_watched" in happened:
+        watched = happened["dual_writes_watched"]["detail"]
+        return [Wait("dual_writes", watched["message"], datetime.fromtimestamp(watched["until"], UTC))]
+    if now in ("team.copy", "team.verify"):
+        return [Wait("server", f"The copy of team {copy['team_id']} waits: {copy['reason']}") for copy in copies]
+    if now == "approve":
+        return [Wait("approval", "Somebody must approve or reject the switch in Airflow.")]
+    if now == "stop_old_writes" and switched_at:
+        until = switched_at + timedelta(seconds=run["settings"]["read_cache_seconds"])
+        return [Wait("readers", "A reader may still use the old table until its cache has run out.", until)]
+    return []

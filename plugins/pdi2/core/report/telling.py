@@ -1,0 +1,163 @@
+"""The audit log as sentences, and the cause of a failure in a few words."""
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from pdi2.core.state.words import counted
+
+MILESTONES = [
+    "run_started",
+    "dual_writes_enabled",
+    "dual_writes_proven",
+    "planned",
+    "certified",
+    "switch_approved",
+    "switch_rejected",
+    "reads_switched",
+    "old_writes_stopped",
+    "rolled_back",
+]
+TOLD_BY_DEFAULT = [
+    *MILESTONES,
+    "dual_writes_missed",
+    "task_failed",
+    "not_marked_errored",
+    "paused",
+    "resumed",
+    "approval_asked",
+    "report",
+    "audit_planned",
+]
+CAUSE = re.compile(r"ClickHouse error \d+ \(\w+\)|(ClickHouse|Postgres) does not answer")
+
+
+def cause(error: str) -> str:
+    """What ClickHouse calls it, or the first line without its numbers: the same words for the same cause."""
+    if found := CAUSE.search(error):
+        return found.group()
+    return re.sub(r"\b\d+(?:[,.]\d+)*", "N", error.split("\n")[0])[:200]
+
+
+def sentence(what: str, detail: Mapping[str, Any]) -> tuple[str, datetime | None]:
+    """An event of the ledger as a person tells it, and the time that its last word leads up to, if any."""
+    tell = SENTENCES.get(what)
+    try:
+        text = tell(detail) if tell else ""
+    except (KeyError, TypeError, ValueError):  # written by hand, or by an earlier release
+        text = ""
+    text = text or f"{what.replace('_', ' ').capitalize()}."
+    until = detail.get("until")
+    if what == "dual_writes_watched" and isinstance(until, int | float):
+        return text, datetime.fromtimestamp(until, UTC)
+    return text, None
+
+
+def row(found: Mapping[str, Any] | None) -> str:
+    """What a table or Postgres says of an id."""
+    if not found:
+        return "no row"
+    who = "deleted" if found.get("is_deleted") else f"person {found.get('person_id')}"
+    return who if found.get("version") is None else f"{who}, version {found['version']}"
+
+
+def setting(value: Any) -> str:
+    """A parameter's value as the form shows it."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _findings(found: Mapping[str, Mapping[str, int]]) -> str:
+    told = [
+        f"{kind.replace('_', ' ')}: {count['repaired']:,} repaired, {count['remaining']:,} open"
+        for kind, count in found.items()
+    ]
+    return f"Findings: {'; '.join(told)}." if told else "No findings."
+
+
+def _planned(detail: Mapping[str, Any]) -> str:
+    before = detail["verified_before"]
+    more = f" {counted(before, 'team was', 'teams were')} verified already." if before else ""
+    return f"Planned {counted(detail['teams'], 'team')} with {counted(detail['rows'], 'row')}.{more}"
+
+
+def _proven(detail: Mapping[str, Any]) -> str:
+    if not detail["links"]:
+        return "Nobody wrote anything while dual writes were watched; verify compares every team with Postgres."
+    return (
+        f"Dual writes are proven: {counted(detail['links'], 'link')} in {detail['seconds']:.0f} s reached both tables."
+    )
+
+
+def _certified(detail: Mapping[str, Any]) -> str:
+    trial = " This was a trial." if detail.get("trial") else ""
+    return (
+        f"Certified: {counted(detail['teams'], 'team')} verified, {counted(detail['rows_copied'], 'row')} copied. "
+        f"{_findings(detail['findings'])}{trial}"
+    )
+
+
+def _audited(detail: Mapping[str, Any]) -> str:
+    wrong = detail.get("old_differs")
+    more = "" if wrong is None else f" The old table's reader is wrong for {counted(wrong, 'id')}."
+    return f"An audit compared {counted(len(detail['team_ids']), 'team')} with Postgres.{more}"
+
+
+def _report(detail: Mapping[str, Any]) -> str:
+    return (
+        f"The run ended: {detail['outcome']}. {detail['verified']:,} of {counted(detail['teams'], 'team')} verified, "
+        f"{counted(detail['rows_copied'], 'row')} copied in {counted(detail['slices'], 'slice')}."
+    )
+
+
+def _switched(detail: Mapping[str, Any]) -> str:
+    again = sum((detail.get("rechecked") or {}).values())
+    more = f" Just before, {counted(again, 'finding')} of the last minutes: repaired." if again else ""
+    return f"Reads were switched to the new table.{more}"
+
+
+SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "dual_writes_enabled": lambda detail: "Dual writes were turned on: PostHog writes both tables.",
+    "run_started": lambda detail: "The run started" + (" as a trial." if detail["settings"]["team_ids"] else "."),
+    "dual_writes_watched": lambda detail: f"{detail['message']} Watching goes on until",
+    "dual_writes_proven": _proven,
+    "dual_writes_missed": lambda detail: (
+        f"Dual writes failed: {counted(detail['misses'], 'link')} reached the old table alone: {detail['examples']}."
+    ),
+    "planned": _planned,
+    "teams_left_out": lambda detail: (
+        f"{counted(len(detail['team_ids']), 'team')} that Postgres no longer knows: not copied, and the new table "
+        "shows nothing of them."
+    ),
+    "copy_waits": lambda detail: f"The copy of team {detail['team_id']} waits for the server: {detail['reason']}.",
+    "copy_put_off": lambda detail: f"The copy of team {detail['team_id']} was put off: {detail['reason']}.",
+    "copy_goes_on": lambda detail: (
+        f"The copy of team {detail['team_id']} goes on after {detail['waited_seconds']:.0f} s."
+    ),
+    "task_failed": lambda detail: f"The task {detail['task']} failed: {detail['error']}",
+    "read_times": lambda detail: (
+        f"Reads were measured on team {detail['team_id']}: {detail['read_old'] * 1000:.0f} ms from the old table, "
+        f"{detail['read_new'] * 1000:.0f} ms from the new one."
+    ),
+    "certified": _certified,
+    "approval_asked": lambda detail: "Approval of the switch was asked for.",
+    "switch_approved": lambda detail: f"{detail['by']} approved the switch.",
+    "switch_rejected": lambda detail: f"{detail['by']} rejected the switch.",
+    "reads_switched": _switched,
+    "old_writes_stopped": lambda detail: "Old writes were stopped. A rollback is no longer possible.",
+    "rolled_back": lambda detail: "Reads were returned to the old table.",
+    "report": _report,
+    "certificate_written": lambda detail: f"The certificate was written to {detail['place']}.",
+    "not_marked_errored": lambda detail: f"PostHog's migration row was left alone: {detail['reason']}",
+    "paused": lambda detail: "The migration was paused.",
+    "resumed": lambda detail: "The migration was resumed.",
+    "audit_planned": lambda detail: (
+        f"An audit of {counted(len(detail['team_ids']), 'team')} began"
+        + (", with repair." if detail["repair"] else ".")
+    ),
+    "audited": _audited,
+}

@@ -1,0 +1,140 @@
+"""The first line of the page: which table is read, what can no longer be undone and from when, and what to do."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from pdi2.core.state.switches import Status
+
+OLD = "Readers use the old table, and nothing is lost."
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`tone`: good, warn or bad. `text` may end before a time, `until`, and go on with `after`.
+
+    `topic` is the first cell of the row in docs/runbook.md that says more.
+    """
+
+    tone: str
+    text: str
+    do: str
+    topic: str
+    until: datetime | None = None
+    after: str = ""
+
+
+def verdict(
+    switch: Mapping[str, Any], run: Mapping[str, Any] | None, now: str | None, alive: bool, airflow: Mapping[str, Any]
+) -> Verdict:
+    """`switch`: status, finished_at, reads, writes; `now`: the step of the run; `airflow`: see edge.runs.Tasks."""
+    new = switch["status"] == Status.COMPLETED_SUCCESSFULLY.name
+    if switch["reads"] and (switch["reads"] == "new") != new:
+        return Verdict(
+            "bad",
+            f"PostHog's switches disagree: the migration row says the {'new' if new else 'old'} table, the setting "
+            f"PERSON_DISTINCT_ID_READS the {switch['reads']} one.",
+            "Find out who changed one of them; the migration changes both at once.",
+            "The switches disagree",
+        )
+    if new:
+        return _after_the_switch(switch, run, alive)
+    if run and run["outcome"] == "rolled back":
+        return Verdict(
+            "warn",
+            f"Safe: rolled back. {OLD} Both tables are written.",
+            "Restart PostHog's processes now: those that saw the migration complete go on reading the new table until "
+            "they are restarted.",
+            "Rolled back",
+        )
+    if run and run["outcome"] is None and alive:
+        return _running(switch, run, now, airflow)
+    return _not_running(run)
+
+
+def _after_the_switch(switch: Mapping[str, Any], run: Mapping[str, Any] | None, alive: bool) -> Verdict:
+    text = "Readers use the new table."
+    if switch["writes"] != "both":
+        return Verdict(
+            "good",
+            f"{text} Old writes have stopped: this is irreversible, and a rollback is no longer possible.",
+            "Nothing. Keep the audit scheduled; the old table may be dropped when you trust the new one.",
+            "Old writes have stopped",
+        )
+    settings = (run or {}).get("settings") or {}
+    if alive and settings.get("stop_old_writes") and switch["finished_at"]:
+        return Verdict(
+            "warn",
+            f"{text} Old writes stop at",
+            "Watch PostHog. If anything is wrong, roll back before then.",
+            "Reads are switched, both tables are written",
+            until=switch["finished_at"] + timedelta(seconds=settings["read_cache_seconds"]),
+            after=": until then a rollback is possible; after that it is irreversible.",
+        )
+    return Verdict(
+        "good",
+        f"{text} Both tables are written, so a rollback is possible and nothing is irreversible.",
+        "When you trust the new table, trigger the migration with stop_old_writes on: it ends the old writes.",
+        "Reads are switched, both tables are written",
+    )
+
+
+def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None, airflow: Mapping[str, Any]) -> Verdict:
+    settings = run["settings"]
+    if settings.get("team_ids"):
+        after = "This is a trial: it never switches reads."
+    elif switch["writes"] is None:
+        after = "The switch is irreversible: this release of PostHog stops writing the old table then, by itself."
+    elif settings.get("stop_old_writes"):
+        wait = settings["read_cache_seconds"]
+        after = f"Nothing is irreversible before old writes stop, {wait:,} s after the switch."
+    else:
+        after = "Nothing is irreversible: this run leaves both tables written."
+    text = f"Safe: {OLD} {after}"
+    if engine := airflow.get("unanswered"):
+        return Verdict(
+            "bad",
+            f"Safe, but nothing moves: {OLD} {engine} does not answer.",
+            f"Bring {engine} back. Airflow tries again by itself, and each copy goes on from its last slice.",
+            "An engine does not answer",
+        )
+    if now == "team.copy" and "pool" in airflow and airflow["pool"] is None:
+        return Verdict(
+            "bad",
+            f"Safe, but nothing moves: {OLD} Airflow has no pool pdi2_copies, so no copy begins.",
+            "Create it under Admin, Pools, or with: airflow pools set pdi2_copies 2 copies",
+            "The pool of the copies does not exist",
+        )
+    if airflow.get("retrying"):
+        return Verdict(
+            "warn",
+            text,
+            "Nothing yet: Airflow tries again by itself. Below is why.",
+            "Tasks are up for retry",
+        )
+    if airflow.get("paused"):
+        return Verdict("warn", text, "Somebody paused the migration: resume it when the time is right.", "Paused")
+    if now == "approve":
+        return Verdict("warn", text, "Approve the switch, or reject it.", "Waiting for approval")
+    return Verdict("good", text, "Nothing.", "Running")
+
+
+def _not_running(run: Mapping[str, Any] | None) -> Verdict:
+    if run is None:
+        return Verdict(
+            "good",
+            "Safe: readers use the old table, and the migration has changed nothing.",
+            "Trigger the DAG with dry_run: it checks and plans, and writes nothing.",
+            "No migration has run",
+        )
+    if run["outcome"] == "trial passed":
+        return Verdict("good", f"Safe: {OLD}", "Trigger the DAG without team_ids to migrate all teams.", "Trial passed")
+    if run["outcome"] == "rejected":
+        return Verdict("good", f"Safe: {OLD}", "A new run asks for approval again.", "The switch was rejected")
+    return Verdict(
+        "bad",
+        f"Safe: {OLD} The run stopped; what is finished is kept.",
+        "Remove the cause below, then trigger the DAG again: it does only what is missing.",
+        "The run failed",
+    )

@@ -1,0 +1,163 @@
+"""What a person who watches the migration sees: facts of the ledger alone, in a bounded number of statements."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from psycopg import Connection
+from psycopg.rows import dict_row
+
+from pdi2.core.engines import postgres
+from pdi2.core.report import progress, runbook, steps, telling
+from pdi2.core.report.verdict import verdict
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.switches import Status, Switches
+
+LONGEST_SENTENCE = 2_000
+
+
+def run(connection: Connection[Any], airflow_run: str | None = None) -> dict[str, Any] | None:
+    """The newest run of the ledger, or the one that is named; None where there is none, or no ledger."""
+    if not Ledger(connection, "", "").exists():
+        return None
+    return _one(connection, "watch_run", {"airflow_run": airflow_run})
+
+
+def runs(connection: Connection[Any], limit: int) -> list[dict[str, Any]]:
+    """The newest runs that owned the ledger."""
+    return _all(connection, "watch_runs", {"limit": limit}) if Ledger(connection, "", "").exists() else []
+
+
+def status(
+    connection: Connection[Any], run: Mapping[str, Any] | None, airflow: Mapping[str, Any], alive: bool
+) -> dict[str, Any]:
+    """A run, and the migration as a whole. `airflow` is what it knows of the run's tasks; `alive`: it goes on there.
+
+    Of a run that another one followed there are no figures: the ledger has gone on with its teams.
+    """
+    switches = Switches(connection)
+    row = switches.row()
+    now = datetime.now(UTC)
+    switch = {
+        "status": Status(row.status).name if row else None,
+        "progress": row.progress if row else None,
+        "finished_at": row.finished_at if row else None,
+        "writes": switches.writes(),
+        "reads": switches.reads(),
+    }
+    seen: dict[str, Any] = {"now": now, "switch": switch, "run": run}
+    if run is None:
+        return {**seen, "verdict": _told(switch, None, None, False, {})}
+    alive = alive and not run["ended_at"]
+    happened = {line["what"]: line for line in _all(connection, "watch_milestones", _period(run))}
+    ledger = Ledger(connection, "", "")
+    paused = ledger.paused()
+    figures = None
+    if run["newest"]:
+        figures = progress.figures(connection, run, now, "planned" in happened, alive and not paused)
+    found = steps.steps(run, happened, figures, alive)
+    current = steps.current(found)
+    copies = _all(connection, "watch_waits", {"since": run["started_at"]})
+    told = {**airflow, "paused": bool(paused)}
+    switched_at = row.finished_at if row else None
+    newest = _newest(connection, run)
+    return {
+        **seen,
+        "alive": alive,
+        "phase": steps.phase(run, found, alive, switches.reads_are_new()),
+        "verdict": _told(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
+        "steps": [asdict(step) for step in found],
+        "waits": [asdict(wait) for wait in steps.waits(run, current, happened, copies, switched_at)],
+        "paused": paused and asdict(paused),
+        **(figures or {}),
+        "findings": ledger.findings_by_kind(),
+        "failures": _failures(connection, run, alive, airflow.get("states", {})),
+        "read_times": _detail(happened, "read_times"),
+        "certificate": _detail(happened, "certified"),
+        "report": _detail(happened, "report"),
+    }
+
+
+def teams(connection: Connection[Any], **chosen: Any) -> dict[str, Any]:
+    """A page of the teams: `status`, `search`, `sort`, `descending`, `limit`, `offset`."""
+    return _page(connection, "watch_teams", chosen)
+
+
+def team(connection: Connection[Any], team_id: int) -> dict[str, Any] | None:
+    """A team, and the newest of its slices and events."""
+    chosen = {"team_id": team_id}
+    found = _one(connection, "watch_team", chosen)
+    return found and {
+        "team": {**found, "runbook": found["error"] and runbook.row_of_message(found["error"])},
+        "slices": _all(connection, "watch_team_slices", chosen),
+        "events": events(connection, **chosen, milestones=False, limit=20, offset=0)["lines"],
+    }
+
+
+def findings(connection: Connection[Any], **chosen: Any) -> dict[str, Any]:
+    """A page of the findings: `team_id`, `kind`, `repaired`, `search`, `limit`, `offset`."""
+    return _page(connection, "watch_findings", chosen)
+
+
+def events(connection: Connection[Any], milestones: bool, **chosen: Any) -> dict[str, Any]:
+    """A page of the audit log in sentences, the newest first: `milestones` only, `team_id`, `limit`, `offset`."""
+    names = telling.TOLD_BY_DEFAULT if milestones else None
+    page = _page(connection, "watch_events", {**chosen, "names": names})
+    for line in page["lines"]:
+        text, until = telling.sentence(line["what"], line.pop("detail"))
+        line |= {"text": text[:LONGEST_SENTENCE], "until": until}
+    return page
+
+
+def certificate(connection: Connection[Any], run_id: int) -> dict[str, str] | None:
+    """Of the ledger's run of that number: `name` without an ending, `json`, `html`."""
+    if not Ledger(connection, "", "").exists():
+        return None
+    return _one(connection, "watch_certificate", {"run_id": run_id})
+
+
+def _period(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {"since": run["started_at"], "until": run["until"]}
+
+
+def _newest(connection: Connection[Any], known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Which table is read is up to the newest run, whichever is looked at."""
+    return known if known["newest"] else run(connection) or known
+
+
+def _told(*situation: Any) -> dict[str, Any]:
+    told = verdict(*situation)
+    return {**asdict(told), "runbook": runbook.row_about(told.topic)}
+
+
+def _failures(
+    connection: Connection[Any], run: Mapping[str, Any], alive: bool, states: Mapping[str, Mapping[str, int]]
+) -> list[dict[str, Any]]:
+    """What failed, grouped by cause, with the runbook's row. A task that Airflow tries again has not failed."""
+    chosen = {"team_ids": run["settings"].get("team_ids"), "newest": run["newest"], "alive": alive}
+    return [
+        {**line, "runbook": runbook.row_of_message(line["error"] or "")}
+        for line in _all(connection, "watch_failures", {**_period(run), **chosen})
+        if line["teams"] or not alive or "failed" in states.get(line["task"], {})
+    ]
+
+
+def _detail(happened: Mapping[str, Any], what: str) -> dict[str, Any] | None:
+    return happened[what]["detail"] if what in happened else None
+
+
+def _page(connection: Connection[Any], name: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    lines = _all(connection, name, chosen)
+    return {
+        "total": lines[0]["total"] if lines else 0,
+        "lines": [{name: line[name] for name in line if name not in ("total", "key")} for line in lines],
+    }
+
+
+def _all(connection: Connection[Any], name: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    return postgres.execute(connection, name, parameters, dict_row).fetchall()
+
+
+def _one(connection: Connection[Any], name: str, parameters: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    return postgres.execute(connection, name, parameters, dict_row).fetchone()

@@ -1,0 +1,296 @@
+"""What the migration knows of itself: Postgres schema `pdi2_migration`.
+
+Every step writes what it did here, and every decision is read from here. Airflow's task states decide
+nothing, so a cleared, marked or retried task changes nothing but the work that is left.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from psycopg import Connection, Transaction
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from pdi2.core.engines import postgres
+from pdi2.core.engines.clickhouse import Cost
+from pdi2.core.engines.failures import BusyError, MigrationError
+from pdi2.core.state.slices import Slice
+
+TRIAL_PASSED = "trial passed"
+FAILED = "failed"
+AT_WORK = (
+    "Another run of this migration is running at this moment (it holds the advisory lock). Nothing was changed. "
+    "Wait until it has ended, then trigger this run again."
+)
+
+
+class TeamStatus(StrEnum):
+    PLANNED = "planned"
+    COPYING = "copying"
+    COPIED = "copied"
+    VERIFIED = "verified"
+    FAILED = "failed"
+
+
+class NotOwnerError(MigrationError):
+    """Another run works on the migration, or has taken it over."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a DAG: whoever claimed the migration last owns it."""
+
+    id: int
+    airflow_run: str
+    actor: str
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: str | None
+
+
+@dataclass(frozen=True)
+class Team:
+    """A team's line of the ledger; memory in bytes, rows_source in rows of the old table."""
+
+    team_id: int
+    status: TeamStatus
+    rows_source: int
+    rows_copied: int
+    slices_done: int
+    slice_rows: int | None
+    memory_budget: int | None
+    attempts: int
+    copy_seconds: float
+    peak_memory: int | None
+    old_differs: int | None
+    tombstones: int | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Who paused the migration, and when."""
+
+    at: datetime
+    actor: str
+
+
+@dataclass(frozen=True)
+class Approval:
+    """What last bore on the approval of the switch, an event's name, and who approved or rejected."""
+
+    what: str
+    by: str | None
+
+
+class Ledger:
+    """One connection (autocommit), acting for one Airflow run."""
+
+    def __init__(self, connection: Connection[Any], airflow_run: str, actor: str) -> None:
+        self.connection = connection
+        self.airflow_run = airflow_run
+        self.actor = actor
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        return self.connection.transaction()
+
+    def exists(self) -> bool:
+        return bool(self._value("ledger_exists"))
+
+    def create(self) -> None:
+        """Makes it, or adds what a ledger of an earlier release lacks."""
+        if not self._value("ledger_is_current"):
+            self._execute("ledger_create")
+
+    def current_run(self) -> Run | None:
+        if not self.exists():
+            return None
+        return self._execute("run_current", row_factory=class_row(Run)).fetchone()
+
+    def is_free(self) -> bool:
+        """Whether no task of any run is at work now: each holds the advisory lock, shared, while it works.
+
+        The lock is given back as the statement ends: nothing is left locked, whatever becomes of the connection.
+        """
+        return bool(self._value("lock_claim"))
+
+    def is_owner(self) -> bool:
+        current = self.current_run()
+        return current is not None and current.airflow_run == self.airflow_run
+
+    def set_starting(self) -> bool:
+        """Whether a migration row that says Starting is of this project's making: its run died, or was a trial."""
+        current = self.current_run()
+        return current is not None and current.outcome in (None, TRIAL_PASSED)
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Makes this run the owner, within the caller's transaction. Raises BusyError while another run is at work.
+
+        An owner that is between two tasks finds out at its next one, and stops.
+        """
+        current = self.current_run()
+        if current and self.is_owner() and not current.ended_at:
+            return
+        if not self._value("lock_claim"):
+            raise BusyError(AT_WORK)
+        self._execute(
+            "run_claim", {"airflow_run": self.airflow_run, "actor": self.actor, "settings": Jsonb(dict(settings))}
+        )
+
+    def hold(self) -> None:
+        """Takes the shared advisory lock until the connection closes; raises NotOwnerError."""
+        if not self._value("lock_try_shared"):
+            raise NotOwnerError(
+                "Another run of the migration is starting at this moment. Nothing was changed. "
+                "Wait until it has ended, then trigger this run again."
+            )
+        if not self.is_owner():
+            current = self.current_run()
+            owner = f"run {current.airflow_run!r} of {current.actor}" if current else "no run"
+            raise NotOwnerError(
+                f"Run {self.airflow_run!r} does not own the migration: {owner} does. This task changed nothing. "
+                "Let the owner finish, or trigger a new run: it goes on from the last checkpoint."
+            )
+
+    def end_run(self, outcome: str) -> None:
+        current = self.current_run()
+        if current and self.is_owner():
+            self._execute("run_end", {"id": current.id, "outcome": outcome})
+
+    def keep_certificate(self, files: Mapping[str, str]) -> None:
+        """The JSON file and the page of the current run, by name, for whoever cannot read where they were written."""
+        current = self.current_run()
+        assert current is not None  # noqa: S101  (a certificate is of a run)
+        by_form = {name.rpartition(".")[2]: text for name, text in files.items()}
+        name = next(iter(files)).rpartition(".")[0]
+        self._execute("certificate_keep", {"run_id": current.id, "name": name, **by_form})
+
+    def record(self, what: str, **detail: Any) -> None:
+        self._execute("event_add", {"actor": self.actor, "what": what, "detail": Jsonb(detail)})
+
+    def switched(self, finished_at: datetime | None) -> bool:
+        """Whether the switch that the migration row tells of is this project's, and not somebody else's."""
+        return self.exists() and bool(self._value("switched", {"finished_at": finished_at}))
+
+    def latest(self, what: str) -> dict[str, Any] | None:
+        """The detail of the newest event of that name."""
+        return self._value("event_latest", {"what": what})
+
+    def latest_of_run(self, what: str) -> dict[str, Any] | None:
+        """The detail of the newest event of that name since the current run began."""
+        return self._value("event_of_run", {"what": what})
+
+    def approval(self) -> Approval:
+        """Of the last certificate: a switch, a rejection and a rollback end what was said of it."""
+        return self._execute("approval", row_factory=class_row(Approval)).fetchone() or Approval("", None)
+
+    def paused(self) -> Pause | None:
+        return self._execute("paused", row_factory=class_row(Pause)).fetchone()
+
+    def hold_events(self) -> None:
+        """Until the caller's transaction ends nothing is recorded but by it: a pause comes before it or after it."""
+        self._execute("event_lock")
+
+    def plan(self, rows_by_team: Mapping[int, int]) -> None:
+        teams = [{"team_id": team_id, "rows_source": rows} for team_id, rows in rows_by_team.items()]
+        self._execute("team_plan", {"teams": Jsonb(teams)})
+
+    def remember_tasks(self, batches: Iterable[list[int]]) -> None:
+        """Which of this run's mapped tasks each team is in: the number of its batch."""
+        tasks = [{"map_index": number, "team_ids": team_ids} for number, team_ids in enumerate(batches)]
+        self._execute("team_task", {"airflow_run": self.airflow_run, "tasks": Jsonb(tasks)})
+
+    def teams(self) -> list[Team]:
+        return self._execute("teams", row_factory=class_row(Team)).fetchall()
+
+    def team(self, team_id: int) -> Team:
+        teams = self.teams_of([team_id])
+        if not teams:
+            raise MigrationError(
+                f"Team {team_id} is not in the ledger. Nothing was copied. Clear plan_teams and what follows it."
+            )
+        return teams[0]
+
+    def teams_of(self, team_ids: Iterable[int]) -> list[Team]:
+        return self._execute("teams_of", {"team_ids": list(team_ids)}, class_row(Team)).fetchall()
+
+    def start_copy(self, team_ids: Iterable[int], attempts: int = 1) -> None:
+        self._execute("team_copying", {"team_ids": list(team_ids), "attempts": attempts})
+
+    def checkpoint(self, team_id: int) -> tuple[bytes | None, bool]:
+        """Where the next slice begins (b"" at first), and whether the last slice is done."""
+        last = self._execute("slice_last", {"team_id": team_id}).fetchone()
+        if last is None:
+            return b"", False
+        return last[0], last[0] is None
+
+    def ended(self, team_ids: Iterable[int]) -> set[int]:
+        """Those of the teams whose last slice is done."""
+        return {team_id for (team_id,) in self._execute("slice_ended", {"team_ids": list(team_ids)})}
+
+    def finish_together(self, copied: Mapping[int, int], cost: Cost) -> None:
+        """Teams that were copied as wholes by shared statements, with the rows of each."""
+        teams = [{"team_id": team_id, "rows_copied": rows} for team_id, rows in copied.items()]
+        parameters = {"teams": Jsonb(teams), "seconds": cost.seconds, "peak_memory": cost.peak_memory}
+        self._execute("slice_finish_together", parameters)
+
+    def finish_slice(self, finished: Slice, rows_copied: int, cost: Cost) -> None:
+        self._execute(
+            "slice_finish",
+            {
+                "team_id": finished.team_id,
+                "lower": finished.lower,
+                "upper": finished.upper,
+                "rows_copied": rows_copied,
+                "seconds": cost.seconds,
+                "peak_memory": cost.peak_memory,
+            },
+        )
+
+    def remember_slice_rows(self, team_id: int, rows: int) -> None:
+        self._execute("team_slice_rows", {"team_id": team_id, "slice_rows": rows})
+
+    def smallest_slice_rows(self) -> int | None:
+        """What fitted into memory for the team that took the most of it."""
+        return self._value("slice_rows_smallest")
+
+    def remember_memory_budget(self, team_ids: Iterable[int], memory: int) -> None:
+        self._execute("team_memory_budget", {"team_ids": list(team_ids), "memory_budget": memory})
+
+    def set_copied(self, team_ids: Iterable[int]) -> None:
+        self._execute("team_copied", {"team_ids": list(team_ids)})
+
+    def set_verified(self, teams: Iterable[Mapping[str, Any]]) -> None:
+        """Of each team_id: old_differs; mark, where both databases stood when the verification began, as rechecking
+        reads it; digest and truth_digest of the whole team, as the new table's reader sees it and as Postgres has it;
+        tombstones, how many of the application's the new table has of ids that Postgres has not; seconds, the team's
+        share of the time.
+        """
+        self._execute("team_verified", {"teams": Jsonb(list(teams))})
+
+    def set_failed(self, team_ids: Iterable[int], error: str) -> None:
+        self._execute("team_failed", {"team_ids": list(team_ids), "error": error})
+
+    def verify_all_again(self) -> None:
+        self._execute("team_reverify")
+
+    def add_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
+        self._execute("finding_add", {"findings": Jsonb(findings)})
+
+    def findings_by_kind(self) -> dict[str, dict[str, int]]:
+        return {
+            kind: {"repaired": repaired, "remaining": remaining}
+            for kind, repaired, remaining in self._execute("findings_by_kind")
+        }
+
+    def _execute(self, name: str, parameters: Mapping[str, Any] | None = None, row_factory: Any = None) -> Any:
+        if row_factory is None:
+            return postgres.execute(self.connection, name, parameters)
+        return postgres.execute(self.connection, name, parameters, row_factory)
+
+    def _value(self, name: str, parameters: Mapping[str, Any] | None = None) -> Any:
+        return postgres.value(self.connection, name, parameters)

@@ -1,0 +1,128 @@
+"""The application's read and write switches: a row of posthog_asyncmigration and two instance settings.
+
+The row's status 2 IS PostHog's read switch. It is never set to 1 (Running): PostHog's own health check
+would take the row for its own, and might complete it with nothing verified.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import IntEnum
+from typing import Any
+
+from psycopg import Connection, Transaction
+from psycopg.rows import class_row
+
+from pdi2.core.engines import postgres
+from pdi2.core.engines.failures import MigrationError
+
+NAME = "0003_fill_person_distinct_id2"
+DESCRIPTION = "Set up a new table, person_distinct_id2, with a row a distinct_id, to replace person_distinct_id."
+WRITES = "constance:posthog:PERSON_DISTINCT_ID_WRITES"
+READS = "constance:posthog:PERSON_DISTINCT_ID_READS"
+COPY_SHARE = 0.24
+"""The copy's part of the time that a row takes to be copied and verified. 5M rows of one team on 2 cores took 1.9 s to
+copy and 6.1 s to verify; docs/scale.md has the ranges."""
+
+
+class Status(IntEnum):
+    """PostHog's MigrationStatus."""
+
+    NOT_STARTED = 0
+    RUNNING = 1
+    COMPLETED_SUCCESSFULLY = 2
+    ERRORED = 3
+    ROLLED_BACK = 4
+    STARTING = 5
+    FAILED_AT_STARTUP = 6
+
+
+class ChangedElsewhereError(MigrationError):
+    """Somebody else changed the migration row since this run last saw it."""
+
+
+@dataclass(frozen=True)
+class MigrationRow:
+    id: int
+    status: Status
+    progress: int
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class Switches:
+    def __init__(self, connection: Connection[Any]) -> None:
+        self.connection = connection
+        self.has_settings: bool = postgres.value(connection, "setting_table_exists")
+
+    def transaction(self) -> AbstractContextManager[Transaction]:
+        return self.connection.transaction()
+
+    def row(self, name: str = NAME) -> MigrationRow | None:
+        return postgres.execute(self.connection, "migration_row", {"name": name}, class_row(MigrationRow)).fetchone()
+
+    def create_row(self) -> None:
+        """As PostHog itself creates it at start-up: status 0, with its description."""
+        postgres.execute(self.connection, "migration_row_create", {"name": NAME, "description": DESCRIPTION})
+
+    def change(self, seen: Status, status: Status, progress: int | None = None) -> None:
+        """Sets the status if it still is `seen`; raises ChangedElsewhereError."""
+        changed = postgres.value(
+            self.connection,
+            "migration_row_change",
+            {"name": NAME, "seen": int(seen), "status": int(status), "progress": progress},
+        )
+        if changed is None:
+            row = self.row()
+            now = Status(row.status).name if row else "gone"
+            if row and row.status == Status.COMPLETED_SUCCESSFULLY:
+                raise ChangedElsewhereError(
+                    f"The row {NAME} of posthog_asyncmigration was {seen.name} when this run last saw it, and was then "
+                    "completed by somebody else (PostHog's own runner, or an administrator): readers use the new "
+                    "table, and this run has not proven it. It switched nothing. Trigger audit_person_distinct_id2: "
+                    'it compares every team with Postgres, and mends it with {"repair": true}.'
+                )
+            raise ChangedElsewhereError(
+                f"The row {NAME} of posthog_asyncmigration was {seen.name} when this run last saw it and is now "
+                f"{now}: somebody else changed it. Nothing was switched. Find out who (PostHog's own runner, an "
+                "administrator), and trigger a new run when they are done: it goes on from the last checkpoint."
+            )
+
+    def follow_ledger(self) -> None:
+        """The row's progress is the share of the work that is done, 99 at most before the switch."""
+        postgres.execute(self.connection, "migration_row_progress", {"name": NAME, "copy_share": COPY_SHARE})
+
+    def fail(self, reason: str) -> None:
+        """Marks the row Errored, with the reason, where PostHog's administrators look for it."""
+        with self.transaction():
+            self.change(Status.STARTING, Status.ERRORED)
+            row = self.row()
+            assert row is not None  # noqa: S101  (changed above)
+            postgres.execute(self.connection, "migration_error_add", {"description": reason, "migration_id": row.id})
+
+    def reads_are_new(self) -> bool:
+        """PostHog's own switch: the row's status."""
+        row = self.row()
+        return row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
+
+    def old_is_written(self) -> bool:
+        """Releases without instance settings stop at the switch."""
+        return self.writes() != "new" if self.has_settings else not self.reads_are_new()
+
+    def writes(self) -> str | None:
+        """ "old", "both" or "new"; None on releases without instance settings, which write both tables."""
+        return postgres.value(self.connection, "setting", {"key": WRITES}) if self.has_settings else None
+
+    def reads(self) -> str | None:
+        """ "old" or "new"; None on releases without instance settings, where the row alone is the switch."""
+        return postgres.value(self.connection, "setting", {"key": READS}) if self.has_settings else None
+
+    def set_writes(self, value: str) -> None:
+        self._set(WRITES, value)
+
+    def set_reads(self, value: str) -> None:
+        self._set(READS, value)
+
+    def _set(self, key: str, value: str) -> None:
+        if self.has_settings:
+            postgres.execute(self.connection, "setting_set", {"key": key, "value": value})

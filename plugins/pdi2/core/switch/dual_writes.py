@@ -1,0 +1,179 @@
+"""Turning dual writes on, and the proof that every writer honours them before a row is copied."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pdi2.core.engines import postgres
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import MigrationError
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.switches import Status, Switches
+from pdi2.core.state.words import counted, quoted
+
+ENABLED = "dual_writes_enabled"
+EXAMPLES = 5
+MOST_KNOWN = 10_000
+FUTURE_SECONDS = 7 * 86_400
+"""How far ahead of now a link may be stamped and still come into a window of this migration."""
+
+
+class Miss(NamedTuple):
+    """A link that the new table does not show."""
+
+    team_id: int
+    distinct_id: bytes
+    written_at: int
+    """Seconds since the epoch."""
+    event: int
+    """A hash of the link."""
+    version: int | None
+    """The greatest that the new table has of the id; None where it has none."""
+    total: int
+    """How many such links there are."""
+
+
+class DualWriteError(MigrationError):
+    """A writer ignores the switch: it writes the old table alone."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One look at a window of the dual write, in seconds since the epoch of ClickHouse's clock."""
+
+    proven: bool
+    message: str
+
+
+def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
+    """Writes to "both" and the row to Starting, in one transaction: everything or nothing."""
+    ledger.create()
+    switches = Switches(ledger.connection)
+    with ledger.transaction():
+        switches.create_row()
+        row = switches.row()
+        assert row is not None  # noqa: S101  (created above)
+        ledger.claim(settings.as_dict())
+        was = switches.writes()
+        if row.status == Status.ROLLED_BACK or was not in ("both", None):
+            ledger.verify_all_again()
+        switches.set_writes("both")
+        switches.change(Status(row.status), Status.STARTING)
+        if was != "both" or ledger.latest(ENABLED) is None:
+            ledger.record(ENABLED, **_baseline(warehouse), writes_before=was)
+        ledger.record("run_started", at=warehouse.rows("now")[0][0], settings=settings.as_dict())
+    switches.follow_ledger()
+
+
+def _baseline(warehouse: Warehouse) -> dict[str, Any]:
+    """Now, by ClickHouse's clock, and what is stamped later than that already: no evidence of a missed write."""
+    (enabled_at,) = warehouse.rows("now")[0]
+    future = _misses(warehouse, enabled_at, enabled_at + FUTURE_SECONDS, [])
+    if len(future) > MOST_KNOWN:
+        raise DualWriteError(
+            f"More than {MOST_KNOWN:,} links in person_distinct_id carry a time after now: a writer's clock, "
+            "or ClickHouse's, is wrong, and the dual write cannot be proven. Nothing was changed. Set the clock "
+            "right, wait until those times have passed, and trigger the run again."
+        )
+    return {"enabled_at": enabled_at, "known": [str(miss.event) for miss in future]}
+
+
+def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observation:
+    """Looks at the last `settle_seconds` that ended an in-flight allowance ago.
+
+    Raises DualWriteError with counts and examples when a miss is still in the window after
+    `settings.proof_limit_seconds`.
+    """
+    enabled = ledger.latest(ENABLED)
+    started = ledger.latest_of_run("run_started")
+    if enabled is None or started is None:
+        raise MigrationError("Dual writes were never enabled by this project. Clear enable_dual_writes to do it.")
+    (now,) = warehouse.rows("now")[0]
+    end = int(now - settings.in_flight)
+    start = enabled["enabled_at"]
+    if settings.settle_seconds:
+        start = max(start, end - settings.settle_seconds)
+    known = [int(event) for event in enabled["known"]]
+    misses = _evidence(ledger, _misses(warehouse, start, end, known)) if end > start else []
+    window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds
+    if misses:
+        return _missed(ledger, misses, settings, now, started["at"])
+    if not window_is_full:
+        left = settings.settle_seconds - (end - enabled["enabled_at"])
+        _watch(ledger, now + left, "No miss so far. Links are watched until the window of the proof is full.")
+        return Observation(False, f"No miss so far. The window is full in {left:.0f} s.")
+    (links,) = warehouse.rows("dual_writes_seen", {"window_start": start, "window_end": max(start, end)})[0]
+    if links:
+        message = f"Proven: {counted(links, 'link')} written in the last {end - start} s, each of them in both tables."
+    else:
+        message = (
+            f"Nothing was written in the last {max(0, end - start)} s, so nothing was proven. Going on, for an idle "
+            "system loses nothing: verify compares every team with Postgres."
+        )
+    ledger.record("dual_writes_proven", links=links, seconds=max(0, end - start))
+    return Observation(True, message)
+
+
+def _watch(ledger: Ledger, until: float, message: str, late: bool = False) -> None:
+    """Tells whoever watches what the proof waits for; once, until it waits for something else."""
+    before = ledger.latest_of_run("dual_writes_watched")
+    if before is None or before["late"] != late:
+        ledger.record("dual_writes_watched", until=until, message=message, late=late)
+
+
+def _missed(ledger: Ledger, misses: list[Miss], settings: Settings, now: int, started_at: int) -> Observation:
+    seconds_spent = now - started_at
+    total = misses[0].total
+    listed = "; ".join(
+        f"team {miss.team_id}, distinct_id {quoted(miss.distinct_id)} at {_utc(miss.written_at)}"
+        for miss in misses[:EXAMPLES]
+    )
+    message = f"{counted(total, 'link')} reached person_distinct_id and not person_distinct_id2: {listed}."
+    if seconds_spent < settings.proof_limit_seconds:
+        message += " A writer's cache of the switch may not have run out yet."
+        _watch(ledger, started_at + settings.proof_limit_seconds, message, late=True)
+        return Observation(False, f"{message} Waiting.")
+    ledger.record("dual_writes_missed", misses=total, examples=listed)
+    raise DualWriteError(
+        f"A writer ignores the dual-write switch. After {seconds_spent} s {message} Nothing was copied, and "
+        "reads stay on the old table. Restart or fix the writers of these teams (is the setting "
+        "PERSON_DISTINCT_ID_WRITES read at all? is the consumer of person_distinct_id2 running?), then trigger "
+        "the run again."
+    )
+
+
+def _misses(warehouse: Warehouse, start: int, end: int, known: list[int]) -> list[Miss]:
+    found = warehouse.rows(
+        "missed_dual_writes", {"window_start": start, "window_end": end, "known": known, "most": MOST_KNOWN + 1}
+    )
+    return [Miss(*row) for row in found]
+
+
+def _evidence(ledger: Ledger, misses: list[Miss]) -> list[Miss]:
+    """Without those that no writer can be blamed for.
+
+    PostHog 1.31 to 1.33 delete an id without a tombstone, and one that comes back begins at version 0: its row is
+    there, until a merge drops it for a row of its past, whose version is no smaller.
+    """
+    asked = {
+        (miss.team_id, text): miss for miss in misses if miss.version is not None and (text := _text(miss)) is not None
+    }
+    parameters = {"team_ids": [team_id for team_id, _ in asked], "distinct_ids": [text for _, text in asked]}
+    rows = postgres.execute(ledger.connection, "versions_of_ids", parameters)
+    versions = {(team_id, text): version for team_id, text, version in rows}
+    swallowed = {miss for key, miss in asked.items() if key not in versions or versions[key] <= miss.version}
+    return [miss._replace(total=miss.total - len(swallowed)) for miss in misses if miss not in swallowed]
+
+
+def _text(miss: Miss) -> str | None:
+    """The id, where it is one that Postgres can hold: no NUL and nothing but UTF-8."""
+    try:
+        text = miss.distinct_id.decode()
+    except UnicodeDecodeError:
+        return None
+    return None if "\0" in text else text
+
+
+def _utc(timestamp: int) -> str:
+    return datetime.fromtimestamp(timestamp, UTC).isoformat(sep=" ")

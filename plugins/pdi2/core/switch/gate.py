@@ -1,0 +1,171 @@
+"""The gate before the switch, the switch itself, and the way back. Facts come from the ledger alone."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from pdi2.core.cluster import replicas
+from pdi2.core.cluster.pressure import refuse_while_paused
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import MigrationError
+from pdi2.core.plan.planning import chosen, rows_by_team
+from pdi2.core.state.ledger import FAILED, Ledger, Team, TeamStatus
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.switches import Status, Switches
+from pdi2.core.state.words import are, counted
+from pdi2.core.verify.verifying import verify_changes
+
+LISTED = 20
+
+
+class GateError(MigrationError):
+    """Some team is not proven; reads stay on the old table."""
+
+
+class NoPlanError(GateError):
+    """There is nothing to certify, because of a failure that another task tells of."""
+
+
+class RollbackError(MigrationError):
+    """Going back would lose writes."""
+
+
+def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
+    """Every team that exists now must be verified in the ledger; raises GateError with those that are not."""
+    certificate = _judge(ledger, warehouse, settings)
+    certificate["replicas"] = replicas.survey(warehouse)
+    ledger.record("certified", **certificate, trial=settings.team_ids is not None)
+    return certificate
+
+
+def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
+    if ledger.latest_of_run("planned") is None:
+        raise NoPlanError("This run made no plan, so there is nothing to certify. See the first task that failed.")
+    teams = {team.team_id: team for team in ledger.teams()}
+    known = dict.fromkeys(teams, 0) | rows_by_team(ledger.connection, warehouse)
+    wanted = chosen(known, settings)
+    missing = [reason for team_id in wanted if (reason := not_verified(team_id, teams.get(team_id)))]
+    if missing:
+        more = f"\n  and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
+        raise GateError(
+            f"{len(missing):,} of {counted(len(wanted), 'team')} {are(len(missing))} not verified, so reads stay on "
+            "the old table:\n  "
+            + "\n  ".join(missing[:LISTED])
+            + more
+            + "\nWhat is done is kept. Remove the causes and trigger the run again: it does only what is missing."
+        )
+    return {
+        "teams": len(wanted),
+        "rows_source": sum(teams[team_id].rows_source for team_id in wanted),
+        "rows_copied": sum(teams[team_id].rows_copied for team_id in wanted),
+        "findings": ledger.findings_by_kind(),
+    }
+
+
+def not_verified(team_id: int, team: Team | None) -> str | None:
+    """Why a team keeps the gate shut; None: it does not."""
+    if team is None:
+        return f"team {team_id}: appeared after the plan"
+    if team.status == TeamStatus.VERIFIED:
+        return None
+    return f"team {team_id}: {team.status}" + (f" ({team.error})" if team.error else "")
+
+
+def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
+    """What changed since the teams were verified is compared, and repaired, and every replica has it.
+
+    Then one transaction: the gate once more, the row to CompletedSuccessfully, reads to "new", an audit event. Raises
+    GateError where a team or the approval that was asked for is missing, WaitError while the migration is paused.
+    """
+    switches = Switches(ledger.connection)
+    row = switches.row()
+    if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at):
+        return
+    refuse_while_paused(ledger, "The switch of reads")
+    _check_approval(ledger, settings)
+    _judge(ledger, warehouse, settings)
+    rechecked = verify_changes(ledger, warehouse, settings)
+    everywhere = replicas.wait_for_all(ledger, warehouse)
+    with ledger.transaction():
+        certificate = _judge(ledger, warehouse, settings)
+        ledger.hold_events()
+        _check_approval(ledger, settings)
+        refuse_while_paused(ledger, "The switch of reads")
+        switches.change(_left_at(ledger), Status.COMPLETED_SUCCESSFULLY, progress=100)
+        switches.set_reads("new")
+        ledger.record("reads_switched", **certificate, rechecked=rechecked, replicas=everywhere)
+
+
+def _check_approval(ledger: Ledger, settings: Settings) -> None:
+    """The certificate must be of this run, and the approval of that certificate."""
+    if not settings.require_approval:
+        return
+    if not ledger.latest_of_run("certified") or ledger.approval().what != "switch_approved":
+        raise GateError(
+            "This run requires an approval, and the ledger has none for what this run certified (a task that is "
+            "marked by hand approves nothing). Reads stay on the old table. Clear the task certify and what follows "
+            "it, then approve the switch in Airflow."
+        )
+
+
+def _left_at(ledger: Ledger) -> Status:
+    """Errored where this run was reported as failed, before somebody cleared its failed tasks and it went on."""
+    run = ledger.current_run()
+    return Status.ERRORED if run and run.outcome == FAILED else Status.STARTING
+
+
+def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
+    """When no reader may use the old table any more. Raises GateError where reads are not on the new table."""
+    switches = Switches(ledger.connection)
+    row = switches.row()
+    if row is None or row.status != Status.COMPLETED_SUCCESSFULLY or row.finished_at is None:
+        raise GateError(
+            "Reads are not, or no longer, on the new table, so old writes go on. Nothing was changed. If somebody "
+            "rolled back, all is well; to migrate again, trigger a new run."
+        )
+    # Without the setting nothing here stops old writes: each process does so once restarted, and no wait changes that.
+    wait = settings.read_cache_seconds if switches.has_settings else 0
+    return row.finished_at + timedelta(seconds=wait)
+
+
+def stop_old_writes(ledger: Ledger) -> None:
+    """Raises WaitError while the migration is paused: from here on there is no way back."""
+    switches = Switches(ledger.connection)
+    with ledger.transaction():
+        ledger.hold_events()
+        refuse_while_paused(ledger, "The end of old writes")
+        switches.change(Status.COMPLETED_SUCCESSFULLY, Status.COMPLETED_SUCCESSFULLY)
+        switches.set_writes("new")
+        ledger.record("old_writes_stopped", by_the_application=not switches.has_settings)
+
+
+def roll_back(ledger: Ledger) -> str:
+    """Reads to the old table at once; writes go on to both. Raises RollbackError where old writes have stopped."""
+    switches = Switches(ledger.connection)
+    row = switches.row()
+    if row is None or row.status != Status.COMPLETED_SUCCESSFULLY:
+        status = Status(row.status).name if row else "missing"
+        return f"Reads are on the old table already (the migration row says {status}); there is nothing to roll back."
+    if not switches.has_settings:
+        raise RollbackError(
+            "This release of PostHog stops writing the old table by itself once the migration is complete, so the "
+            "old table lacks what came since, and reading it would lose updates. Nothing was changed. To go back, "
+            "restore the old table from Postgres first."
+        )
+    if switches.writes() != "both":
+        raise RollbackError(
+            f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is "{switches.writes()}"), so the old table lacks '
+            "what came since, and reading it would lose updates. Nothing was changed. The new table agrees with "
+            "Postgres: stay on it. To be able to go back next time, "
+            "run the migration with stop_old_writes off."
+        )
+    ledger.create()
+    with ledger.transaction():
+        ledger.claim({})
+        switches.change(Status.COMPLETED_SUCCESSFULLY, Status.ROLLED_BACK)
+        switches.set_reads("old")
+        ledger.record("rolled_back")
+        ledger.end_run("rolled back")
+    return (
+        "Reads are back on the old table, and both tables are written. PostHog's processes that saw the migration "
+        "complete remember it until they are restarted: restart them now."
+    )

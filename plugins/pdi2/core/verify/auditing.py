@@ -1,0 +1,158 @@
+"""The audit: the comparison of `verify`, whenever it is asked for. Reports drift, and repairs only where told to.
+
+It owns nothing: no run is claimed, no lock held, no team's status changed. So it may run beside a migration, and a
+migration beside it. Before the switch it looks at verified teams alone, and never repairs: the migration does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pdi2.core.engines import postgres
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import MigrationError
+from pdi2.core.plan.planning import Batch, chosen, rows_by_team, share_out
+from pdi2.core.state.ledger import Ledger, TeamStatus
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.slices import Teams, together
+from pdi2.core.state.switches import Switches
+from pdi2.core.verify.verifying import compare
+
+LISTED = 20
+
+
+class AuditError(MigrationError):
+    """The audit may not do what it was asked for, or could not compare every team."""
+
+
+class DriftError(MigrationError):
+    """The new table and Postgres have drifted apart."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the ledger has of one audit; `findings`: by kind, how many ids are repaired and how many remain."""
+
+    planned: set[int]
+    compared: set[int]
+    old_differs: int | None
+    findings: dict[str, dict[str, int]]
+    since: str
+
+    @property
+    def drift(self) -> int:
+        """Ids that are wrong."""
+        return sum(count["remaining"] for count in self.findings.values())
+
+
+def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches: int) -> list[Batch]:
+    """Which teams are compared, on the record. Raises AuditError where a repair is asked for before the switch."""
+    _check_repair(ledger, settings)
+    ledger.create()
+    rows = rows_by_team(ledger.connection, warehouse, "teams_of_new")
+    if not Switches(ledger.connection).reads_are_new():
+        verified = {team.team_id for team in ledger.teams() if team.status == TeamStatus.VERIFIED}
+        rows = {team_id: count for team_id, count in rows.items() if team_id in verified}
+    rows = chosen(rows, settings)
+    ledger.record("audit_planned", run=ledger.airflow_run, team_ids=list(rows), repair=settings.repair)
+    return share_out(rows, most_batches)
+
+
+def groups(warehouse: Warehouse, team_ids: list[int]) -> list[Teams]:
+    """The teams as they are compared: small ones together, each other one by itself."""
+    rows = dict.fromkeys(team_ids, 0) | dict(warehouse.rows("new_rows", {"team_ids": team_ids}))
+    shared = together(rows, warehouse.max_memory_usage)
+    sharing = {team_id for teams in shared for team_id in teams.ids}
+    return shared + [Teams((team_id,), count) for team_id, count in rows.items() if team_id not in sharing]
+
+
+def audit(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> dict[int, int | None]:
+    """Findings go to the ledger. Returns by team for how many ids the old table's reader differs; None: not written."""
+    _check_repair(ledger, settings)
+    old_differs = compare(ledger, warehouse, teams, settings).old_differs
+    return {team_id: None if old_differs is None else old_differs[team_id] for team_id in teams.ids}
+
+
+def record(ledger: Ledger, old_differs: Mapping[int, int | None]) -> None:
+    """The teams that were compared, for `judge`."""
+    counted = [count for count in old_differs.values() if count is not None]
+    ledger.record(
+        "audited", run=ledger.airflow_run, team_ids=list(old_differs), old_differs=sum(counted) if counted else None
+    )
+
+
+def judge(ledger: Ledger) -> tuple[Audit, str]:
+    """The audit, and what to tell of it. Raises DriftError where ids are wrong, AuditError where teams are missing."""
+    audit = _of_run(ledger)
+    told = "\n".join([_compared(ledger, audit), *_findings(audit)])
+    if audit.drift:
+        raise DriftError(f"{told}\n{_what_to_do(ledger, audit)}")
+    if missing := sorted(audit.planned - audit.compared):
+        raise AuditError(
+            f"{told}\n{len(missing):,} of {len(audit.planned):,} teams were not compared, among them "
+            f"{', '.join(map(str, missing[:LISTED]))}: the tasks that failed say why. Nothing was changed in them. "
+            "Clear those tasks, or trigger the audit again."
+        )
+    return audit, told
+
+
+def _check_repair(ledger: Ledger, settings: Settings) -> None:
+    if settings.repair and not Switches(ledger.connection).reads_are_new():
+        raise AuditError(
+            "Reads are on the old table, and until they are switched the migration alone repairs the new one. Nothing "
+            "was changed. Trigger the audit without repair, or fill_person_distinct_id2: it verifies and repairs."
+        )
+
+
+def _of_run(ledger: Ledger) -> Audit:
+    events: list[tuple[str, Any, dict[str, Any]]] = []
+    if ledger.exists():
+        events = postgres.execute(ledger.connection, "audit_events", {"run": ledger.airflow_run}).fetchall()
+    begun = max((number for number, (what, *_) in enumerate(events) if what == "audit_planned"), default=None)
+    if begun is None:
+        raise AuditError("This audit never chose its teams, so nothing was compared. See the first task that failed.")
+    (_, since, planned), *done = events[begun:]
+    findings: dict[str, dict[str, int]] = {}
+    parameters = {"since": since, "team_ids": planned["team_ids"]}
+    for kind, repaired, remaining in postgres.execute(ledger.connection, "findings_since", parameters):
+        findings[kind] = {"repaired": repaired, "remaining": remaining}
+    counted = [detail["old_differs"] for _, _, detail in done if detail["old_differs"] is not None]
+    return Audit(
+        planned=set(planned["team_ids"]),
+        compared={team_id for _, _, detail in done for team_id in detail["team_ids"]},
+        old_differs=sum(counted) if counted else None,
+        findings=findings,
+        since=since.isoformat(sep=" ", timespec="seconds"),
+    )
+
+
+def _compared(ledger: Ledger, audit: Audit) -> str:
+    after = Switches(ledger.connection).reads_are_new()
+    if not audit.planned:
+        return "There is no team to compare" + ("." if after else ": before the switch, only verified ones are.")
+    teams = f"{len(audit.compared):,} teams" if after else f"{len(audit.compared):,} verified teams, before the switch"
+    if audit.old_differs is None:
+        return f"Compared person_distinct_id2 of {teams} with Postgres. The old table is no longer written."
+    return (
+        f"Compared person_distinct_id2 of {teams} with Postgres. The old table's reader differs for "
+        f"about {audit.old_differs:,} ids, which is no drift."
+    )
+
+
+def _findings(audit: Audit) -> list[str]:
+    return [
+        f"{kind}: {count['repaired']:,} repaired, {count['remaining']:,} left" for kind, count in audit.findings.items()
+    ] or ["No id differs."]
+
+
+def _what_to_do(ledger: Ledger, audit: Audit) -> str:
+    found = (
+        f"{audit.drift:,} ids drifted from Postgres. They are in pdi2_migration.finding, found_at {audit.since} and "
+        "later. Postgres is right, and nothing was lost there. Find out which writer or consumer of "
+        "person_distinct_id2 loses rows, "
+    )
+    if Switches(ledger.connection).reads_are_new():
+        return f'{found}then trigger this audit with {{"repair": true}}. Until then those ids are answered wrongly.'
+    return (
+        f"{found}then trigger fill_person_distinct_id2: it repairs before it switches. Nobody reads the new table yet."
+    )

@@ -1,0 +1,77 @@
+"""What changed in the verified teams since: the last look before the switch compares that, and not everything again.
+
+Every row of Postgres names the transaction that wrote it (xmin), which is found by a plain scan, without a hash. Rows
+that are gone show in the number of those that were there: such a team is compared as a whole.
+"""
+
+import logging
+from collections.abc import Iterator
+from itertools import groupby
+
+from more_itertools import chunked
+
+from pdi2.core.engines import postgres
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.slices import TEAMS_AT_ONCE, Teams
+from pdi2.core.verify.comparing import Key
+from pdi2.core.verify.digesting import Digests, suspects
+
+log = logging.getLogger(__name__)
+
+MOST_CHANGED = 100_000
+"""Changed ids of a team beyond which it is compared as a whole."""
+
+
+def now(ledger: Ledger, warehouse: Warehouse) -> tuple[int, int]:
+    """Where both stand, to be taken before the first look: ClickHouse's time in seconds, Postgres's transaction."""
+    return warehouse.rows("now")[0][0], postgres.value(ledger.connection, "snapshot")
+
+
+def mark(before: tuple[int, int], first: Digests, team_id: int) -> dict[str, int | str]:
+    """What a team's later changes are told by: where the databases stood, and Postgres's rows at the first look."""
+    at, xid = before
+    rows = sum(bucket.ids for (of_team, _), bucket in first.truth.items() if of_team == team_id)
+    last, ids = first.row_ids.get(team_id, (0, 0))
+    return {"at": at, "xid": xid, "rows": rows, "ids": str(ids), "last": last}
+
+
+def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Iterator[set[Key]]:
+    """Ids of the verified teams, in portions, that were written in Postgres or the new table since the verification."""
+    teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
+    since = {
+        team_id: max(0, int(marked_at - settings.in_flight))
+        for team_id, marked_at, changed, unknown in teams
+        if not unknown and changed <= MOST_CHANGED
+    }
+    changed = _touched(warehouse, since)
+    for team_id, distinct_id in postgres.execute(ledger.connection, "changed_ids", {"team_ids": list(since)}):
+        changed.setdefault(team_id, set()).add(distinct_id.encode())
+    by_id = {team_id: ids for team_id, ids in changed.items() if len(ids) <= MOST_CHANGED}
+    as_a_whole = [team_id for team_id, *_ in teams if team_id not in since or team_id in changed.keys() - by_id.keys()]
+    log.info(
+        "Since the verification %s ids of %s teams changed; %s teams are compared as a whole: %s",
+        sum(map(len, by_id.values())),
+        len(by_id),
+        len(as_a_whole),
+        as_a_whole[:20],
+    )
+    for portion in chunked(by_id.items(), TEAMS_AT_ONCE):
+        yield {(team_id, id_) for team_id, ids in portion for id_ in ids}
+    for team_id in as_a_whole:
+        team = Teams((team_id,), ledger.team(team_id).rows_source)
+        yield from suspects(ledger.connection, warehouse, team)
+
+
+def _touched(warehouse: Warehouse, since: dict[int, int]) -> dict[int, set[bytes]]:
+    """Ids by team that the new table has newer rows of, whoever wrote them; more than MOST_CHANGED, not all of them."""
+    if not since:
+        return {}
+    rows = warehouse.rows("touched_ids", {"since": min(since.values()), "most": MOST_CHANGED + 1})
+    touched: dict[int, set[bytes]] = {}
+    for team_id, of_team in groupby(rows, key=lambda row: row[0]):
+        found = list(of_team)
+        cut_off = len(found) > MOST_CHANGED
+        touched[team_id] = {id_ for _, id_, at in found if cut_off or at >= since.get(team_id, at + 1)}
+    return {team_id: ids for team_id, ids in touched.items() if ids and team_id in since}

@@ -1,0 +1,528 @@
+"""Replicas and shards on one engine, with TestKeeper where they replicate: what is told, waited for and refused."""
+
+import json
+import re
+import socket
+import socketserver
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+import pytest
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
+from conftest import ENGINE, ReplicatedSystem, System
+from pdi2 import sql
+from pdi2.core.cluster import pressure, replicas
+from pdi2.core.copy.copying import copy_team
+from pdi2.core.engines.clickhouse import CONSISTENT, IN_MEMORY, LOOKS, Warehouse, spilling
+from pdi2.core.engines.failures import Reaction, WaitError, reaction, waits
+from pdi2.core.plan import cluster_checks
+from pdi2.core.plan.clickhouse_checks import TABLES, table_problems
+from pdi2.core.report import certificate
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
+from pdi2.core.switch import gate
+from pdi2.core.verify.verifying import verify_team
+from stories import (
+    ALICE,
+    BOB,
+    NO_WAIT,
+    TEAM,
+    add_teams,
+    enable,
+    event,
+    insert_new,
+    insert_old,
+    insert_truth,
+    plan,
+    rows_of,
+    seen,
+)
+
+from demo import reader, schema
+from demo.clickhouse_server import running
+from demo.schema import Table
+
+STATEMENTS = sorted(path.stem for path in Path(sql.__file__).parent.glob("clickhouse/*/*.sql"))
+FRAGMENTS = {"slice_range", "moment", "winning_row", "id_hash", "never_merge", "keys", "row_name", "step_of_source"}
+VALUES = {"Array": [], "String": "", "UUID": str(ALICE)}
+REPLICATED = "'/clickhouse/tables/noshard/posthog.{table}', '{{replica}}-{{shard}}', "
+
+
+@pytest.mark.parametrize("name", [name for name in STATEMENTS if name not in FRAGMENTS])
+def test_the_engine_understands_every_statement(system: System, name: str) -> None:
+    """Which engine it is depends on PDI2_ENGINE; what replicas need is run on this one alone."""
+    text = sql.clickhouse(name, defaultdict(lambda: "a_table", engine="MergeTree ORDER BY tuple()"))
+    parameters = {parameter: VALUES.get(type_, 0) for parameter, type_ in re.findall(r"{(\w+):(\w+)", text)}
+    if ENGINE == "22.12" and text.endswith("LIGHTWEIGHT\n"):
+        with pytest.raises(DatabaseError, match="LIGHTWEIGHT"):  # the next test has what is said instead
+            system.clickhouse.command(text)
+        return
+    assert system.clickhouse.command(f"EXPLAIN AST {text}", parameters)
+
+
+@pytest.mark.parametrize("table", Table)
+def test_a_server_is_asked_to_catch_up_in_words_that_it_knows(system: System, table: Table) -> None:
+    """It refuses, because this table has no replicas: and that is no error of syntax."""
+    with pytest.raises(DatabaseError) as refused:
+        replicas._sync(system.warehouse(), table)
+    assert refused.value.code not in (None, replicas.SYNTAX)
+
+
+@pytest.mark.parametrize("more", [{}, spilling(99)])
+def test_a_statement_carries_the_settings_that_its_server_knows(system: System, more: dict[str, int]) -> None:
+    sent = CONSISTENT | {"insert_quorum": "auto"} | IN_MEMORY | more
+    names = ", ".join(f"'{name}'" for name in sent)
+    warehouse = system.warehouse()
+    warehouse.command("CREATE TABLE told (name String, value String) ENGINE = MergeTree ORDER BY name")
+    warehouse.command(
+        f"INSERT INTO told SELECT name, value FROM system.settings WHERE name IN ({names})", settings=more
+    )
+
+    told = dict(system.clickhouse.query("SELECT name, value FROM told").result_rows)
+    assert told == {name: str(value) for name, value in sent.items() if name in told}
+    late = {"deduplicate_insert", "max_bytes_ratio_before_external_group_by", "enable_adaptive_aggregator"}
+    assert sent.keys() - told.keys() <= late
+
+
+def test_a_row_that_was_taken_away_can_be_written_again(system: System) -> None:
+    """Where a table drops blocks that repeat an earlier one, as every replicated one does."""
+    system.clickhouse.command(
+        "ALTER TABLE person_distinct_id2 MODIFY SETTING non_replicated_deduplication_window = 100"
+    )
+
+    def written_again(write: Any) -> int:
+        for _ in range(2):
+            system.clickhouse.command(
+                f"ALTER TABLE person_distinct_id2 DELETE WHERE team_id = {TEAM}", settings={"mutations_sync": 2}
+            )
+            write()
+        return len(rows_of(system, Table.NEW))
+
+    row = [TEAM, "id", ALICE, 0]
+    columns = ["team_id", "distinct_id", "person_id", "version"]
+    warehouse = system.warehouse()
+    assert written_again(lambda: insert_new(system, ALICE, 0)) == 0, "the table does drop them"
+    assert written_again(lambda: warehouse.insert("person_distinct_id2", columns, [row])) == 1
+
+
+def test_a_table_that_is_not_replicated_has_nothing_to_wait_for(system: System) -> None:
+    warehouse = system.warehouse()
+    cluster_checks.catch_up(warehouse)
+    assert cluster_checks.problems(warehouse) == []
+    assert len(warehouse.servers()) == 1
+
+
+@pytest.mark.parametrize("prefix", ["", "Replicated"])
+@pytest.mark.parametrize("table", TABLES)
+def test_the_engines_of_posthog_are_taken(table: str, prefix: str) -> None:
+    wanted, by = TABLES[table]["engine"], TABLES[table]["by"]
+    path = REPLICATED.format(table=table) if prefix else ""
+    definition = (
+        f"{prefix}{wanted}({path}{by}) ORDER BY {TABLES[table]['sorting_key']} SETTINGS index_granularity = 512"
+    )
+    assert cluster_checks.engine_problem(table, prefix + wanted, definition, wanted, by) is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "definition", "told"),
+    [
+        (
+            "Distributed",
+            "Distributed('posthog', 'd', 'local', rand())",
+            "it stands before d.local of the cluster posthog, and takes neither a DELETE nor a slice's parts. There "
+            "the table must be called person_distinct_id2 too. See",
+        ),
+        ("SharedReplacingMergeTree", "SharedReplacingMergeTree('/a', '{r}', version)", "ClickHouse Cloud"),
+        (
+            "ReplicatedReplacingMergeTree",
+            "ReplicatedReplacingMergeTree('/a', '{r}') ORDER BY x",
+            "not ReplacingMergeTree(",
+        ),
+        ("View", "", "not a view of it"),
+    ],
+)
+def test_an_engine_that_is_not_taken_is_told_with_a_next_step(engine: str, definition: str, told: str) -> None:
+    problem = cluster_checks.engine_problem("person_distinct_id2", engine, definition, "ReplacingMergeTree", "version")
+    assert problem
+    assert problem.startswith(f"ClickHouse table person_distinct_id2 has the engine {engine}, not ReplacingMergeTree")
+    assert told in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, None),
+        ({"active": 2, "total": 3, "away": ("r3",)}, None),
+        (
+            {"active": 1, "total": 2, "away": ("r2",)},
+            "1 of 2 replicas are active, and an insert waits for 2. Away: r2.",
+        ),
+        ({"active": 1, "total": 3, "away": ("r2", "r3")}, "insert waits for 2. Away: r2, r3"),
+        # as seen on 26.9 with ZooKeeper: frozen for some seconds, then for longer than the session
+        ({"active": 0, "total": 0, "keeper_exception": "Connection loss"}, "Keeper is lost (Connection loss)"),
+        ({"is_readonly": 1, "is_session_expired": 1, "active": 0, "total": 0}, "Keeper is lost. See whether Keeper is"),
+        # its data gone
+        ({"is_readonly": 1, "active": 0, "total": 0, "keeper_exception": "No node, path /a"}, "SYSTEM RESTORE REPLICA"),
+    ],
+)
+def test_what_is_wrong_with_a_replica_is_told(changes: dict[str, Any], told: str | None) -> None:
+    sound = replicas.State(Table.NEW, "/a", "r1", 0, 0, 2, 2, ("r1", "r2"), (), 0, 0, "", "")
+    problem = replicas.problem_of(replace(sound, **changes))
+    assert (problem is None) == (told is None)
+    assert told is None or told in (problem or "")
+
+
+@pytest.mark.parametrize(
+    ("parts", "there", "lacks"),
+    [
+        ("all_0_0_0 all_1_1_0", "all_0_0_0 all_1_1_0", 0),
+        ("all_0_0_0 all_1_1_0", "all_0_1_1", 0),
+        ("all_0_0_0 all_1_1_0", "all_0_0_0", 1),
+        ("all_0_0_0_5", "all_0_0_0", 1),
+        ("all_0_0_0_5", "all_0_7_2_8", 0),
+        ("202601_0_0_0", "202602_0_7_2", 1),
+        ("all_0_7_1", "all_0_3_1 all_4_7_1", 1),
+        ("all_3_3_0", "", 1),
+        ("", "all_0_0_0", 0),
+    ],
+)
+def test_a_part_is_there_by_itself_or_within_a_larger_one(parts: str, there: str, lacks: int) -> None:
+    assert replicas.lacking(set(parts.split()), set(there.split())) == lacks
+
+
+def test_a_balancer_is_told() -> None:
+    assert cluster_checks.balancer_problems({"one:9000"}) == []
+    [problem] = cluster_checks.balancer_problems({"two:9000", "one:9000"})
+    assert "several replicas in turn (one:9000, two:9000)" in problem
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A server that knows a cluster of two shards, `posthog`, and can reach neither."""
+    with running(tmp_path_factory.mktemp("sharded")) as server:
+        yield {"host": "127.0.0.1", "port": server.port}
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """Passes connections on, as a balancer does, and counts them."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), socketserver.BaseRequestHandler)
+        self.behind = ("127.0.0.1", port)
+        self.taken = 0
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        self.taken += 1
+        with socket.create_connection(self.behind) as server:
+            answers = threading.Thread(target=_pass_on, args=(server, request), daemon=True)
+            answers.start()
+            _pass_on(request, server)
+            answers.join()
+
+
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    while data := source.recv(1 << 16):
+        sink.sendall(data)
+    sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_look_for_a_balancer_takes_a_new_connection_each_time(sharded: dict[str, Any]) -> None:
+    with Relay(sharded["port"]) as relay:
+        threading.Thread(target=relay.serve_forever, daemon=True).start()
+        port = relay.server_address[1]
+        connect = partial(clickhouse_connect.get_client, host="127.0.0.1", port=port)
+        with Warehouse(connect, "test", Settings().max_memory_usage) as warehouse:
+            before = relay.taken
+            assert len(warehouse.servers()) == 1
+            assert relay.taken == before + LOOKS
+        relay.shutdown()
+
+
+@pytest.fixture
+def client(sharded: dict[str, Any]) -> Iterator[Client]:
+    with clickhouse_connect.get_client(**sharded) as client:
+        client.command("DROP DATABASE IF EXISTS posthog SYNC")
+        client.command("CREATE DATABASE posthog")
+        client.database = "posthog"
+        schema.create_clickhouse(client)
+        yield client
+
+
+@pytest.mark.parametrize("behind", list(Table))
+def test_one_of_several_shards_is_told(client: Client, sharded: dict[str, Any], behind: Table) -> None:
+    def problems() -> list[str]:
+        connect = partial(clickhouse_connect.get_client, **sharded, database="posthog")
+        with Warehouse(connect, "test", Settings().max_memory_usage) as warehouse:
+            return cluster_checks.problems(warehouse)
+
+    client.command(f"CREATE TABLE elsewhere AS {behind} ENGINE = Distributed('posthog', 'another', '{behind}')")
+    assert problems() == []
+    client.command(
+        f"CREATE TABLE front AS {behind} ENGINE = Distributed('posthog', currentDatabase(), {behind}, rand())"
+    )
+    [problem] = problems()
+    assert "one of 2 shards: the Distributed table front on the cluster posthog" in problem
+
+
+@pytest.fixture
+def proven(replicated: ReplicatedSystem, monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """A team that is copied and verified by statements of ours; what waits, waits for a look alone."""
+    monkeypatch.setattr(pressure, "WAIT_IN_SLOT_SECONDS", 0)
+    monkeypatch.setattr(pressure, "LOOK_EVERY_SECONDS", 0)
+    monkeypatch.setattr(replicas, "SYNC_SECONDS", 1)
+    insert_old(replicated, [event("+A1", "early"), event("+A2", "late")])
+    for distinct_id in ("early", "late"):
+        insert_truth(replicated, ALICE, 0, distinct_id)
+    ledger = replicated.ledger()
+    enable(replicated, ledger)
+    plan(replicated, ledger)
+    ledger.record("planned")
+    replicas.follow(ledger, replicated.warehouse())
+    return ledger
+
+
+def prove(replicated: ReplicatedSystem, ledger: Ledger) -> None:
+    copy_team(ledger, replicated.warehouse(), TEAM)
+    verify_team(ledger, replicated.warehouse(), TEAM, NO_WAIT)
+    gate.certify(ledger, replicated.warehouse(), NO_WAIT)
+
+
+def ids_on(client: Client) -> int:
+    return int(client.query(f"SELECT uniqExact(distinct_id) FROM {Table.NEW}").result_rows[0][0])
+
+
+def test_reads_switch_once_every_replica_has_what_is_verified(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    """Two of three are a quorum, and the third fetches nothing (F2 of the first real cluster)."""
+    third = replicated.replicas[2]
+    third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    prove(replicated, proven)
+    assert [ids_on(client) for client in replicated.replicas] == [2, 2, 0]
+    told = certificate.for_approval(proven)
+    assert "| Replica r1-01 | compared with Postgres |\n| Replica r2-01 | has everything |" in told
+    assert "| Replica r3-01 | lacks 1 parts |" in told
+
+    with pytest.raises(WaitError, match="replica r3-01 of .*person_distinct_id2 lacks 1 parts of what is copied"):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "old"
+
+    third.command(f"SYSTEM START FETCHES {Table.NEW}")
+    third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "new"
+    assert [ids_on(client) for client in replicated.replicas] == [2, 2, 2]
+    at_the_switch = (proven.latest("reads_switched") or {})["replicas"]
+    assert [(one["name"], one["active"], one["here"], one["lacks"]) for one in at_the_switch] == [
+        ("r1-01", True, True, 0),
+        ("r2-01", True, False, 0),
+        ("r3-01", True, False, 0),
+    ]
+
+
+def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(
+    replicated: ReplicatedSystem, proven: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would answer with nothing once it is back."""
+    third = replicated.replicas[2]
+    third.command(f"DETACH TABLE {Table.NEW}")
+    prove(replicated, proven)
+    remedy = f"r3-01 .* is away: .*SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.NEW}"
+    with pytest.raises(WaitError, match=remedy):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 0)
+    with pytest.raises(replicas.ReplicaError, match=remedy):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "old"
+
+    replicated.clickhouse.command(f"SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.NEW}")
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "new"
+
+
+@pytest.mark.slow
+def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
+    replicated: ReplicatedSystem, proven: Ledger
+) -> None:
+    forbidden = {
+        "match": "system.zookeeper",
+        "action": "error",
+        "code": 497,
+        "text": "Not enough privileges",
+        "times": 99,
+    }
+    replicated.server.inject(forbidden)
+    third = replicated.replicas[2]
+    third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    prove(replicated, proven)
+
+    with pytest.raises(WaitError, match="replica r2-01 or r3-01 of .* lacks some part"):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    third.command(f"SYSTEM START FETCHES {Table.NEW}")
+    third.command(f"DETACH TABLE {Table.NEW}")
+    with pytest.raises(WaitError, match="replica r3-01 .* is away"):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    third.command(f"ATTACH TABLE {Table.NEW}")
+    third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert [ids_on(client) for client in replicated.replicas] == [2, 2, 2]
+    assert len(seen(replicated)) == 2, "the statement that waits takes nothing away"
+
+
+def test_the_only_replica_waits_for_no_other(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    """As in the Helm chart (`replicasCount: 1`: charts-clickhouse, clickhouse_instance.yaml)."""
+    for client in replicated.replicas[1:]:
+        for table in Table:
+            client.command(f"DROP TABLE {table} SYNC")
+    insert_truth(replicated, BOB, 0, "only Postgres has it")
+    prove(replicated, proven)
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert seen(replicated) == {"early": ALICE, "late": ALICE, "only Postgres has it": BOB}
+
+
+def test_a_replica_that_lags_is_waited_for_with_what_it_lacks(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    first, second, _ = replicated.replicas
+    first.command(f"SYSTEM STOP FETCHES {Table.OLD}")
+    second.command(f"INSERT INTO {Table.OLD} (team_id, distinct_id) VALUES ({TEAM}, 'there')")
+    second.command(f"SYSTEM SYNC REPLICA {Table.OLD}")
+    with pytest.raises(
+        WaitError, match="replica r1-01 of ClickHouse table person_distinct_id is .* s behind, with 1 ent"
+    ):
+        replicas.catch_up(replicated.warehouse())
+    first.command(f"SYSTEM START FETCHES {Table.OLD}")
+    replicas.catch_up(replicated.warehouse())
+    assert len(rows_of(replicated, Table.OLD)) == 3
+
+
+def test_the_copy_waits_where_too_few_replicas_are_active(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    for client in replicated.replicas[1:]:
+        client.command(f"DETACH TABLE {Table.NEW}")
+    with pytest.raises(WaitError, match=r"1 of 3 replicas of .* are active.*; away: r[23]-01, r[23]-01"):
+        copy_team(proven, replicated.warehouse(), TEAM)
+    [problem] = cluster_checks.problems(replicated.warehouse())
+    assert "1 of 3 replicas are active" in problem
+    for client in replicated.replicas[1:]:
+        client.command(f"ATTACH TABLE {Table.NEW}")
+
+
+def test_what_was_verified_on_another_replica_is_verified_again(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    prove(replicated, proven)
+    replicas.follow(proven, replicated.warehouse())
+    assert proven.team(TEAM).status == "verified"
+
+    there = partial(clickhouse_connect.get_client, **replicated.engine, database=replicated.replicas[1].database)
+    with Warehouse(there, "elsewhere", Settings().max_memory_usage) as warehouse:
+        replicas.follow(proven, warehouse)
+        assert proven.team(TEAM).status == "copied"
+        with pytest.raises(gate.GateError):
+            gate.switch_reads(proven, warehouse, NO_WAIT)
+    assert proven.latest("connected_to") == {"replica": "r2-01", "before": "r1-01"}
+
+
+@pytest.fixture
+def front(replicated: ReplicatedSystem) -> Iterator[Client]:
+    """PostHog's database where its two tables are Distributed, each before the one shard's of the same name."""
+    with clickhouse_connect.get_client(**replicated.engine) as client:
+        client.command(f"CREATE DATABASE {replicated.database}_front")
+        client.database = f"{replicated.database}_front"
+        for table in Table:
+            engine = f"Distributed('posthog', '{replicated.database}', '{table}', rand())"
+            client.command(f"CREATE TABLE {table} AS {replicated.database}.{table} ENGINE = {engine}")
+        yield client
+        client.command(f"DROP DATABASE {client.database} SYNC")
+
+
+@pytest.mark.slow
+def test_the_whole_migration_of_replicas_behind_distributed_tables(
+    replicated: ReplicatedSystem, front: Client, airflow_metadata: None
+) -> None:
+    """The application writes and reads Distributed tables of the one shard; the migration is led to what is behind."""
+    replicated.clickhouse = front
+    connect = partial(clickhouse_connect.get_client, **replicated.engine, database=front.database)
+    with Warehouse(connect, "in front", Settings().max_memory_usage) as warehouse:
+        told = table_problems(warehouse)
+    assert len(told) == 2
+    for problem in told:
+        assert f"Point posthog_clickhouse at the database {replicated.database} of a replica there." in problem
+    add_teams(replicated, TEAM)
+    writer = replicated.writer()
+    for distinct_id in ("left alone", "moved", "lost on the way", "set back", "deleted", "deleted and back"):
+        writer.create(TEAM, distinct_id)
+    writer.identify(TEAM, "moved", writer.create(TEAM, "another"))
+    writer.outbox = [message for message in writer.outbox if message.key != (TEAM, "lost on the way")]
+    writer.delete(TEAM, "deleted")
+    writer.flush()
+    insert_new(replicated, BOB, 9, "set back")
+    insert_new(replicated, BOB, 100, "deleted and back", is_deleted=True)
+
+    assert replicated.run(stop_old_writes=False).state == "success"
+
+    assert replicated.switches()["reads"] == "new"
+    assert replicated.disagreements() == {}
+    ledger = replicated.ledger()
+    assert ledger.findings_by_kind() == {
+        "ahead": {"repaired": 2, "remaining": 0},
+        "missing": {"repaired": 1, "remaining": 0},
+    }
+    assert front.query(f"SELECT count() FROM {Table.NEW} WHERE version > 1").result_rows == [(0,)]
+    writer.identify(TEAM, "left alone", writer.create(TEAM, "of today"))
+    writer.delete(TEAM, "moved")
+    writer.flush()
+    for client in replicated.replicas:
+        client.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    for client in [front, *replicated.replicas]:
+        assert reader.team_in(client, Table.NEW, TEAM) == reader.truth_of(replicated.postgres, TEAM)
+    facts, page = certificate.draw_up(ledger, ledger.latest("report") or {}).files.values()
+    assert json.loads(facts)["replicas"]["compared_on"] == "r1-01"
+    assert re.search("Replica r3-01</th><td[^>]*>has everything", page)
+
+
+@pytest.mark.parametrize("code", [225, 236, 242, 244, 252, 285, 289, 319, 341, 667])
+def test_what_replicas_and_keeper_end_passes_and_takes_no_try(code: int) -> None:
+    error = DatabaseError("in the words of the engine", code=code)
+    assert reaction(error) is Reaction.RETRY
+    assert waits(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes", "without_a_try"),
+    [
+        (DatabaseError("Coordination error: Connection loss, path /a", code=999), True, True),
+        (DatabaseError("Coordination error: Session expired", code=999), True, True),
+        (DatabaseError("Coordination error: Bad version", code=999), True, False),
+        (DatabaseError("HTTP driver received HTTP status 400, server response: Bad Request"), False, False),
+        (DatabaseError("HTTP driver received HTTP status 413"), False, False),
+        (DatabaseError("HTTP driver received HTTP status 429"), True, False),
+        (DatabaseError("HTTP driver received HTTP status 503"), True, False),
+        (OperationalError("Read timed out"), True, False),
+        (DatabaseError("Table is in readonly mode", code=164), False, False),
+    ],
+)
+def test_other_failures(error: DatabaseError, passes: bool, without_a_try: bool) -> None:
+    assert (reaction(error) is Reaction.RETRY) == passes
+    assert waits(error) == without_a_try
+
+
+def test_a_statement_that_the_client_gave_up_is_ended(
+    replicated: ReplicatedSystem, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("pdi2.core.engines.clickhouse.TELL_EVERY_SECONDS", 0.2)
+    connect = partial(clickhouse_connect.get_client, **replicated.engine, send_receive_timeout=1)
+    with Warehouse(connect, "impatient", Settings().max_memory_usage) as warehouse:
+        with pytest.raises(OperationalError):
+            warehouse.command("SELECT sum(sleepEachRow(0.1)) FROM numbers(100) SETTINGS max_block_size = 1")
+        assert "ClickHouse has not answered for 0 s: SELECT sum(sleepEachRow" in caplog.text
+        left = "SELECT count() FROM system.processes WHERE Settings['log_comment'] LIKE 'pdi2 impatient%'"
+        deadline = time.monotonic() + 8
+        while replicated.clickhouse.query(left).result_rows[0][0]:
+            assert time.monotonic() < deadline, "ten seconds are what it would take by itself"
+        assert warehouse.rows("host"), "in a session that is free"

@@ -1,0 +1,724 @@
+"""Whole runs of the DAGs, through Airflow, on the real engines."""
+
+import contextlib
+import json
+import logging
+import math
+import multiprocessing
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+import psycopg
+import pytest
+from conftest import FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, System
+from stories import dump
+from structlog.processors import format_exc_info
+from structlog.testing import capture_logs
+
+from demo import postgres as embedded
+from demo import schema
+from demo.reader import Reader, truth_of
+from demo.schema import Table
+from demo.seed import Seeded, seed
+from demo.switches import Switches
+from demo.writer import Writer
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("airflow_metadata")]
+
+WITH_SETTINGS = pytest.mark.parametrize("release", ["1.34"], indirect=True)
+WITH_AND_WITHOUT_SETTINGS = pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
+LATE_TEAM = 999_999
+
+
+@pytest.fixture
+def release(request: pytest.FixtureRequest) -> str:
+    """Where the migration is due there are no instance settings, but for the stories that ask for them."""
+    return getattr(request, "param", "1.32")
+
+
+@pytest.fixture
+def seeded(system: System) -> Seeded:
+    return seed(system.postgres, system.clickhouse, rows=14_000, teams=4)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the tasks say. Airflow sets logging up anew, and spares only the handlers of named loggers."""
+    logger = logging.getLogger("pdi2")
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, logger="pdi2"):
+        yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def failures() -> Iterator[list[Any]]:
+    """What the tasks' own logs say of their failures."""
+    with capture_logs(processors=[format_exc_info]) as entries:
+        yield entries
+
+
+@pytest.fixture
+def retries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdi2.edge.retries.FIRST_DELAY", timedelta(0))
+
+
+def switch(system: System) -> tuple[int, int]:
+    """The migration row's status and progress."""
+    return system.status(), system.value("SELECT progress FROM posthog_asyncmigration")
+
+
+def stands(system: System, reads: str, writes: str) -> bool:
+    """Where the settings say so, if the release has them."""
+    return system.switches() in ({}, {"reads": reads, "writes": writes})
+
+
+def is_migrated(system: System) -> bool:
+    return switch(system) == (2, 100) and stands(system, reads="new", writes="new")
+
+
+def states(run: Any) -> dict[str, str]:
+    """Airflow's word for each task; mapped ones as `team.copy[0]`."""
+    return {
+        task.task_id + (f"[{task.map_index}]" if task.map_index >= 0 else ""): str(task.state)
+        for task in run.get_task_instances()
+    }
+
+
+def red(run: Any) -> set[str]:
+    """The tasks that failed themselves: one where there is one cause."""
+    return {task for task, state in states(run).items() if state == "failed"}
+
+
+def tries(run: Any, task_id: str) -> list[int]:
+    return [task.try_number for task in run.get_task_instances() if task.task_id == task_id]
+
+
+def slices(system: System) -> dict[tuple[int, bytes], Any]:
+    """When each slice was finished, by team and lower end."""
+    rows = system.postgres.execute("SELECT team_id, lower, finished_at FROM pdi2_migration.slice").fetchall()
+    return {(team_id, lower): finished_at for team_id, lower, finished_at in rows}
+
+
+def events(system: System) -> list[str]:
+    return [what for (what,) in system.postgres.execute("SELECT what FROM pdi2_migration.event ORDER BY id")]
+
+
+def errors(system: System) -> list[str]:
+    """What PostHog's administrators are told, the newest last."""
+    return [text for (text,) in system.postgres.execute("SELECT description FROM posthog_asyncmigrationerror")]
+
+
+def when_recorded(system: System, what: str, statement: str) -> None:
+    """Lets something happen in the application's database the moment the ledger records an event."""
+    system.ledger().create()
+    system.postgres.execute(
+        f"""
+        CREATE FUNCTION happen() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {statement}; RETURN NEW; END $$;
+        CREATE TRIGGER happen AFTER INSERT ON pdi2_migration.event
+        FOR EACH ROW WHEN (NEW.what = '{what}') EXECUTE FUNCTION happen()
+        """
+    )
+
+
+def cut_into_slices(system: System, seeded: Seeded, rows: int) -> None:
+    """As after a memory limit in an earlier run: every team's slices are to have this many rows."""
+    ledger = system.ledger()
+    ledger.create()
+    ledger.plan(dict.fromkeys(seeded.team_ids, 0))
+    for team_id in seeded.team_ids:
+        ledger.remember_slice_rows(team_id, rows)
+
+
+def refuse(system: System, rows: str) -> None:
+    """From now on ClickHouse refuses inserts with such rows into the new table."""
+    system.clickhouse.command(f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK NOT ({rows})")
+
+
+def accept(system: System) -> None:
+    system.clickhouse.command(f"ALTER TABLE {Table.NEW} DROP CONSTRAINT refused")
+
+
+def lose_an_update(system: System, team_id: int) -> None:
+    """A new id of the team that Kafka never delivered: Postgres alone knows it."""
+    writer = system.writer()
+    writer.create(team_id, "lost on the way")
+    writer.outbox.clear()
+
+
+@WITH_AND_WITHOUT_SETTINGS
+def test_a_fresh_run_migrates_every_team_and_switches(system: System, seeded: Seeded, log: Any) -> None:
+    run = system.run()
+
+    assert run.state == "success"
+    assert is_migrated(system)
+    assert system.value("SELECT finished_at >= started_at FROM posthog_asyncmigration")
+    assert errors(system) == []
+
+    reader = Reader(system.clickhouse, Switches(system.postgres))
+    assert reader.switches.reads() == Table.NEW
+    for team_id in seeded.team_ids:
+        truth = truth_of(system.postgres, team_id)
+        assert truth
+        assert reader.person_of(team_id, list(truth)) == truth
+    assert system.disagreements() == {}
+    assert system.disagreements(Table.OLD) != {}, "the seed has histories that the old table's reader gets wrong"
+
+    in_old = dict(system.clickhouse.query(f"SELECT team_id, count() FROM {Table.OLD} GROUP BY team_id").result_rows)
+    teams = system.teams()
+    assert {team_id: team.rows_source for team_id, team in teams.items()} == in_old
+    assert {(team.status, team.attempts, team.error) for team in teams.values()} == {("verified", 1, None)}
+    copied = f"SELECT team_id, uniqExact(distinct_id) FROM {Table.NEW} WHERE version < -1 GROUP BY team_id"
+    for team_id, ids in system.clickhouse.query(copied).result_rows:
+        assert teams[team_id].rows_copied >= ids > 0
+    assert events(system) == [
+        "dual_writes_enabled",
+        "run_started",
+        "dual_writes_proven",
+        "planned",
+        "certified",
+        "read_times",
+        "reads_switched",
+        "old_writes_stopped",
+        "report",
+        "certificate_written",
+    ]
+
+    labels = {task.rendered_map_index for task in run.get_task_instances() if task.map_index >= 0}
+    assert labels == {f"team {team_id} · {rows:,} rows" for team_id, rows in in_old.items()}
+
+    facts = run.get_task_instance("report").xcom_pull(task_ids="report")
+    assert facts == system.ledger().latest("report")
+    assert (facts["outcome"], facts["teams"], facts["verified"]) == ("completed", 4, 4)
+    assert facts["rows_source"] == seeded.old_rows
+    assert facts["rows_copied"] == sum(team.rows_copied for team in teams.values())
+    assert system.ledger().current_run().outcome == "completed"
+    text = next(message for message in log.messages if message.startswith("Report"))
+    assert "Outcome: completed" in text
+    assert f"{seeded.old_rows:,} in the old table" in text
+    for team in teams.values():
+        assert any(line.split()[:2] == [f"{team.team_id:,}", "verified"] for line in text.splitlines())
+
+
+@pytest.mark.parametrize("history", ["no ledger", "a ledger of an earlier trial"])
+def test_a_dry_run_writes_nothing(system: System, seeded: Seeded, log: Any, history: str) -> None:
+    if history != "no ledger":
+        assert system.run(team_ids=[seeded.team_ids[-1]]).state == "success"
+    system.postgres.execute(f"ALTER DATABASE {system.database} SET default_transaction_read_only = on")
+    before = dump(system)
+
+    run = system.run(dry_run=True)
+
+    assert run.state == "success"
+    assert dump(system) == before
+    assert ("pdi2_migration.team" in before) == (history != "no ledger")
+    done = {task for task, state in states(run).items() if state == "success"}
+    assert "plan_teams" in done
+    assert not done & {"enable_dual_writes", "prove_dual_writes", "switch_reads", "stop_old_writes", "report"}
+    assert any("4 teams" in message for message in log.messages), "the plan is told"
+
+
+@WITH_AND_WITHOUT_SETTINGS
+def test_a_trial_never_switches_and_the_full_run_does_not_repeat_it(system: System, seeded: Seeded) -> None:
+    trial = sorted(seeded.team_ids[-2:])
+
+    run = system.run(team_ids=trial)
+
+    assert run.state == "success"
+    assert stands(system, reads="old", writes="both")
+    assert system.status() != 2
+    assert {team_id: team.status for team_id, team in system.teams().items()} == dict.fromkeys(trial, "verified")
+    in_new = system.clickhouse.query(f"SELECT DISTINCT team_id FROM {Table.NEW} WHERE version < 0").result_rows
+    assert sorted(team_id for (team_id,) in in_new) == trial
+    assert not {"reads_switched", "old_writes_stopped"} & set(events(system))
+    assert system.ledger().current_run().outcome == "trial passed"
+    assert errors(system) == []
+    tried = slices(system)
+
+    assert system.run().state == "success"
+
+    assert is_migrated(system)
+    assert system.disagreements() == {}
+    assert len(slices(system)) == 4
+    assert tried.items() <= slices(system).items()
+    assert {team_id: team.attempts for team_id, team in system.teams().items()} == dict.fromkeys(seeded.team_ids, 1)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "conf", "reasons"),
+    [
+        pytest.param(
+            lambda system: (
+                system.clickhouse.command(f"DROP TABLE {Table.NEW} SYNC"),
+                system.postgres.execute("DROP TABLE posthog_asyncmigrationerror"),
+            ),
+            {},
+            ["no table person_distinct_id2", "no table posthog_asyncmigrationerror"],
+            id="a table missing in each database",
+        ),
+        pytest.param(
+            lambda system: None,
+            {"slice_rows": 7, "team_ids": [0]},
+            ['Unknown parameter "slice_rows"'],
+            id="an unknown conf key",
+        ),
+        pytest.param(
+            lambda system: system.postgres.execute("UPDATE posthog_asyncmigration SET status = 1"),
+            {},
+            ["PostHog's own runner is running"],
+            id="PostHog's own runner is running",
+        ),
+        pytest.param(
+            lambda system: move_away_both_databases(),
+            {"slice_rows": 7},
+            [
+                'Unknown parameter "slice_rows"',
+                "Postgres cannot be reached through the Airflow connection posthog_postgres",
+                "ClickHouse cannot be reached through the Airflow connection posthog_clickhouse",
+            ],
+            id="databases that cannot be reached",
+        ),
+    ],
+)
+def test_a_failed_preflight_says_why_and_changes_nothing(
+    system: System, seeded: Seeded, failures: list[Any], spoil: Callable[[System], Any], conf: dict, reasons: list[str]
+) -> None:
+    spoil(system)
+    before = dump(system)
+
+    run = system.run(**conf)
+
+    assert run.state == "failed"
+    assert dump(system) == before
+    [told] = [entry["exception"] for entry in failures if "PreflightError" in entry.get("exception", "")]
+    assert all(reason in told for reason in reasons)
+    assert tries(run, "preflight") == [1], "a retry cannot help"
+    assert "success" not in states(run).values()
+
+
+def move_away_both_databases() -> None:
+    """The `system` fixture, which set these variables, takes them back."""
+    os.environ["AIRFLOW_CONN_POSTHOG_POSTGRES"] = json.dumps({"conn_type": "postgres", "host": "/nowhere"})
+    os.environ["AIRFLOW_CONN_POSTHOG_CLICKHOUSE"] = json.dumps(
+        {"conn_type": "clickhouse", "host": "127.0.0.1", "port": 1}
+    )
+
+
+@pytest.mark.parametrize("reason", ["the skip comment", "already completed"])
+def test_where_there_is_nothing_to_do_the_run_ends_green(system: System, seeded: Seeded, reason: str) -> None:
+    if reason == "the skip comment":
+        system.clickhouse.command(
+            f"ALTER TABLE {Table.OLD} COMMENT COLUMN distinct_id 'skip_0003_fill_person_distinct_id2'"
+        )
+    else:
+        assert system.run().state == "success"
+    before = dump(system)
+
+    run = system.run()
+
+    assert run.state == "success"
+    assert dump(system) == before
+    assert {task for task, state in states(run).items() if state != "skipped"} == {"preflight", "end"}
+
+
+@WITH_SETTINGS
+def test_a_run_after_the_switch_stops_old_writes_and_nothing_else(system: System, seeded: Seeded) -> None:
+    assert system.run(stop_old_writes=False).state == "success"
+    assert (switch(system), system.switches()) == ((2, 100), {"reads": "new", "writes": "both"})
+    copied, finished = slices(system), system.value("SELECT finished_at FROM posthog_asyncmigration")
+
+    run = system.run()
+
+    assert run.state == "success"
+    assert is_migrated(system)
+    assert slices(system) == copied
+    assert system.value("SELECT finished_at FROM posthog_asyncmigration") == finished
+    assert events(system)[-1] == "old_writes_stopped"
+    assert {task for task, state in states(run).items() if state != "skipped"} == {
+        "preflight",
+        "stop_old_writes",
+        "end",
+    }
+
+
+@pytest.mark.parametrize("shared_tasks", [False, True], ids=["a task a team", "teams share tasks"])
+def test_a_team_that_cannot_be_copied_stops_no_other_and_the_rerun_does_what_is_missing(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch, shared_tasks: bool
+) -> None:
+    if shared_tasks:
+        monkeypatch.setenv("AIRFLOW__CORE__MAX_MAP_LENGTH", "1")
+    cut_into_slices(system, seeded, rows=1_000)
+    broken, healthy = seeded.team_ids[0], seeded.team_ids[1:]
+    query = f"SELECT hex(distinct_id) FROM {Table.OLD} WHERE team_id = {broken} ORDER BY 1 LIMIT 1 OFFSET 6500"
+    middle = system.clickhouse.query(query).result_rows[0][0]
+    refuse(system, f"team_id = {broken} AND version < 0 AND distinct_id >= unhex('{middle}')")
+
+    run = system.run()
+
+    assert run.state == "failed"
+    teams = system.teams()
+    assert {team_id: teams[team_id].status for team_id in healthy} == dict.fromkeys(healthy, "verified")
+    assert teams[broken].status == "failed"
+    assert teams[broken].slices_done >= 1, "it failed on the way"
+    assert "469" in teams[broken].error
+    assert set(tries(run, "team.copy")) == {1}, "a retry cannot help"
+    assert tries(run, "team.copy") == [1] * (1 if shared_tasks else 4)
+    assert [task.partition("[")[0] for task in red(run)] == ["team.copy"]
+    assert "certified" not in events(system)
+    assert switch(system)[0] == 3
+    assert switch(system)[1] < 99
+    assert stands(system, reads="old", writes="both")
+    [reason] = errors(system)
+    assert f"team {broken}: failed" in reason
+    assert "ClickHouse error 469" in reason
+    assert "1 of 4 teams is not verified" in reason
+    assert not [team_id for team_id in healthy if f"team {team_id}:" in reason]
+    assert system.ledger().current_run().outcome == "failed"
+    done = slices(system)
+
+    accept(system)
+    assert system.run().state == "success"
+
+    assert is_migrated(system)
+    assert system.disagreements() == {}
+    assert done.items() <= slices(system).items(), "no finished slice was copied again"
+    assert {team_id for team_id, _ in slices(system).keys() - done.keys()} == {broken}
+    assert {team_id: team.attempts for team_id, team in system.teams().items()} == (
+        dict.fromkeys(healthy, 1) | {broken: 2}
+    )
+
+
+def test_a_team_that_cannot_be_repaired_is_only_verified_again(system: System, seeded: Seeded) -> None:
+    broken, healthy = seeded.team_ids[1], {*seeded.team_ids} - {seeded.team_ids[1]}
+    lose_an_update(system, broken)
+    refuse(system, f"team_id = {broken} AND version >= -1")
+
+    run = system.run()
+
+    assert run.state == "failed"
+    assert {team_id for team_id, team in system.teams().items() if team.status == "verified"} == healthy
+    assert system.teams()[broken].status == "failed"
+    assert sorted(tries(run, "team.verify")) == [1, 1, 1, 1]
+    assert [task.partition("[")[0] for task in red(run)] == ["team.verify"]
+    assert switch(system)[0] == 3
+    assert stands(system, reads="old", writes="both")
+    assert "ClickHouse error 469" in errors(system)[-1]
+    done = slices(system)
+    assert {team_id for team_id, _ in done} == set(seeded.team_ids)
+
+    accept(system)
+    assert system.run().state == "success"
+
+    assert is_migrated(system)
+    assert slices(system) == done
+    assert system.disagreements() == {}
+    kind = f"SELECT kind FROM pdi2_migration.finding WHERE team_id = {broken} AND distinct_id = 'lost on the way'"
+    assert system.value(f"{kind} AND repaired") == "missing"
+
+
+def test_a_team_that_appears_after_the_plan_is_not_forgotten(system: System, seeded: Seeded) -> None:
+    when_recorded(
+        system,
+        "planned",
+        f"""
+        INSERT INTO posthog_team (id, name) VALUES ({LATE_TEAM}, 'late') ON CONFLICT DO NOTHING;
+        INSERT INTO posthog_person (id, uuid, team_id) VALUES ({LATE_TEAM}, gen_random_uuid(), {LATE_TEAM})
+        ON CONFLICT DO NOTHING;
+        INSERT INTO posthog_persondistinctid (distinct_id, person_id, team_id, version)
+        VALUES ('late', {LATE_TEAM}, {LATE_TEAM}, 0) ON CONFLICT DO NOTHING
+        """,
+    )
+
+    run = system.run()
+
+    assert run.state == "failed"
+    assert red(run) == {"certify"}
+    assert system.status() == 3
+    assert stands(system, reads="old", writes="both")
+    assert {team.status for team in system.teams().values()} == {"verified"}
+    certify = "SELECT detail->>'error' FROM pdi2_migration.event WHERE what = 'task_failed'"
+    assert "1 of 5 teams is not verified" in system.value(certify)
+    assert f"team {LATE_TEAM}" in errors(system)[-1]
+    done = slices(system)
+
+    assert system.run().state == "success"
+
+    assert is_migrated(system)
+    assert system.teams()[LATE_TEAM].status == "verified"
+    assert system.disagreements() == {}
+    assert done.items() <= slices(system).items()
+
+
+def test_an_empty_system_switches_too(system: System) -> None:
+    run = system.run()
+
+    assert run.state == "success"
+    assert is_migrated(system)
+    assert system.teams() == {}
+    assert system.ledger().latest("certified")["teams"] == 0
+    assert states(run)["report"] == "success"
+
+
+@WITH_SETTINGS
+def test_rollback_is_at_once_while_old_writes_go_on_and_a_new_run_proves_every_team_anew(
+    system: System, seeded: Seeded
+) -> None:
+    assert system.run(stop_old_writes=False).state == "success"
+
+    assert system.run(ROLLBACK).state == "success"
+
+    assert system.status() == 4
+    assert stands(system, reads="old", writes="both")
+    assert Reader(system.clickhouse, Switches(system.postgres)).switches.reads() == Table.OLD
+    assert events(system)[-1] == "rolled_back"
+    copied = slices(system)
+    lose_an_update(system, seeded.team_ids[0])
+    assert system.disagreements() == {seeded.team_ids[0]: {"lost on the way"}}
+
+    assert system.run().state == "success"
+
+    assert is_migrated(system)
+    assert slices(system) == copied
+    assert system.disagreements() == {}
+
+
+@WITH_AND_WITHOUT_SETTINGS
+def test_rollback_refuses_once_old_writes_have_stopped(system: System, seeded: Seeded, failures: list[Any]) -> None:
+    assert system.run().state == "success"
+    writer = system.writer()
+    writer.create(seeded.team_ids[0], "newer than the switch")
+    assert {message.table for message in writer.flush()} == {Table.NEW}
+    before = dump(system)
+
+    run = system.run(ROLLBACK)
+
+    assert run.state == "failed"
+    assert dump(system) == before
+    assert tries(run, "roll_back") == [1]
+    told = "Old writes have stopped" if system.switches() else "stops writing the old table by itself"
+    assert any(told in entry.get("exception", "") for entry in failures)
+
+
+def test_a_rollback_of_what_is_not_switched_changes_nothing(system: System, seeded: Seeded) -> None:
+    before = dump(system)
+
+    assert system.run(ROLLBACK).state == "success"
+
+    assert dump(system) == before
+
+
+def test_a_migration_row_that_somebody_else_changed_is_not_switched(system: System, seeded: Seeded) -> None:
+    when_recorded(system, "certified", "UPDATE posthog_asyncmigration SET status = 1")
+
+    run = system.run()
+
+    assert run.state == "failed"
+    assert system.status() == 1, "somebody else's status stays"
+    assert stands(system, reads="old", writes="both")
+    assert "reads_switched" not in events(system)
+    assert tries(run, "switch_reads") == [1]
+    assert red(run) == {"switch_reads"}
+    assert "somebody else changed it" in system.ledger().latest("task_failed")["error"]
+    assert system.ledger().current_run().outcome == "failed"
+
+
+@contextlib.contextmanager
+def traffic(system: System, team_id: int, hears_of_the_switch: Callable[[psycopg.Connection], bool]) -> Iterator[None]:
+    """An application process that creates ids all the time, and believes in what the switch said at its start."""
+    ended = threading.Event()
+    broken: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            with psycopg.connect(system.uri, autocommit=True) as postgres, system.client() as clickhouse:
+                writer = Writer(postgres, clickhouse, Switches(postgres, cache_seconds=math.inf))
+                number, deaf = 0, True
+                while not ended.wait(0.1):
+                    if deaf and hears_of_the_switch(postgres):
+                        writer.switches, deaf = Switches(postgres, cache_seconds=0), False
+                    writer.create(team_id, f"live {(number := number + 1)}")
+                    writer.flush()
+        except BaseException as error:
+            broken.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    assert not broken
+
+
+@WITH_SETTINGS  # without them every process writes both tables from its start
+def test_a_writer_that_ignores_the_switch_is_caught_before_anything_is_copied(system: System, seeded: Seeded) -> None:
+    team_id = seeded.team_ids[2]
+    in_new = dump(system)["person_distinct_id2"]
+
+    with traffic(system, team_id, hears_of_the_switch=lambda postgres: False):
+        run = system.run(settle_seconds=1)
+
+    assert run.state == "failed"
+    assert red(run) == {"prove_dual_writes"}
+    assert dump(system)["person_distinct_id2"] == in_new
+    assert slices(system) == {}
+    assert system.teams() == {}
+    missed = system.ledger().latest("dual_writes_missed")
+    assert missed["misses"] >= 1
+    assert f'team {team_id}, distinct_id "live ' in missed["examples"]
+    assert system.status() == 3
+    assert stands(system, reads="old", writes="both")
+    assert "A writer ignores the dual-write switch" in errors(system)[-1]
+    assert '"live ' in errors(system)[-1]
+
+
+def test_live_traffic_whose_cache_of_the_switch_is_stale_for_a_while_loses_nothing(
+    system: System, seeded: Seeded
+) -> None:
+    def a_second_ago(postgres: psycopg.Connection) -> bool:
+        query = (
+            "SELECT 1 FROM pdi2_migration.event WHERE what = 'run_started' AND at < clock_timestamp() - interval '1 s'"
+        )
+        return postgres.execute(query).fetchone() is not None
+
+    system.ledger().create()
+    with traffic(system, seeded.team_ids[2], hears_of_the_switch=a_second_ago):
+        run = system.run(settle_seconds=2)
+
+    assert run.state == "success"
+    assert is_migrated(system)
+    assert system.disagreements() == {}
+
+
+def test_a_lost_connection_is_retried_from_the_checkpoint(
+    system: System, seeded: Seeded, retries_at_once: None
+) -> None:
+    """The first try of the largest team loses Postgres between a slice's insert and its checkpoint."""
+    cut_into_slices(system, seeded, rows=1_000)
+    largest = seeded.team_ids[0]
+    system.postgres.execute(
+        f"""
+        CREATE FUNCTION hang_up() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF (SELECT slices_done = 1 AND attempts = 1 FROM pdi2_migration.team WHERE team_id = {largest}) THEN
+                PERFORM pg_terminate_backend(pg_backend_pid());
+            END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER hang_up BEFORE INSERT ON pdi2_migration.slice
+        FOR EACH ROW WHEN (NEW.team_id = {largest}) EXECUTE FUNCTION hang_up()
+        """
+    )
+
+    run = system.run()
+
+    assert run.state == "success"
+    assert sorted(tries(run, "team.copy")) == [1, 1, 1, 2]
+    assert system.teams()[largest].attempts == 2
+    assert system.teams()[largest].slices_done == len([key for key in slices(system) if key[0] == largest])
+    assert is_migrated(system)
+    assert system.disagreements() == {}
+
+
+def test_a_busy_server_puts_copies_off_and_uses_up_no_try(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdi2.core.cluster.pressure.LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("pdi2.core.cluster.pressure.WAIT_IN_SLOT_SECONDS", 0.05)
+    monkeypatch.setattr("pdi2.edge.tasks.PUT_OFF_SECONDS", 1)
+    system.clickhouse.command(f"ALTER TABLE {Table.NEW} MODIFY SETTING parts_to_delay_insert = 1")
+
+    def relieve() -> None:
+        deadline = time.monotonic() + 60
+        while "copy_put_off" not in events(system):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        system.clickhouse.command(f"ALTER TABLE {Table.NEW} MODIFY SETTING parts_to_delay_insert = 1000")
+
+    system.ledger().create()
+    with ThreadPoolExecutor() as aside:
+        relieved = aside.submit(relieve)
+        run = system.run()
+        relieved.result(timeout=10)
+
+    assert run.state == "success"
+    assert tries(run, "team.copy") == [1, 1, 1, 1]
+    assert {"copy_waits", "copy_put_off"} <= set(events(system))
+    assert system.disagreements() == {}
+
+
+def test_a_run_waits_for_another_that_is_at_work(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdi2.edge.retries.FIRST_DELAY", timedelta(seconds=1))
+    other = psycopg.connect(system.uri, autocommit=True)
+    other.execute("SELECT pg_advisory_lock_shared(hashtext('pdi2_migration'), 0)")
+    release = threading.Timer(4, other.close)
+    before = dump(system)
+    release.start()
+    try:
+        run = system.run(dry_run=True)
+    finally:
+        release.join()
+
+    assert run.state == "success"
+    assert tries(run, "preflight")[0] > 1
+    assert dump(system) == before
+
+
+@contextlib.contextmanager
+def elsewhere(uri: str, path: str) -> Iterator[System]:
+    """The databases of the command line's story, opened by a process of their own: chDB has one path a process."""
+    with (
+        psycopg.connect(uri, autocommit=True) as postgres,
+        clickhouse_connect.get_client(interface="chdb", path=path) as clickhouse,
+    ):
+        yield System(postgres, clickhouse, path, "default", uri)
+
+
+def prepare_elsewhere(uri: str, path: str) -> None:
+    with elsewhere(uri, path) as system:
+        schema.create_clickhouse(system.clickhouse)
+        seed(system.postgres, system.clickhouse, rows=14_000, teams=4, seed=5)
+
+
+def disagreements_elsewhere(uri: str, path: str) -> dict[int, set[str]]:
+    with elsewhere(uri, path) as system:
+        return system.disagreements()
+
+
+def in_a_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def test_the_command_line_migrates_other_databases(postgres_server: embedded.Postgres, tmp_path: Path) -> None:
+    database, path = "somebody_elses", str(tmp_path / "clickhouse")
+    postgres_server.create_database(database, template="posthog_template")
+    uri = postgres_server.uri(database)
+    in_a_process(prepare_elsewhere, uri, path)
+    connections = {
+        "AIRFLOW_CONN_POSTHOG_POSTGRES": json.dumps(postgres_server.airflow_connection(database)),
+        "AIRFLOW_CONN_POSTHOG_CLICKHOUSE": json.dumps(
+            {"conn_type": "clickhouse", "extra": {"client_kwargs": {"interface": "chdb", "path": path}}}
+        ),
+    }
+
+    command = ["airflow", "dags", "test", FILL, "--conf", json.dumps(NOTHING_TO_WAIT_FOR)]
+    subprocess.run(command, env=os.environ | connections, check=True, capture_output=True)
+
+    assert in_a_process(disagreements_elsewhere, uri, path) == {}
+    with psycopg.connect(uri, autocommit=True) as postgres:
+        assert postgres.execute("SELECT status, progress FROM posthog_asyncmigration").fetchall() == [(2, 100)]
+        values = postgres.execute("SELECT raw_value FROM posthog_instancesetting").fetchall()
+        assert values == [('"new"',), ('"new"',)]
+        status = "SELECT status, count(*) FROM pdi2_migration.team GROUP BY status"
+        assert postgres.execute(status).fetchall() == [("verified", 4)]

@@ -1,0 +1,326 @@
+"""What people do to a run by hand, and what fails early: nothing irreversible happens, and no failure is green."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+from airflow.api_fastapi.app import create_app
+from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.sdk.exceptions import ParamValidationError
+from conftest import FILL, System
+from fastapi.testclient import TestClient
+from stories import dump
+
+from demo.schema import Table
+from demo.seed import Seeded, seed
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("airflow_metadata")]
+
+WITHIN_SECONDS = 120
+Act = Callable[["Hands"], None]
+
+
+class Hands:
+    """Somebody in Airflow's UI, through the API that it uses, while a run is at work in this process."""
+
+    def __init__(self) -> None:
+        app = create_app(apps="core")
+        token = app.state.auth_manager.generate_jwt(user=SimpleAuthManagerUser(username="alice", role="admin"))
+        self.client = TestClient(app, headers={"Authorization": f"Bearer {token}"})
+        self.before = {run["dag_run_id"] for run in self._get("/dagRuns?limit=1000")["dag_runs"]}
+
+    def _get(self, path: str) -> Any:
+        response = self.client.get(f"/api/v2/dags/{FILL}{path}")
+        return response.json() if response.is_success else {"dag_runs": []}
+
+    @property
+    def run(self) -> str | None:
+        """The run that began since."""
+        new = [run["dag_run_id"] for run in self._get("/dagRuns?limit=1000")["dag_runs"]]
+        return next((run for run in new if run not in self.before), None)
+
+    def states(self) -> dict[str, set[str]]:
+        if not (run := self.run):
+            return {}
+        found: dict[str, set[str]] = {}
+        for task in self._get(f"/dagRuns/{run}/taskInstances?limit=100")["task_instances"]:
+            found.setdefault(task["task_id"], set()).add(str(task["state"]))
+        return found
+
+    def wait_for(self, task: str, *states: str) -> None:
+        """Until every instance of the task is in one of these states."""
+        until(lambda: (seen := self.states().get(task)) and seen <= set(states))
+
+    def mark_run(self, state: str) -> None:
+        self._patch("", {"state": state})
+
+    def mark(self, task: str) -> None:
+        self._patch(f"/taskInstances/{task}", {"new_state": "success"})
+
+    def approve(self) -> None:
+        self._patch("/taskInstances/approve/-1/hitlDetails", {"chosen_options": ["Approve"], "params_input": {}})
+
+    def _patch(self, path: str, body: dict[str, Any]) -> None:
+        """Again where Airflow's SQLite is locked at the moment."""
+        until(lambda: self.client.patch(f"/api/v2/dags/{FILL}/dagRuns/{self.run}{path}", json=body).is_success)
+
+
+def until(holds: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + WITHIN_SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {WITHIN_SECONDS} s in vain"
+        time.sleep(0.2)
+
+
+@contextmanager
+def meanwhile(system: System, act: Act) -> Iterator[None]:
+    """Somebody acts while a run is at work. Where that fails the run is ended, for it would wait for ever."""
+    failed: list[BaseException] = []
+
+    def work(hands: Hands) -> None:
+        try:
+            act(hands)
+        except BaseException as error:
+            failed.append(error)
+            system.ledger().record("resumed")
+            hands.mark_run("failed")
+
+    thread = threading.Thread(target=work, args=[Hands()])
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    assert not failed, failed
+
+
+@pytest.fixture
+def seeded(system: System) -> Seeded:
+    return seed(system.postgres, system.clickhouse, rows=7_000, teams=3)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is put off for a moment, not for a minute; long enough to be marked before it is tried again."""
+    monkeypatch.setattr("pdi2.core.cluster.pressure.LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("pdi2.core.cluster.pressure.WAIT_IN_SLOT_SECONDS", 0)
+    monkeypatch.setattr("pdi2.edge.tasks.PUT_OFF_SECONDS", 10)
+    monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 10)
+
+
+def red(run: Any) -> list[str]:
+    return sorted(task.task_id for task in run.get_task_instances() if task.state == "failed")
+
+
+def pause_when(system: System, table: str, condition: str) -> None:
+    """Somebody pauses the moment a row of the ledger says so."""
+    system.ledger().create()
+    system.postgres.execute(
+        f"""
+        CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO pdi2_migration.event (actor, what) VALUES ('ann', 'paused');
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER pause AFTER INSERT OR UPDATE ON pdi2_migration.{table}
+        FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION pause()
+        """
+    )
+
+
+@pytest.mark.parametrize("conf", [{"dry_run": True}, {}, {"team_ids": "1"}], ids=["a dry run", "a run", "a trial"])
+def test_a_failed_preflight_is_one_red_task_of_a_red_run(system: System, seeded: Seeded, conf: dict[str, Any]) -> None:
+    system.clickhouse.command(f"DROP TABLE {Table.NEW} SYNC")
+    before = dump(system)
+
+    run = system.run(**conf)
+
+    assert run.state == "failed"
+    assert red(run) == ["preflight"]
+    assert dump(system) == before
+
+
+def test_databases_that_cannot_be_reached_are_one_red_task(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", '{"conn_type": "postgres", "host": "/nowhere"}')
+
+    run = system.run(dry_run=True)
+
+    assert run.state == "failed"
+    assert red(run) == ["preflight"]
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_a_run_that_is_marked_while_copies_are_red_is_red(system: System, seeded: Seeded, state: str) -> None:
+    """Airflow skips what is left, and would take the run for green by that. Marked as a success it has not switched."""
+    system.clickhouse.command(
+        f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK NOT (team_id = {seeded.team_ids[0]} AND version < 0)"
+    )
+    pause_when(system, "team", "NEW.status = 'failed'")
+
+    def mark(hands: Hands) -> None:
+        until(lambda: hands.states().get("team.copy") == {"failed", "up_for_reschedule"})
+        hands.mark_run(state)
+
+    with meanwhile(system, mark):
+        run = system.run()
+
+    assert run.state == "failed"
+    assert "report" in red(run)
+    assert system.switches() == {"reads": "old", "writes": "both"}
+    assert system.status() == 3
+    assert system.ledger().current_run().outcome == "failed"
+
+    system.clickhouse.command(f"ALTER TABLE {Table.NEW} DROP CONSTRAINT refused")
+    system.postgres.execute("DROP TRIGGER pause ON pdi2_migration.team")
+    system.ledger().record("resumed")
+    assert system.run().state == "success"
+    assert system.disagreements() == {}
+
+
+@pytest.mark.parametrize("conf", [{"dry_run": True}, {}], ids=["a dry run", "a run"])
+def test_a_run_that_is_marked_before_anything_failed_is_red(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch, conf: dict[str, Any]
+) -> None:
+    """Another run is at work, so preflight waits for its next try: no task is red."""
+    monkeypatch.setattr("pdi2.edge.retries.FIRST_DELAY", timedelta(seconds=5))
+    before = dump(system)
+
+    def mark(hands: Hands) -> None:
+        hands.wait_for("preflight", "up_for_retry")
+        hands.mark_run("failed")
+
+    with psycopg.connect(system.uri, autocommit=True) as other, meanwhile(system, mark):
+        other.execute("SELECT pg_advisory_lock_shared(hashtext('pdi2_migration'), 0)")
+        run = system.run(**conf)
+
+    assert run.state == "failed"
+    assert red(run) == ["report"]
+    assert dump(system) == before
+
+
+def test_a_pause_holds_an_approved_switch(system: System, seeded: Seeded) -> None:
+    seen: list[dict[str, str]] = []
+
+    def pause_and_approve(hands: Hands) -> None:
+        hands.wait_for("approve", "awaiting_input")
+        system.ledger().record("paused")
+        hands.approve()
+        hands.wait_for("switch_reads", "up_for_reschedule")
+        seen.append(system.switches())
+        system.ledger().record("resumed")
+
+    with meanwhile(system, pause_and_approve):
+        run = system.run(require_approval=True)
+
+    assert seen == [{"reads": "old", "writes": "both"}]
+    assert run.state == "success"
+    assert system.switches() == {"reads": "new", "writes": "new"}
+    assert system.value("SELECT count(*) FROM pdi2_migration.event WHERE what = 'task_failed'") == 0
+
+
+@pytest.mark.parametrize("by", ["the run that switched", "a run that does only this"])
+def test_a_pause_holds_the_end_of_old_writes(system: System, seeded: Seeded, by: str) -> None:
+    if by == "the run that switched":
+        pause_when(system, "event", "NEW.what = 'reads_switched'")
+    else:
+        assert system.run(stop_old_writes=False).state == "success"
+        system.ledger().record("paused")
+    seen: list[dict[str, str]] = []
+
+    def resume(hands: Hands) -> None:
+        hands.wait_for("stop_old_writes", "up_for_reschedule")
+        seen.append(system.switches())
+        system.ledger().record("resumed")
+
+    with meanwhile(system, resume):
+        run = system.run()
+
+    assert seen == [{"reads": "new", "writes": "both"}]
+    assert run.state == "success"
+    assert system.switches() == {"reads": "new", "writes": "new"}
+
+
+def test_an_approval_that_is_marked_by_hand_is_none(system: System, seeded: Seeded) -> None:
+    def mark(hands: Hands) -> None:
+        hands.wait_for("approve", "awaiting_input")
+        hands.mark("approve")
+
+    with meanwhile(system, mark):
+        run = system.run(require_approval=True)
+
+    assert run.state == "failed"
+    assert red(run) == ["switch_reads"]
+    assert system.switches() == {"reads": "old", "writes": "both"}
+    told = "SELECT description FROM posthog_asyncmigrationerror"
+    assert system.value(told).startswith("This run requires an approval, and the ledger has none")
+
+
+def test_a_switch_that_is_marked_by_hand_is_none(system: System, seeded: Seeded) -> None:
+    pause_when(system, "event", "NEW.what = 'certified'")
+
+    def mark(hands: Hands) -> None:
+        hands.wait_for("switch_reads", "up_for_reschedule")
+        hands.mark("switch_reads")
+
+    with meanwhile(system, mark):
+        run = system.run()
+
+    assert run.state == "failed"
+    assert red(run) == ["stop_old_writes"]
+    assert system.switches() == {"reads": "old", "writes": "both"}
+    assert system.status() == 3
+
+
+def test_an_end_of_old_writes_that_is_marked_by_hand_is_none(system: System, seeded: Seeded) -> None:
+    pause_when(system, "event", "NEW.what = 'reads_switched'")
+
+    def mark(hands: Hands) -> None:
+        hands.wait_for("stop_old_writes", "up_for_reschedule")
+        hands.mark("stop_old_writes")
+
+    with meanwhile(system, mark):
+        run = system.run()
+
+    assert run.state == "failed"
+    assert red(run) == ["report"]
+    assert system.switches() == {"reads": "new", "writes": "both"}
+    system.ledger().record("resumed")
+    assert system.run().state == "success"
+    assert system.switches() == {"reads": "new", "writes": "new"}
+
+
+@pytest.mark.parametrize("as_list", [False, True], ids=["a text", "a list of texts"])
+def test_teams_may_be_named_as_text(system: System, seeded: Seeded, as_list: bool) -> None:
+    teams = seeded.team_ids[-2:]
+
+    run = system.run(team_ids=[str(team) for team in teams] if as_list else "{}, {}".format(*teams))
+
+    assert run.state == "success"
+    assert set(system.teams()) == set(teams)
+    assert system.switches() == {"reads": "old", "writes": "both"}
+
+
+def test_what_is_no_list_of_teams_is_never_a_full_migration(system: System, seeded: Seeded) -> None:
+    """Refused before there is a run, as the UI, the API and the command line do."""
+    before = dump(system)
+
+    for wrong in ("2,,17", "abc", "[2", [], "", " ", [2.5], ["x"], True, 2, {"2": 17}):
+        with pytest.raises(ParamValidationError, match="Invalid input for param team_ids"):
+            system.run(team_ids=wrong)
+
+    assert dump(system) == before
+
+
+def test_a_whole_number_may_be_written_as_a_fraction(system: System, seeded: Seeded) -> None:
+    team = seeded.team_ids[-1]
+
+    run = system.run(
+        settle_seconds=1.0, read_cache_seconds=0.0, in_flight_seconds=0.5, max_memory_usage=2e8, team_ids=[float(team)]
+    )
+
+    assert run.state == "success"
+    assert set(system.teams()) == {team}

@@ -1,0 +1,409 @@
+"""Users' profiles: no answer is cut short without an error, and what forbids that is told before anything begins.
+
+Profiles come as the settings of a connection, which a statement meets as it meets those of its user's profile; and,
+where constraints, quotas and several disks matter, from a real users.xml and config.xml of an engine of its own.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import clickhouse_connect
+import pytest
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import DatabaseError
+from conftest import ENGINE, FILL, System
+from pdi2.core.cluster import pressure
+from pdi2.core.copy.copying import copy_team
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import BusyError, Reaction, WaitError, reaction, told_of, uncut, waits
+from pdi2.core.plan import clickhouse_checks
+from pdi2.core.plan.preflight import Verdict, check
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.slices import Teams
+from pdi2.core.verify.digesting import old_differs
+from stories import (
+    ALICE,
+    BOB,
+    CAROL,
+    NO_WAIT,
+    TEAM,
+    event,
+    insert_new,
+    insert_old,
+    insert_truth,
+    many_ids,
+    migrate,
+    stop_merges,
+)
+
+from demo import schema
+
+MEMORY = Settings().max_memory_usage
+IDS = "SELECT distinct_id FROM person_distinct_id"
+READ = "SELECT sum(_offset) FROM person_distinct_id"
+DISTINCT = "SELECT DISTINCT distinct_id FROM person_distinct_id"
+GROUPS = "SELECT count() FROM (SELECT distinct_id FROM person_distinct_id GROUP BY distinct_id)"
+MANY = 20_000
+"""More than ten thousand: such a team waits in a staging table."""
+FIRST = {"max_block_size": 100, "max_threads": 1}
+"""Limits are looked at from block to block."""
+PROFILES: dict[str, tuple[dict[str, Any], str]] = {
+    "limit": ({"limit": 1}, IDS),
+    "offset": ({"offset": 1}, IDS),
+    "read": ({"max_rows_to_read": 300, "read_overflow_mode": "break"} | FIRST, READ),
+    "read bytes": ({"max_bytes_to_read": 5000, "read_overflow_mode": "break"} | FIRST, READ),
+    "group_by any": ({"max_rows_to_group_by": 1, "group_by_overflow_mode": "any"} | FIRST, GROUPS),
+    "group_by break": ({"max_rows_to_group_by": 1, "group_by_overflow_mode": "break"} | FIRST, GROUPS),
+    "result": ({"max_result_rows": 1, "result_overflow_mode": "break"} | FIRST, IDS),
+    "sort": ({"max_rows_to_sort": 1, "sort_overflow_mode": "break"} | FIRST, f"{IDS} ORDER BY cityHash64(distinct_id)"),
+    "distinct": ({"max_rows_in_distinct": 1, "distinct_overflow_mode": "break"} | FIRST, DISTINCT),
+    "set": ({"max_rows_in_set": 1, "set_overflow_mode": "break"} | FIRST, f"{IDS} WHERE distinct_id IN ({IDS})"),
+    "filter": ({"additional_table_filters": {"person_distinct_id": "distinct_id <> 'id1'"}}, IDS),
+    "filter of the new table": (
+        {"additional_table_filters": {"person_distinct_id2": "version = 77"}},
+        "SELECT count() FROM person_distinct_id2",
+    ),
+    "result filter": ({"additional_result_filter": "rand() % 2"}, "SELECT distinct_id, count() FROM person_distinct_id "
+                      "GROUP BY distinct_id"),
+    "final": ({"final": 1}, IDS),
+    "no deleted mask": ({"apply_deleted_mask": 0}, "SELECT max(version) FROM person_distinct_id2"),
+    "no usual meaning": (
+        {
+            "join_use_nulls": 1,
+            "join_default_strictness": "ANY",
+            "aggregate_functions_null_for_empty": 1,
+            "empty_result_for_aggregation_by_empty_set": 1,
+            "group_by_use_nulls": 1,
+            "transform_null_in": 1,
+            "prefer_column_name_to_alias": 1,
+            "extremes": 1,
+            "data_type_default_nullable": 1,
+        },
+        "SELECT count() FROM person_distinct_id WHERE team_id = 99",
+    ),
+    "no statement without an index": ({"force_primary_key": 1, "force_index_by_date": 1}, ""),
+}  # fmt: skip
+
+
+@pytest.fixture
+def story(system: System) -> System:
+    """What every statement of the migration has something to do with."""
+    stop_merges(system)
+    insert_old(system, [event(f"+{'ABC'[number % 3]}1", f"id{number}") for number in range(12)])
+    for one in ("+A2", "-A3", "+B3"):
+        insert_old(system, [event(one, "moved")])
+    for one in ("+A4", "-A5", "+A6", "-A7"):
+        insert_old(system, [event(one, "thrice")])
+    insert_old(system, [event("+C1", "other", 8), event("+C1", "id1", 8), event("+A1", "last", 9)])
+    for number in range(12):
+        insert_truth(system, (ALICE, BOB, CAROL)[number % 3], 0, f"id{number}")
+    insert_truth(system, BOB, 1, "moved")
+    insert_truth(system, CAROL, 0, "other", 8)
+    insert_truth(system, CAROL, 0, "id1", 8)
+    insert_truth(system, ALICE, 0, "last", 9)
+    insert_truth(system, ALICE, 3, "missing")
+    insert_truth(system, ALICE, 2, "tied")
+    many_ids(system, MANY, 10, person=f"toUUID('{ALICE}')")
+    insert_truth(system, ALICE, 0, "0", 10)
+    system.postgres.execute(
+        "INSERT INTO posthog_persondistinctid (team_id, distinct_id, person_id, version) "
+        "SELECT team_id, n::text, id, 0 FROM posthog_person, generate_series(1, %s) AS n WHERE team_id = 10",
+        [MANY - 1],
+    )
+    for person in (BOB, CAROL):
+        insert_new(system, person, 2, "tied")
+    insert_new(system, CAROL, 99, "id0")
+    system.clickhouse.command("DELETE FROM person_distinct_id2 WHERE version = 99")
+    return system
+
+
+def with_profile(system: System, profile: dict[str, Any]) -> dict[str, Any]:
+    """From now on every connection of the system's has the profile; returns what the server knows of it."""
+    names = {row[0] for row in system.clickhouse.query("SELECT name FROM system.settings").result_rows}
+    known = {name: value for name, value in profile.items() if name in names}
+    system.engine = {**system.engine, "settings": known}
+    return known
+
+
+def outcome(system: System) -> dict[str, Any]:
+    rows = "SELECT team_id, distinct_id, kind, repaired FROM pdi2_migration.finding ORDER BY 1, 2, 3"
+    team = "SELECT team_id, status, rows_source, rows_copied, old_differs, digest FROM pdi2_migration.team ORDER BY 1"
+    return {"findings": system.postgres.execute(rows).fetchall(), "teams": system.postgres.execute(team).fetchall()}
+
+
+EXPECTED_TEAMS = [(7, "verified", 19, 13), (8, "verified", 2, 2), (9, "verified", 1, 1), (10, "verified", MANY, MANY)]
+
+
+@pytest.mark.parametrize(("profile", "control"), PROFILES.values(), ids=PROFILES.keys())
+def test_no_profile_cuts_an_answer_short(story: System, profile: dict[str, Any], control: str) -> None:
+    whole = story.clickhouse.query(control).result_rows if control else []
+    if not with_profile(story, profile):
+        pytest.skip("this ClickHouse has no such setting")
+    with story.client() as client:
+        if not control:
+            with pytest.raises(DatabaseError):
+                client.query("SELECT count(), min(_offset) FROM person_distinct_id")
+        else:
+            assert sorted(client.query(control).result_rows) != sorted(whole), "the profile does cut answers short"
+
+    assert check(story.ledger(), story.warehouse(), NO_WAIT, []).verdict is Verdict.MIGRATE
+    migrate(story, story.ledger())
+
+    assert story.disagreements() == {}
+    found = outcome(story)
+    assert [team[:4] for team in found["teams"]] == EXPECTED_TEAMS
+    assert found["findings"] == [
+        (TEAM, "missing", "missing", True),
+        (TEAM, "tied", "wrong_person", True),
+    ]
+
+
+def test_the_query_cache_answers_nothing(story: System) -> None:
+    """A second look would answer what the first one saw. (The embedded engine has the setting, and keeps no cache.)"""
+    cache = {
+        "use_query_cache": 1,
+        "query_cache_nondeterministic_function_handling": "ignore",
+        "query_cache_system_table_handling": "ignore",
+    }
+    if "use_query_cache" not in with_profile(story, cache):
+        pytest.skip("this ClickHouse has no query cache")
+    warehouse = story.warehouse()
+    warehouse.command(
+        "INSERT INTO person_distinct_id2 (team_id, distinct_id) SELECT getSetting('use_query_cache'), 'cached'"
+    )
+    assert story.clickhouse.query(
+        "SELECT team_id FROM person_distinct_id2 WHERE distinct_id = 'cached'"
+    ).result_rows == [(0,)]
+    counted = dict(warehouse.rows("teams"))
+    insert_old(story, [event("+A9", "later")])
+
+    assert dict(warehouse.rows("teams")) == counted | {TEAM: counted[TEAM] + 1}
+
+
+def test_a_connection_that_cuts_answers_short_does_not(story: System) -> None:
+    """clickhouse-connect adds a LIMIT of its own where its connection says `query_limit`."""
+    story.engine = {**story.engine, "query_limit": 1}
+    with story.client() as client:
+        assert len(client.query(IDS).result_rows) == 1
+
+    assert dict(story.warehouse().rows("teams"))[10] == MANY
+
+
+def test_a_time_limit_is_an_error_and_no_short_answer(story: System) -> None:
+    many_ids(story, 2_000_000, 11)
+    with_profile(story, {"max_execution_time": 0.01, "timeout_overflow_mode": "break"})
+
+    with pytest.raises(DatabaseError) as late:
+        story.warehouse().rows("simple_ids_seen", Teams((11,), 0).parameters)
+    assert reaction(late.value) is Reaction.SPLIT
+    assert uncut(late.value) is Reaction.RETRY
+
+
+def test_a_time_limit_is_met_with_smaller_slices(system: System) -> None:
+    """Of a range that memory has room for, a statement takes longer than it may, and of a part of it less."""
+    count = 3_000_000
+    many_ids(system, count)
+    ledger = system.ledger()
+    ledger.create()
+    ledger.plan({TEAM: count})
+    with_profile(system, {"max_execution_time": 0.1})
+    warehouse = system.warehouse(max_memory_usage=2_000_000_000)
+
+    copied = False
+    while not copied:
+        with suppress(BusyError):  # of a machine so busy that not even the smallest slice is done in time
+            copy_team(ledger, warehouse, TEAM)
+            copied = True
+    assert system.clickhouse.query("SELECT uniqExact(distinct_id) FROM person_distinct_id2").result_rows == [(count,)]
+    [[learned]] = system.postgres.execute("SELECT slice_rows FROM pdi2_migration.team").fetchall()
+    assert learned < count
+
+    assert old_differs(warehouse, Teams((TEAM,), count)).total() == 0
+
+
+@pytest.mark.parametrize("code", [159, 160])
+def test_what_is_too_slow_and_cannot_be_cut_is_tried_again(system: System, code: int) -> None:
+    from airflow.sdk.definitions.retry_policy import RetryAction
+    from pdi2.edge.retries import RetryWhatHelps
+
+    limits = {
+        159: {"max_execution_time": 0.1},
+        160: {"min_execution_speed": 10**15, "timeout_before_checking_execution_speed": 0.01},
+    }
+    with pytest.raises(BusyError, match="max_execution_time") as told, told_of("certify"):
+        system.clickhouse.query("SELECT sum(cityHash64(number)) FROM numbers(100000000000)", settings=limits[code])
+
+    assert getattr(told.value.__cause__, "code", None) == code
+    assert RetryWhatHelps().evaluate(told.value, 1, 6).action is RetryAction.RETRY
+
+
+def test_a_wait_for_a_replica_is_no_time_limit() -> None:
+    """What SYSTEM SYNC REPLICA says in ClickHouse's source (InterpreterSystemQuery), with the same code."""
+    error = DatabaseError("SYNC REPLICA posthog.person_distinct_id2: command timed out", code=159)
+    assert reaction(error) is Reaction.RETRY
+
+
+# What follows needs an engine with a users.xml or config.xml of its own, and so a process of its own.
+
+USERS = """<clickhouse><profiles><default>{profile}</default></profiles>
+<users><default><password/><profile>default</profile><quota>default</quota><networks><ip>::/0</ip></networks></default>
+</users><quotas><default>{quota}</default></quotas></clickhouse>"""
+
+
+def write_config(path: Path, *, profile: str = "", quota: str = "", config: str = "") -> None:
+    (path / "users.xml").write_text(USERS.format(profile=profile, quota=quota))
+    config = f"<clickhouse><users_config>{path}/users.xml</users_config>{config}</clickhouse>"
+    (path / "config.xml").write_text(config)
+
+
+def configured(path: Path, work: Callable[..., Any], *, profile: str = "", quota: str = "", config: str = "") -> Any:
+    """The result of `work`, which gets the directory of an engine with these XML pieces in its files."""
+    write_config(path, profile=profile, quota=quota, config=config)
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        return process.apply(work, (path,))
+
+
+def address(path: Path) -> dict[str, Any]:
+    return {"path": str(path / "data"), "chdb_options": {"config-file": str(path / "config.xml")}}
+
+
+def connect(path: Path) -> Client:
+    return clickhouse_connect.get_client(interface="chdb", **address(path))
+
+
+def profile_problems(path: Path) -> list[str]:
+    with Warehouse(lambda: connect(path), "preflight", MEMORY) as warehouse:
+        return clickhouse_checks.profile_problems(warehouse, MEMORY)
+
+
+real_engine = pytest.mark.skipif(bool(ENGINE), reason="an engine of this process's kind")
+CONSTRAINTS = {
+    "nothing": ("", []),
+    "const as needed": ("<limit>0</limit><constraints><limit><const/></limit></constraints>", []),
+    "const": (
+        "<limit>5000</limit><constraints><limit><const/></limit></constraints>",
+        ["forbids what the statements must set: .*452.*Setting limit should not be changed.*Take these constraints"],
+    ),
+    "several": (
+        "<max_threads>8</max_threads><constraints><max_threads><min>4</min></max_threads>"
+        "<min_insert_block_size_bytes><min>1000000000</min></min_insert_block_size_bytes>"
+        "<join_use_nulls><const/></join_use_nulls></constraints>",
+        [r"max_threads is at least 4 and has to be 2.*; min_insert_block_size_bytes is at least 1000000000"],
+    ),
+    "memory": (
+        "<constraints><max_memory_usage><max>100000000</max></max_memory_usage></constraints>",
+        ["run's max_memory_usage: max_memory_usage is at most 100000000 and has to be 200000000. Trigger the run"],
+    ),
+    "readonly": ("<readonly>1</readonly>", [r"readonly = 1\)\. Give the user of posthog_clickhouse"]),
+    "readonly but for settings": ("<readonly>2</readonly>", [r"readonly = 2\)\. Give"]),
+    "no tables": ("<allow_ddl>0</allow_ddl>", ["allow_ddl = 0.*Give the user"]),
+}
+
+
+@real_engine
+@pytest.mark.parametrize(("profile", "told"), CONSTRAINTS.values(), ids=CONSTRAINTS.keys())
+def test_what_a_profile_forbids_is_told(tmp_path: Path, profile: str, told: list[str]) -> None:
+    found = configured(tmp_path, profile_problems, profile=profile)
+
+    assert len(found) == len(told)
+    for problem, pattern in zip(found, told, strict=True):
+        assert re.search(pattern, problem), problem
+
+
+CLOSED = {
+    "cache, and it may not be changed": (
+        "<use_query_cache>1</use_query_cache><constraints><use_query_cache><const/></use_query_cache></constraints>",
+        "use_query_cache = 1",
+    ),
+    "cache, and readonly": ("<use_query_cache>1</use_query_cache><readonly>1</readonly>", "use_query_cache = 1"),
+    "result": ("<max_result_rows>10</max_result_rows>", "max_result_rows or max_result_bytes below 10,000 rows"),
+}
+
+
+@pytest.mark.slow
+@real_engine
+@pytest.mark.usefixtures("airflow_metadata")
+@pytest.mark.parametrize(("profile", "told"), CLOSED.values(), ids=CLOSED.keys())
+def test_a_profile_with_which_nobody_can_connect_is_one_line_of_preflight(
+    system: System, tmp_path: Path, profile: str, told: str
+) -> None:
+    """The client library asks for the server's settings as it connects, and the profile forbids that."""
+    write_config(tmp_path, profile=profile)
+    extra = {"client_kwargs": {"interface": "chdb"} | address(tmp_path)}
+    connection = {"AIRFLOW_CONN_POSTHOG_CLICKHOUSE": json.dumps({"conn_type": "clickhouse", "extra": extra})}
+
+    run = subprocess.run(["airflow", "dags", "test", FILL], env=os.environ | connection, capture_output=True, text=True)
+
+    said = " ".join((run.stdout + run.stderr).split())
+    assert "The migration cannot begin, for 1 reason; nothing was changed." in said
+    assert f"1. With {told}" in said
+    assert "in its profile, the ClickHouse user cannot even read the server's settings" in said
+    assert "Give the user of posthog_clickhouse a profile without it." in said
+    assert system.value("SELECT to_regnamespace('pdi2_migration')") is None
+    assert system.status() == 0
+
+
+def quota_error(path: Path) -> tuple[str, int, bool, str]:
+    with connect(path) as client, pytest.raises(WaitError) as told, told_of("copy team 7"):
+        list(iter(lambda: client.query("SELECT 1 FROM numbers(9) WHERE number = 1").result_rows, None))
+    error = told.value.__cause__
+    assert isinstance(error, DatabaseError)
+    return str(reaction(error)), error.code or 0, waits(error), str(told.value)
+
+
+@real_engine
+def test_a_quota_is_waited_for(tmp_path: Path) -> None:
+    quota = "<interval><duration>3600</duration><queries>40</queries></interval>"
+    react, code, is_waited_for, told = configured(tmp_path, quota_error, quota=quota)
+
+    assert (react, code, is_waited_for) == ("retry", 201, True)
+    assert "Interval will end at" in told
+    assert "goes on by itself" in told
+
+
+def disks(path: Path) -> tuple[tuple[str, float, float], list[str], str | None]:
+    with connect(path) as client:
+        client.command(schema.sql("person_distinct_id"))
+        client.command(schema.sql("person_distinct_id2").replace("granularity = 512", "granularity = 512, "
+                                                                 "storage_policy = 'small'"))  # fmt: skip
+        client.command("INSERT INTO person_distinct_id (team_id, distinct_id) SELECT 1, randomString(9000) FROM "
+                       "numbers(1000)")  # fmt: skip
+    with Warehouse(lambda: connect(path), "preflight", MEMORY) as warehouse:
+        return (
+            pressure.disks_of_new(warehouse),
+            clickhouse_checks.state_problems(warehouse),
+            pressure.look(warehouse)[0],
+        )
+
+
+@real_engine
+def test_only_the_disks_of_the_new_tables_policy_count(tmp_path: Path) -> None:
+    """Two disks of the policy have nothing left (all of them is kept free), and the roomy one is not of the policy."""
+    keep = "<keep_free_space_bytes>{free}</keep_free_space_bytes>"
+    nearly_all = keep.format(free=shutil.disk_usage(tmp_path).total)
+    config = f"""<storage_configuration>
+        <disks>
+            <first><path>{tmp_path}/first/</path>{nearly_all}</first>
+            <second><path>{tmp_path}/second/</path>{nearly_all}</second>
+            <backup><path>{tmp_path}/backup/</path></backup>
+        </disks>
+        <policies><small><volumes>
+            <hot><disk>first</disk></hot><cold><disk>second</disk></cold>
+        </volumes></small></policies>
+    </storage_configuration>"""
+    (policy, free, _), problems, reason = configured(tmp_path, disks, config=config)
+
+    assert policy == "small"
+    assert free == 0
+    [problem] = problems
+    assert "storage policy small) have 0.0 GB free" in problem
+    assert reason
+    assert "only 0% of the disks of person_distinct_id2 is free (storage policy small)" in reason

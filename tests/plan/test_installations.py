@@ -1,0 +1,247 @@
+"""Postgres as it is installed where the migration is due, and the migration through Airflow on it.
+
+Facts of PostHog: its branches 1.31 to 1.33 (docs/installations.md names what was read, and what was run).
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from conftest import AUDIT, DATABASE_NUMBERS, System
+from pdi2.core.engines import sessions
+from stories import ALICE, BOB, TEAM, dump, event, insert_new, insert_old, insert_truth, merge
+from structlog.processors import format_exc_info
+from structlog.testing import capture_logs
+
+from demo import postgres as embedded
+from demo import schema
+from demo.schema import Table
+from demo.seed import Seeded, seed
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("airflow_metadata")]
+
+
+@pytest.fixture
+def release() -> str:
+    return "1.32"
+
+
+@pytest.fixture
+def seeded(system: System) -> Seeded:
+    return seed(system.postgres, system.clickhouse, rows=3_000, teams=3)
+
+
+@pytest.fixture
+def told() -> Iterator[Callable[[], list[str]]]:
+    """What preflight refused for, line by line."""
+    import airflow.models  # noqa: F401  (it sets logging up, and would do so over the capture)
+
+    with capture_logs(processors=[format_exc_info]) as entries:
+        yield lambda: [
+            line
+            for entry in entries
+            if "PreflightError" in entry.get("exception", "")
+            for line in entry["exception"].split("nothing was changed.\n", 1)[1].splitlines()
+        ]
+
+
+def connect_as(monkeypatch: pytest.MonkeyPatch, server: embedded.Postgres, database: str, **changes: Any) -> None:
+    connection = server.airflow_connection(database) | changes
+    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(connection))
+
+
+def migrates(system: System) -> bool:
+    run = system.run()
+    merge(system)
+    return (run.state, system.status(), system.disagreements()) == ("success", 2, {})
+
+
+def refused(system: System) -> bool:
+    """At once, and with nothing changed."""
+    before = dump(system)
+    run = system.run()
+    tries = [task.try_number for task in run.get_task_instances() if task.task_id == "preflight"]
+    return (run.state, tries, dump(system) == before) == ("failed", [1], True)
+
+
+@pytest.fixture
+def role(system: System) -> Iterator[str]:
+    name = f"application_{uuid4().hex}"
+    system.postgres.execute(f"CREATE ROLE {name} SUPERUSER LOGIN")
+    yield name
+    system.postgres.execute(f"DROP OWNED BY {name} CASCADE; DROP ROLE {name}")
+
+
+def test_a_role_with_the_settings_of_an_application_migrates(
+    system: System,
+    seeded: Seeded,
+    role: str,
+    postgres_server: embedded.Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each limit is shorter than something that the run does: an event takes longer to write, ClickHouse longer to
+    answer within a transaction, and verify waits longer for what is in flight. The driver reads no German times, and
+    ids of the seed are in scripts that LATIN1 lacks."""
+    limits = {"statement_timeout": "300ms", "lock_timeout": "1ms", "idle_in_transaction_session_timeout": "1ms"}
+    if system.postgres.info.server_version >= 140000:
+        limits["idle_session_timeout"] = "300ms"
+    limits |= {"DateStyle": "German", "client_encoding": "LATIN1"}
+    for name, value in limits.items():
+        system.postgres.execute(f"ALTER ROLE {role} SET {name} = '{value}'")
+    system.ledger().create()
+    system.postgres.execute(
+        """
+        CREATE FUNCTION take_long() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN PERFORM pg_sleep(0.4); RETURN NEW; END $$;
+        CREATE TRIGGER take_long AFTER INSERT ON pdi2_migration.event FOR EACH ROW EXECUTE FUNCTION take_long()
+        """
+    )
+    system.postgres.execute(f"DELETE FROM posthog_persondistinctid WHERE team_id = {seeded.team_ids[0]} AND id % 7 = 0")
+    connect_as(monkeypatch, postgres_server, system.database, login=role)
+
+    run = system.run(in_flight_seconds=0.5)
+
+    assert (run.state, system.status(), system.disagreements()) == ("success", 2, {})
+    assert {task.try_number for task in run.get_task_instances()} <= {0, 1}, "nothing was tried again"
+
+
+def test_a_session_has_the_limits_of_this_project(system: System) -> None:
+    system.postgres.execute(f"ALTER DATABASE {system.database} SET statement_timeout = '1min'")
+    system.postgres.execute(f"ALTER DATABASE {system.database} SET default_transaction_isolation = 'serializable'")
+    system.postgres.execute(f"ALTER DATABASE {system.database} SET DateStyle = 'SQL, DMY'")
+    system.postgres.execute(f"ALTER DATABASE {system.database} SET client_encoding = 'LATIN1'")
+    with sessions.begin(lambda: psycopg.connect(system.uri)) as connection:
+        asked = {name: connection.execute(f"SHOW {name}").fetchone() for name in ("statement_timeout", "lock_timeout")}
+        assert asked == {"statement_timeout": ("0",), "lock_timeout": ("10s",)}
+        assert connection.execute("SELECT now()").fetchone()
+        assert connection.execute("SELECT '長'").fetchone() == ("長",)
+        assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+        for _ in range(10):
+            connection.execute("SELECT %s", ["the same statement"])
+        assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("what", ["ROLE", "DATABASE"])
+def test_read_only_transactions_are_one_line_of_preflight(
+    system: System,
+    seeded: Seeded,
+    role: str,
+    postgres_server: embedded.Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+    told: Callable[[], list[str]],
+    what: str,
+) -> None:
+    named = role if what == "ROLE" else system.database
+    connect_as(monkeypatch, postgres_server, system.database, login=role)
+    system.postgres.execute(f"ALTER {what} {named} SET default_transaction_read_only = on")
+
+    assert refused(system)
+
+    [line] = told()
+    assert "read-only transactions (default_transaction_read_only is on)" in line
+    assert system.run(dry_run=True).state == "success", "a dry run writes nothing"
+
+    system.postgres.execute(f"ALTER {what} {named} RESET default_transaction_read_only")
+    assert migrates(system)
+
+
+def test_a_standby_is_one_line_of_preflight(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch, told: Callable[[], list[str]]
+) -> None:
+    """A server that recovers for ever, as a read replica does."""
+    database = f"story_{next(DATABASE_NUMBERS)}"
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
+        embedded.running(Path(directory) / "data") as server,
+    ):
+        server.create_database(database)
+        with server.connect(database) as connection:
+            schema.create_postgres(connection)
+        server.stop()
+        (Path(directory) / "data" / "standby.signal").touch()
+        server.start()
+        connect_as(monkeypatch, server, database)
+
+        assert refused(system)
+        assert system.run(dry_run=True).state == "success", "the plan can be had from a standby"
+
+    [line] = told()
+    assert "Postgres is a standby" in line
+    assert "at the primary" in line
+
+
+@pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
+def test_a_long_reason_is_shortened_to_what_the_column_takes(system: System, seeded: Seeded, release: str) -> None:
+    """varchar(400) in 1.32.0, text from 1.33."""
+    system.clickhouse.command(f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK version >= 0")
+
+    assert system.run().state == "failed"
+
+    assert system.status() == 3
+    reason = system.value("SELECT description FROM posthog_asyncmigrationerror")
+    assert "3 of 3 teams are not verified" in reason
+    assert (len(reason), reason.endswith(" ...")) == (400, True) if release == "1.32" else len(reason) > 400
+
+
+def test_a_run_whose_row_somebody_else_completed_never_reports_completed(system: System, seeded: Seeded) -> None:
+    """PostHog's runner completes the row where is_required() turns false, and after Resume on its page."""
+    system.ledger().create()
+    system.postgres.execute(
+        """
+        CREATE FUNCTION complete() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now(); RETURN NEW; END $$;
+        CREATE TRIGGER complete AFTER INSERT ON pdi2_migration.event
+        FOR EACH ROW WHEN (NEW.what = 'certified') EXECUTE FUNCTION complete()
+        """
+    )
+
+    run = system.run()
+
+    assert run.state == "failed"
+    assert system.ledger().current_run().outcome == "failed"
+    assert system.ledger().latest("report")["outcome"] == "failed"
+    assert system.ledger().latest("reads_switched") is None
+    assert "completed by somebody else" in system.ledger().latest("task_failed")["error"]
+    assert system.status() == 2, "somebody else's status stays"
+    assert system.run().state == "success", "there is nothing to migrate, and preflight says: run the audit"
+    assert system.run(AUDIT).state == "success"
+
+
+def test_copies_of_posthogs_own_runner_are_right_beside_ours(system: System) -> None:
+    """Its statement writes version 0 and the time 0 for each id that its rule takes for alive, and may have stopped
+    anywhere: right ones, wrong ones, and ids that are dead by now."""
+    links = {
+        "both agree": ["+A1"],
+        "moved since, and versioned": ["+A1", "-A2", "+B2"],
+        "moved since, and its version is null": ["+A1", "-A2", "+B2"],
+        "its rule is wrong": ["+A1", "+B1.2"],
+        "deleted since": ["+A1"],
+        "never copied by it": ["+A1"],
+    }
+    for distinct_id, events in links.items():
+        insert_old(system, [event(one, distinct_id) for one in events])
+    persons = dict.fromkeys(links, ALICE) | {"its rule is wrong": BOB}
+    del persons["never copied by it"]
+    for distinct_id, person in persons.items():
+        insert_new(system, person, 0, distinct_id)
+    insert_new(system, BOB, 1, "moved since, and versioned")
+    for distinct_id, person, version in [
+        ("both agree", ALICE, 0),
+        ("moved since, and versioned", BOB, 1),
+        ("moved since, and its version is null", BOB, None),
+        ("its rule is wrong", ALICE, 0),
+        ("never copied by it", ALICE, 0),
+    ]:
+        insert_truth(system, person, version, distinct_id)
+
+    assert system.run().state == "success"
+
+    assert system.disagreements() == {}
+    merge(system)
+    assert system.disagreements() == {}
+    assert system.teams()[TEAM].status == "verified"

@@ -1,0 +1,469 @@
+# ruff: noqa: F811  (fixtures of test_page)
+"""What the migration page says of each state: safe or not, what is wrong, how far, of which run."""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from conftest import AUDIT, FILL, ROLLBACK, ROOT, System
+from pdi2.core.copy.copying import copy_team
+from pdi2.core.report import certificate, progress, reporting, runbook, telling, verdict
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.switches import COPY_SHARE
+from pdi2.core.switch import gate
+from pdi2.edge import POOL
+from stories import NO_WAIT, copy_and_verify, enable, many_ids, migrate, plan
+from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
+
+pytestmark = pytest.mark.usefixtures("airflow_metadata")
+
+
+@pytest.fixture
+def ledger(system: System) -> Ledger:
+    return system.ledger(f"{FILL} a run that Airflow has forgotten")
+
+
+def first_line(viewer: Visitor, **run: str) -> dict[str, Any]:
+    return viewer.get("/status", **run).json()["verdict"]
+
+
+# Safe or not
+
+
+def test_the_first_line_says_which_table_is_read_and_what_can_no_longer_be_undone(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    settings = Settings(settle_seconds=0, read_cache_seconds=900)
+    assert first_line(viewer)["topic"] == "No migration has run"
+    migrate(system, ledger, settings)
+    assert "Nothing is irreversible before old writes stop" in first_line(viewer)["text"]
+    gate.switch_reads(ledger, system.warehouse(), settings)
+
+    switched = first_line(viewer)
+
+    finished_at = system.value("SELECT finished_at FROM posthog_asyncmigration")
+    assert datetime.fromisoformat(switched["until"]) == finished_at + timedelta(seconds=900)
+    assert (switched["tone"], switched["text"]) == ("warn", "Readers use the new table. Old writes stop at")
+    assert switched["after"].startswith(": until then a rollback is possible")
+    gate.stop_old_writes(ledger)
+    stopped = first_line(viewer)
+    assert "irreversible" in stopped["text"]
+    assert stopped["until"] is None
+
+
+def test_without_instance_settings_it_says_before_the_switch_that_it_is_irreversible(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    """As in PostHog 1.32 and 1.33, which stop writing the old table by themselves."""
+    system.postgres.execute("DROP TABLE posthog_instancesetting")
+    migrate(system, ledger, Settings(settle_seconds=0, read_cache_seconds=900))
+
+    assert "The switch is irreversible" in first_line(viewer)["text"]
+
+
+def test_after_a_rollback_it_says_to_restart_posthogs_processes(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    migrate(system, ledger)
+    gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
+    gate.roll_back(system.ledger(f"{ROLLBACK} one"))
+
+    told = first_line(viewer)
+
+    assert told["do"].startswith("Restart PostHog's processes")
+    assert told["runbook"]["about"] == told["topic"] == "Rolled back"
+
+
+def test_a_switch_that_stays_open_to_a_rollback_says_so(system: System, viewer: Visitor, ledger: Ledger) -> None:
+    settings = Settings(settle_seconds=0, read_cache_seconds=900, stop_old_writes=False)
+    migrate(system, ledger, settings)
+    gate.switch_reads(ledger, system.warehouse(), settings)
+
+    told = first_line(viewer)
+
+    assert "a rollback is possible" in told["text"]
+    assert told["until"] is None
+
+
+def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    system.postgres.execute(
+        "INSERT INTO posthog_instancesetting (key, raw_value) VALUES"
+        " ('constance:posthog:PERSON_DISTINCT_ID_READS', '\"new\"')"
+        " ON CONFLICT (key) DO UPDATE SET raw_value = excluded.raw_value"
+    )
+
+    assert (first_line(viewer)["tone"], first_line(viewer)["topic"]) == ("bad", "The switches disagree")
+
+
+def test_every_first_line_has_a_row_in_the_runbook() -> None:
+    tree = ast.parse((ROOT / "plugins" / "pdi2" / "core" / "report" / "verdict.py").read_text())
+    topics = {
+        call.args[3].value
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == verdict.Verdict.__name__
+        if isinstance(call.args[3], ast.Constant)
+    }
+
+    assert len(topics) > 10
+    for topic in topics:
+        assert runbook.row_about(str(topic)), topic
+
+
+def test_a_message_leads_to_the_runbooks_row_of_what_comes_first_in_it() -> None:
+    gate_says = "3 of 4 teams are not verified, so reads stay: team 7: failed (cannot be copied: an error)"
+
+    assert runbook.row_of_message(gate_says)["about"] == "`N of M … not verified`"  # type: ignore[index]
+    assert runbook.row_of_message("a text of nobody's") is None
+
+
+# How far
+
+
+def test_the_share_is_known_from_the_plan_on_and_whole_once_all_is_verified(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    """PostHog's row follows the same figure; 100 is for the switch."""
+    many_ids(system, 500)
+    many_ids(system, 20, team_id=8)
+    seen: list[tuple[float | None, int, float | None]] = []
+
+    def look() -> None:
+        told = viewer.get("/status").json()
+        seen.append((told["share"], told["switch"]["progress"], told["seconds_left"]))
+
+    enable(system, ledger)
+    look()
+    plan(system, ledger)
+    look()
+    copy_team(ledger, system.warehouse(), 7)
+    look()
+    copy_team(ledger, system.warehouse(), 8)
+    look()
+    copy_and_verify(system, ledger, 7)
+    look()
+    copy_and_verify(system, ledger, 8)
+    look()
+
+    shares = [share for share, _, _ in seen]
+    assert shares[:2] == [None, 0]
+    assert shares[2:] == pytest.approx([COPY_SHARE * 501 / 522, COPY_SHARE, (501 + COPY_SHARE * 21) / 522, 1])
+    assert [row for _, row, _ in seen[1:]] == [int(99 * share) for share in shares[1:] if share is not None]
+    left = [left for _, _, left in seen]
+    assert left[:4] == [None] * 4, "nothing was verified yet, so nobody knows"
+    assert left[4] is not None
+    assert left[5] is None
+
+
+def test_teams_without_rows_are_not_done_before_they_are_verified(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    enable(system, ledger)
+    ledger.plan({7: 0})
+    ledger.record("planned", teams=1, rows=0, verified_before=0)
+
+    assert viewer.get("/status").json()["share"] == 0
+
+
+def test_a_run_that_has_ended_stands_still(system: System, viewer: Visitor, ledger: Ledger) -> None:
+    many_ids(system, 500)
+    many_ids(system, 20, team_id=8)
+    enable(system, ledger)
+    plan(system, ledger)
+    copy_and_verify(system, ledger, 7)
+    ledger.end_run("failed")
+    system.postgres.execute(
+        """
+        UPDATE pdi2_migration.run
+        SET started_at = started_at - interval '1 hour', ended_at = ended_at - interval '1 hour';
+        UPDATE pdi2_migration.slice SET finished_at = finished_at - interval '1 hour';
+        UPDATE pdi2_migration.team SET verified_at = verified_at - interval '1 hour';
+        UPDATE pdi2_migration.event SET at = at - interval '1 hour';
+        """
+    )
+
+    seen = [viewer.get("/status").json() for _ in range(2)]
+
+    assert seen[0]["speed"]["copied"] > 100
+    assert seen[0]["seconds_left"] is None
+    assert len(seen[0]["throughput"]["copied"]["rows_per_second"]) <= 3, "up to the last row, not up to now"
+    for key in ("speed", "throughput", "share", "last"):
+        assert seen[0][key] == seen[1][key]
+
+
+def test_a_peak_does_not_depend_on_how_wide_the_bars_are(system: System, viewer: Visitor, ledger: Ledger) -> None:
+    enable(system, ledger)
+    ledger.plan({7: 1_000_000})
+    ledger.record("planned", teams=1, rows=1_000_000, verified_before=0)
+    columns = "team_id, lower, rows_copied, seconds, finished_at"
+    insert = f"INSERT INTO pdi2_migration.slice ({columns}) VALUES (7, %s, %s, %s, %s)"
+    now = datetime.now(UTC)
+    system.postgres.execute("UPDATE pdi2_migration.run SET started_at = %s", [now - timedelta(days=1)])
+    system.postgres.execute("UPDATE pdi2_migration.event SET at = %s", [now - timedelta(days=1)])
+
+    def chart() -> dict[str, Any]:
+        return viewer.get("/status").json()["throughput"]
+
+    begun = now - timedelta(seconds=40)
+    for number in range(4):  # 10 s each, one after the other: 1,000 rows a second, and ten times that in the third
+        rows = 100_000 if number == 2 else 10_000
+        finished_at = begun + timedelta(seconds=10 * (number + 1))
+        system.postgres.execute(insert, [bytes([number]), rows, 10, finished_at])
+    narrow = chart()
+    system.postgres.execute(insert, [b"long ago", 40_000, 10, now - timedelta(hours=20)])
+    wide = chart()
+
+    assert narrow["width"] < wide["width"]
+    assert narrow["copied"]["peak"] == pytest.approx(10_000, rel=0.01)
+    assert wide["copied"]["peak"] == pytest.approx(10_000, rel=0.55), "windows begin elsewhere"
+    assert wide["copied"]["peak"] > 2 * max(wide["copied"]["rows_per_second"])
+    assert progress.WINDOW_SECONDS == 5
+
+
+# What is wrong
+
+
+def test_failures_are_grouped_by_cause_and_the_gates_summary_is_last(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    enable(system, ledger)
+    ledger.plan(dict.fromkeys(range(1, 40), 10))
+    for team_id in range(1, 37):
+        error = f"Team {team_id} cannot be copied: ClickHouse error 60 (UNKNOWN_TABLE): no table {team_id}."
+        ledger.set_failed([team_id], error)
+    for team_id in (37, 38):
+        ledger.set_failed(
+            [team_id], f"person_distinct_id2 still differs from Postgres after the repair.\nTeam {team_id}: 4 ids."
+        )
+    ledger.record("task_failed", task="team.copy", error="ClickHouse error 202 (TOO_MANY): passed since")
+    ledger.record(
+        "task_failed", task="certify", error="38 of 39 teams are not verified, so reads stay on the old table"
+    )
+    ledger.end_run("failed")
+
+    seen = viewer.get("/status").json()["failures"]
+
+    assert [(one["cause"], one["teams"], one["task"]) for one in seen] == [
+        ("ClickHouse error 60 (UNKNOWN_TABLE)", 36, None),
+        ("person_distinct_id2 still differs from Postgres after the repair.", 2, None),
+        ("N of N teams are not verified, so reads stay on the old table", 0, "certify"),
+    ]
+    assert seen[0]["runbook"]["about"] == "`cannot be copied: …`"
+
+
+def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger: Ledger) -> None:
+    """Of its teams the ledger has moved on: no figures of another run are shown as its own."""
+    enable(system, ledger)
+    ledger.record("task_failed", task="plan_teams", error="no such table")
+    ledger.end_run("failed")
+    migrate(system, system.ledger(f"{FILL} the next"))
+
+    seen = viewer.get("/status", dag=FILL, run="a run that Airflow has forgotten").json()
+
+    assert seen["phase"] == "Failed: reads stay on the old table"
+    assert [one["cause"] for one in seen["failures"]] == ["no such table"]
+    assert "rows" not in seen
+    assert seen["verdict"]["topic"] == "Running", "which table is read is up to the newest run"
+    assert viewer.get("/status", dag=FILL, run="nobody's").status_code == 404
+
+
+def _forget_runs() -> None:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.query(DagRun).filter(DagRun.dag_id.in_([FILL, ROLLBACK, AUDIT])).delete()
+
+
+@pytest.mark.slow
+class TestAirflow:
+    """What Airflow alone knows, after real runs in it."""
+
+    @pytest.fixture(autouse=True)
+    def alone(self) -> Iterator[None]:
+        _forget_runs()  # those of other tests of this process
+        yield
+        _forget_runs()
+
+    def test_a_dry_run_shows_its_plan_and_writes_nothing(self, system: System, viewer: Visitor) -> None:
+        many_ids(system, 500)
+
+        run = system.run(dry_run=True)
+
+        seen = viewer.get("/status").json()
+        assert seen["run"] is None
+        assert (seen["other"]["kind"], seen["other"]["outcome"]) == ("dry run", "planned: nothing was written")
+        assert "500 rows to copy" in seen["other"]["plan"]
+        assert viewer.get("/status", dag=FILL, run=run.run_id).json()["other"] == seen["other"]
+        assert not system.ledger().exists()
+        assert [line["outcome"] for line in viewer.get("/runs").json()["lines"]] == ["planned: nothing was written"]
+
+    def test_a_refused_run_shows_its_reasons_and_not_the_old_failure(
+        self, system: System, viewer: Visitor, ledger: Ledger
+    ) -> None:
+        enable(system, ledger)
+        ledger.end_run("failed")
+        system.clickhouse.command("DROP TABLE person_distinct_id2")
+
+        system.run()
+
+        seen = viewer.get("/status").json()
+        assert seen["other"]["outcome"] == "refused: nothing was changed"
+        assert any("person_distinct_id2" in problem for problem in seen["other"]["problems"])
+        listed = [(line["kind"], line["outcome"]) for line in viewer.get("/runs").json()["lines"]]
+        assert listed[0] == ("migration", "refused: nothing was changed")
+
+    def test_the_certificate_is_the_one_that_was_written(self, system: System, viewer: Visitor) -> None:
+        many_ids(system, 500)
+        run = system.run(stop_old_writes=False)
+
+        [line] = viewer.get("/runs").json()["lines"]
+        page = viewer.get(f"/certificates/{line['certificate']}")
+        text = viewer.get(f"/certificates/{line['certificate']}", form="json", download=True)
+
+        assert (line["kind"], line["outcome"]) == ("migration", "completed")
+        written = system.ledger().latest("certificate_written")
+        assert hashlib.sha256(text.content).hexdigest() == written["json_sha256"]
+        assert json.loads(text.text)["run"]["airflow_run"] == f"{FILL} {run.run_id}"
+        assert text.headers["Content-Disposition"] == f'attachment; filename="{written["files"][0]}"'
+        assert written["json_sha256"] in page.text
+        assert viewer.get("/certificates/999").status_code == 404
+
+    def test_retries_are_told_with_their_cause_and_when_the_next_is_due(
+        self, system: System, viewer: Visitor, ledger: Ledger
+    ) -> None:
+        """The states and columns that Airflow 3.3's execution API writes for RetryDecision.retry."""
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        run = system.run(dry_run=True)
+        enable(system, system.ledger(f"{FILL} {run.run_id}"))
+        away = "Try 2 met a passing failure: prove_dual_writes was stopped: ClickHouse does not answer: refused"
+        ended = datetime.now(UTC).replace(microsecond=0)
+        with create_session() as session:
+            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+            of_run = session.query(TaskInstance).filter_by(run_id=run.run_id, task_id="prove_dual_writes")
+            changed = {"state": "up_for_retry", "try_number": 2, "max_tries": 6, "end_date": ended}
+            of_run.update({**changed, "retry_reason": away, "retry_delay_override": 30.0})
+
+        seen = viewer.get("/status").json()
+
+        retrying = seen["airflow"]["retrying"]
+        assert (retrying["tasks"], retrying["next_tries"], retrying["tries"]) == (1, [3, 3], 7)
+        assert datetime.fromisoformat(retrying["due"]) == ended + timedelta(seconds=30)
+        assert retrying["causes"] == [{"cause": "ClickHouse does not answer", "tasks": 1}]
+        assert seen["airflow"]["unanswered"] == "ClickHouse"
+        assert seen["verdict"]["topic"] == "An engine does not answer"
+
+    def test_a_missing_pool_is_told_first_where_copies_would_need_it(
+        self, system: System, viewer: Visitor, ledger: Ledger
+    ) -> None:
+        from airflow.models.dagrun import DagRun
+        from airflow.models.pool import Pool
+        from airflow.utils.session import create_session
+
+        many_ids(system, 500)
+        run = system.run(dry_run=True)
+        ledger = system.ledger(f"{FILL} {run.run_id}")
+        enable(system, ledger)
+        ledger.record("dual_writes_proven", links=0, seconds=0)
+        plan(system, ledger)
+        seen = []
+        for there in (True, False):
+            with create_session() as session:
+                session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+                session.query(Pool).filter_by(pool=POOL).delete()
+                if there:
+                    session.add(Pool(pool=POOL, slots=2, include_deferred=False))
+            seen.append(viewer.get("/status").json())
+
+        assert [one["airflow"]["pool"] for one in seen] == [{"slots": 2, "occupied": 0}, None]
+        assert [one["verdict"]["topic"] for one in seen] == ["Running", "The pool of the copies does not exist"]
+
+    def test_a_run_that_airflow_ended_without_a_report_is_not_running(self, system: System, viewer: Visitor) -> None:
+        run = system.run(dry_run=True)
+        enable(system, system.ledger(f"{FILL} {run.run_id}"))
+
+        seen = viewer.get("/status").json()
+
+        assert not seen["alive"]
+        assert seen["phase"] == "Stopped without a report: reads are on the old table"
+        assert seen["verdict"]["topic"] == "The run failed"
+
+
+# The audit log
+
+
+def recorded() -> set[str]:
+    """The name of every event that the package records, as far as it is written out."""
+    found = set()
+    for path in (ROOT / "plugins" / "pdi2").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "record" and node.args:
+                found |= {node.args[0].value} if isinstance(node.args[0], ast.Constant) else set()
+    return found
+
+
+def test_every_event_has_a_sentence() -> None:
+    assert len(recorded()) > 15
+    assert recorded() <= telling.SENTENCES.keys()
+    assert set(telling.TOLD_BY_DEFAULT) <= telling.SENTENCES.keys()
+
+
+def test_the_audit_log_reads_as_sentences_and_shows_milestones_first(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    many_ids(system, 500)
+    migrate(system, ledger)
+    gate.certify(ledger, system.warehouse(), NO_WAIT)
+    gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
+    certificate.draw_up(ledger, reporting.close_run(ledger, NO_WAIT))
+    for team_id in range(40):
+        ledger.record("audited", run="an audit", team_ids=[team_id], old_differs=None)
+    ledger.record("read_times", team_id=7, ids=500, readings=5, read_old=0.12345678901234567, read_new=0.01)
+    ledger.record("dual_writes_watched", until=1_800_000_000.123, message="No miss so far.", late=False)
+
+    milestones = viewer.get("/events", limit=100).json()["lines"]
+    everything = viewer.get("/events", limit=100, milestones=False).json()["lines"]
+
+    assert "Planned 1 team with 500 rows." in [line["text"] for line in milestones]
+    assert not {"audited", "read_times"} & {line["what"] for line in milestones}
+    assert len(everything) > len(milestones) + 40
+    for line in everything:
+        assert line["text"].endswith((".", "until"))
+        assert not any(raw in line["text"] for raw in ("{", "_", "1800000000", "0.1234"))
+    assert {line["until"] for line in everything} - {None} == {"2027-01-15T08:00:00.123000Z"}
+
+
+def test_an_event_written_by_hand_is_told_by_its_name(system: System, viewer: Visitor, ledger: Ledger) -> None:
+    enable(system, ledger)
+    ledger.record("planned", by="hand")
+    ledger.record("something_else", of="nobody")
+
+    told = [line["text"] for line in viewer.get("/events", milestones=False).json()["lines"]]
+
+    assert told[:2] == ["Something else.", "Planned."]
+
+
+def test_a_missing_connection_is_named_as_that(
+    system: System, viewer: Visitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_POSTHOG_POSTGRES")
+
+    answer = viewer.get("/status")
+
+    assert answer.status_code == 503
+    assert answer.json()["detail"].startswith("The Airflow connection posthog_postgres does not exist")
+
+
+def test_a_ledger_of_an_earlier_release_is_told_as_that(system: System, viewer: Visitor, ledger: Ledger) -> None:
+    enable(system, ledger)
+    system.postgres.execute("DROP TABLE pdi2_migration.certificate")
+
+    assert "of an earlier release" in viewer.get("/status").json()["detail"]

@@ -1,0 +1,64 @@
+"""The ledger where an earlier release of this package made it, and for a role that did not make its schema."""
+
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+from conftest import System
+from pdi2.core.state.ledger import Ledger
+from stories import ALICE, BOB, dump, insert_new, insert_truth, migrate
+
+FINDING_OF_0_1 = """
+    DROP TABLE pdi2_migration.finding;
+    CREATE TABLE pdi2_migration.finding (
+        team_id bigint NOT NULL,
+        distinct_id text NOT NULL,
+        kind text NOT NULL CHECK (kind IN ('missing', 'stale', 'wrong_person', 'resurrected', 'ahead')),
+        repaired boolean NOT NULL,
+        found_at timestamptz NOT NULL DEFAULT now(),
+        clickhouse jsonb,
+        postgres jsonb
+    );
+    CREATE UNIQUE INDEX finding_identity ON pdi2_migration.finding (team_id, md5(distinct_id), kind);
+    INSERT INTO pdi2_migration.finding VALUES (6, 'an old finding', 'missing', true)
+"""
+
+
+def test_a_ledger_of_an_earlier_release_is_kept_and_gets_what_it_lacks(system: System) -> None:
+    system.ledger().create()
+    system.postgres.execute(FINDING_OF_0_1)
+    insert_truth(system, ALICE, 1)
+    insert_new(system, BOB, 0)
+
+    migrate(system, system.ledger())
+
+    rows = system.postgres.execute(
+        "SELECT distinct_id, repaired, action, written ->> 'version' FROM pdi2_migration.finding ORDER BY team_id"
+    ).fetchall()
+    assert rows == [("an old finding", True, None, None), ("id", True, "inserted", "1")]
+
+
+def test_a_ledger_that_is_current_is_left_alone(system: System) -> None:
+    ledger = system.ledger()
+    ledger.create()
+    before = dump(system)
+    ledger.create()
+    assert dump(system) == before
+
+
+@pytest.fixture
+def guest(system: System) -> Iterator[Ledger]:
+    """A role that may use the schema made for it, and may make none."""
+    system.postgres.execute("DROP ROLE IF EXISTS guest")
+    system.postgres.execute("CREATE ROLE guest LOGIN")
+    system.postgres.execute("CREATE SCHEMA pdi2_migration")
+    system.postgres.execute("GRANT CREATE, USAGE ON SCHEMA pdi2_migration TO guest")
+    with psycopg.connect(system.uri, user="guest", autocommit=True) as connection:
+        yield Ledger(connection, "a run", "a test")
+    system.postgres.execute("DROP OWNED BY guest")
+    system.postgres.execute("DROP ROLE guest")
+
+
+def test_a_schema_that_was_made_for_the_role_will_do(guest: Ledger) -> None:
+    guest.create()
+    assert guest.exists()

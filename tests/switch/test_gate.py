@@ -1,0 +1,511 @@
+"""The gate before the switch, the switch, the way back, and who owns the migration."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from conftest import System
+from pdi2.core.copy.copying import copy_team
+from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, WaitError, reaction
+from pdi2.core.report.certificate import for_approval
+from pdi2.core.report.reporting import close_run
+from pdi2.core.report.way_back import way_back
+from pdi2.core.state.ledger import Ledger, NotOwnerError
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.switches import ChangedElsewhereError, Switches
+from pdi2.core.switch.gate import (
+    GateError,
+    RollbackError,
+    certify,
+    old_writes_end,
+    roll_back,
+    stop_old_writes,
+    switch_reads,
+)
+from stories import (
+    ALICE,
+    BOB,
+    NO_WAIT,
+    TEAM,
+    add_teams,
+    copy_and_verify,
+    dump,
+    enable,
+    end_session,
+    event,
+    insert_old,
+    insert_truth,
+    merge,
+    migrate,
+    plan,
+)
+
+from demo.schema import Table
+from demo.switches import WRITES, set_switch
+
+TEAMS = (TEAM, TEAM + 1, TEAM + 2)
+TRIAL = Settings(team_ids=(TEAM,), settle_seconds=0, read_cache_seconds=0)
+
+
+@pytest.fixture
+def ledger(system: System) -> Ledger:
+    """Three small teams wait to be migrated."""
+    for team_id in TEAMS:
+        insert_old(system, [event("+A1", team_id=team_id), event("+B2", "other", team_id)])
+        insert_truth(system, ALICE, 0, "id", team_id)
+        insert_truth(system, BOB, 0, "other", team_id)
+    return system.ledger()
+
+
+def switch(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:
+    switch_reads(ledger, system.warehouse(), settings)
+
+
+def judge(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> dict[str, Any]:
+    return certify(ledger, system.warehouse(), settings)
+
+
+def events(system: System, what: str) -> int:
+    query = "SELECT count(*) FROM pdi2_migration.event WHERE what = %s"
+    [[count]] = system.postgres.execute(query, [what]).fetchall()
+    return count
+
+
+def unchanged(system: System, error: type[MigrationError], work: Callable[[], object], match: str) -> None:
+    """The step is refused for good, with a next step, and neither database changed."""
+    before = dump(system)
+    with pytest.raises(error, match=match) as refused:
+        work()
+    assert reaction(refused.value) is Reaction.FAIL
+    assert dump(system) == before
+
+
+def test_verified_teams_are_certified_and_switched(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    certificate = judge(system, ledger)
+    assert (certificate["teams"], certificate["rows_source"], certificate["rows_copied"]) == (3, 6, 6)
+    assert system.switches() == {"reads": "old", "writes": "both"}
+
+    switch(system, ledger)
+    assert system.status() == 2
+    assert system.value("SELECT progress FROM posthog_asyncmigration") == 100
+    assert system.value("SELECT finished_at > started_at FROM posthog_asyncmigration")
+    assert system.switches() == {"reads": "new", "writes": "both"}
+    assert events(system, "reads_switched") == 1
+
+    stop_old_writes(ledger)
+    assert system.switches() == {"reads": "new", "writes": "new"}
+    assert (system.status(), events(system, "old_writes_stopped")) == (2, 1)
+
+
+def test_progress_follows_the_verified_teams(system: System, ledger: Ledger) -> None:
+    progress = "SELECT progress FROM posthog_asyncmigration"
+    enable(system, ledger)
+    plan(system, ledger)
+    seen = [system.value(progress)]
+    for team_id in TEAMS:
+        copy_and_verify(system, ledger, team_id)
+        seen.append(system.value(progress))
+    assert seen == [0, 33, 66, 99]
+
+
+def test_what_is_missing_is_listed_with_its_reason(system: System, ledger: Ledger) -> None:
+    enable(system, ledger)
+    plan(system, ledger)
+    copy_and_verify(system, ledger, TEAM)
+    copy_team(ledger, system.warehouse(), TEAM + 1)
+    ledger.set_failed([TEAM + 2], "the disk is full")
+    insert_truth(system, ALICE, 0, "id", 100)
+
+    def refused_by(step: Callable[[], object]) -> None:
+        with pytest.raises(GateError) as refused:
+            step()
+        told = str(refused.value)
+        assert "3 of 4 teams are not verified, so reads stay on the old table" in told
+        assert f"team {TEAM + 1}: copied" in told
+        assert f"team {TEAM + 2}: failed (the disk is full)" in told
+        assert "team 100: appeared after the plan" in told
+        assert f"team {TEAM}:" not in told
+        assert "trigger the run again" in told
+
+    before = dump(system)
+    refused_by(lambda: judge(system, ledger))
+    refused_by(lambda: switch(system, ledger))
+    assert dump(system) == before
+
+
+def test_a_long_list_is_cut_short_and_counted(system: System, ledger: Ledger) -> None:
+    enable(system, ledger)
+    plan(system, ledger)
+    for team_id in range(100, 130):
+        insert_truth(system, ALICE, 0, "id", team_id)
+    with pytest.raises(GateError, match="33 of 33 teams are not verified") as refused:
+        judge(system, ledger)
+    assert "and 13 more" in str(refused.value)
+    assert str(refused.value).count("\n  team ") == 20
+
+
+@pytest.mark.parametrize("where", ["Postgres", Table.OLD, Table.NEW])
+def test_a_team_that_appears_after_the_plan_is_not_forgotten(system: System, ledger: Ledger, where: str) -> None:
+    migrate(system, ledger)
+    judge(system, ledger)
+    if where == "Postgres":
+        insert_truth(system, ALICE, 0, "id", 100)
+    else:
+        system.clickhouse.command(f"INSERT INTO {where} (team_id, distinct_id) VALUES (100, 'id')")
+    unchanged(system, GateError, lambda: switch(system, ledger), "team 100: appeared after the plan")
+
+    again = system.ledger("the next run")
+    enable(system, again)
+    assert plan(system, again) == [100]
+    copy_and_verify(system, again, 100)
+    switch(system, again)
+    assert (system.status(), system.disagreements()) == (2, {})
+
+
+def test_a_run_without_a_plan_certifies_nothing(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    again = system.ledger("the next run")
+    enable(system, again)
+    unchanged(system, GateError, lambda: judge(system, again), "made no plan.*first task that failed")
+    unchanged(system, GateError, lambda: switch(system, again), "made no plan")
+
+
+def test_an_empty_system_passes(system: System) -> None:
+    ledger = system.ledger()
+    migrate(system, ledger)
+    assert judge(system, ledger)["teams"] == 0
+    switch(system, ledger)
+    assert system.status() == 2
+
+
+def test_a_trial_is_certified_for_its_teams_alone(system: System, ledger: Ledger) -> None:
+    enable(system, ledger, TRIAL)
+    assert plan(system, ledger, TRIAL) == [TEAM]
+    copy_and_verify(system, ledger, TEAM)
+    assert judge(system, ledger, TRIAL)["teams"] == 1
+    unchanged(system, GateError, lambda: judge(system, ledger), "2 of 3 teams are not verified")
+
+    again = system.ledger("the whole")
+    enable(system, again)
+    assert sorted(plan(system, again)) == [TEAM + 1, TEAM + 2], "what the trial verified stays verified"
+
+
+@pytest.mark.parametrize("status", [0, 1, 3, 4, 6])
+def test_a_row_that_somebody_else_changed_stops_the_switch(system: System, ledger: Ledger, status: int) -> None:
+    migrate(system, ledger)
+    judge(system, ledger)
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = %s", [status])
+    told = "was STARTING when this run last saw it and is now .*Nothing was switched.*trigger a new run"
+    unchanged(system, ChangedElsewhereError, lambda: switch(system, ledger), told)
+    assert system.switches() == {"reads": "old", "writes": "both"}
+
+
+def test_a_row_that_is_gone_stops_the_switch(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    system.postgres.execute("DELETE FROM posthog_asyncmigration")
+    unchanged(system, ChangedElsewhereError, lambda: switch(system, ledger), "now gone")
+
+
+def test_a_row_that_somebody_else_completed_is_not_taken_for_our_switch(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2")
+    unchanged(system, ChangedElsewhereError, lambda: switch(system, ledger), "completed by somebody else")
+
+
+def test_a_switch_that_fails_in_the_middle_switches_nothing(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    system.postgres.execute(
+        """
+        CREATE FUNCTION no_event() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF NEW.what = 'reads_switched' THEN RAISE 'the disk is full'; END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER no_event BEFORE INSERT ON pdi2_migration.event FOR EACH ROW EXECUTE FUNCTION no_event()
+        """
+    )
+    before = dump(system)
+    with pytest.raises(Exception, match="the disk is full"):
+        switch(system, ledger)
+    assert dump(system) == before
+
+
+def test_the_switch_happens_once(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    switch(system, ledger)
+    once = dump(system)
+    switch(system, ledger)
+    assert dump(system) == once
+
+
+def test_old_writes_go_on_until_no_reader_can_need_them(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    not_yet = "Reads are not, or no longer, on the new table.*old writes go on"
+    unchanged(system, GateError, lambda: old_writes_end(ledger, NO_WAIT), not_yet)
+    before = datetime.now(UTC)
+    switch(system, ledger)
+    end = old_writes_end(ledger, Settings(read_cache_seconds=900))
+    assert before <= end - timedelta(seconds=900) <= datetime.now(UTC)
+
+    stop_old_writes(ledger)
+    assert old_writes_end(ledger, Settings(read_cache_seconds=900)) == end
+
+
+def test_old_writes_stop_once_reads_are_switched_only(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    unchanged(system, ChangedElsewhereError, lambda: stop_old_writes(ledger), "is now STARTING")
+
+
+def test_a_rollback_before_the_switch_has_nothing_to_do(system: System, ledger: Ledger) -> None:
+    before = dump(system)
+    assert "old table already" in roll_back(ledger)
+    assert dump(system) == before
+    migrate(system, ledger)
+    before = dump(system)
+    assert "old table already" in roll_back(system.ledger("the rollback"))
+    assert dump(system) == before
+
+
+def test_a_rollback_returns_reads_while_both_tables_are_written(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    switch(system, ledger)
+    writer = system.writer()
+    moved = writer.create(TEAM, "after the switch")
+    writer.identify(TEAM, "id", moved)
+    writer.flush()
+
+    told = roll_back(system.ledger("the rollback"))
+
+    assert "restart" in told
+    assert system.status() == 4
+    assert system.switches() == {"reads": "old", "writes": "both"}
+    assert events(system, "rolled_back") == 1
+    assert system.disagreements(Table.OLD) == {}, "the old table missed nothing"
+    unchanged(system, GateError, lambda: old_writes_end(ledger, NO_WAIT), "If somebody rolled back, all is well")
+    unchanged(system, ChangedElsewhereError, lambda: stop_old_writes(ledger), "is now ROLLED_BACK")
+    unchanged(system, GateError, lambda: switch(system, ledger), "made no plan")
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["with instance settings", "without"])
+def test_a_rollback_that_would_lose_writes_is_refused(system: System, ledger: Ledger, older: bool) -> None:
+    if older:
+        system.postgres.execute("DROP TABLE posthog_instancesetting")
+    migrate(system, ledger)
+    switch(system, ledger)
+    if not older:
+        stop_old_writes(ledger)
+    told = "old table lacks what came since.*Nothing was changed"
+    unchanged(system, RollbackError, lambda: roll_back(system.ledger("the rollback")), told)
+    assert system.status() == 2
+
+
+def test_migrating_again_after_a_rollback_verifies_every_team_again(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    switch(system, ledger)
+    roll_back(system.ledger("the rollback"))
+    slices = system.value("SELECT count(*) FROM pdi2_migration.slice")
+    set_switch(system.postgres, WRITES, "old")
+    alone = system.writer()
+    alone.identify(TEAM, "id", alone.create(TEAM, "while only the old table was written"))
+    alone.flush()
+    assert system.disagreements() == {TEAM: {"id", "while only the old table was written"}}
+
+    again = system.ledger("the next run")
+    enable(system, again)
+    assert {team.status for team in system.teams().values()} == {"copied"}
+    assert sorted(plan(system, again)) == list(TEAMS)
+    unchanged(system, GateError, lambda: judge(system, again), "3 of 3 teams are not verified")
+    copy_and_verify(system, again, *TEAMS)
+    switch(system, again)
+
+    assert (system.status(), system.disagreements()) == (2, {})
+    assert system.value("SELECT count(*) FROM pdi2_migration.slice") == slices, "nothing was copied twice"
+    merge(system)
+    assert system.disagreements() == {}
+
+
+def test_the_next_run_takes_over_and_the_first_one_stops(system: System, ledger: Ledger) -> None:
+    enable(system, ledger)
+    ledger.hold()
+    before = dump(system)
+    with pytest.raises(BusyError, match="is running.*Nothing was changed"):
+        enable(system, system.ledger("the next run"))
+    assert dump(system) == before
+    end_session(system, ledger)
+    enable(system, system.ledger("the next run"))
+    owner = system.ledger("the next run")
+    owner.hold()
+    unchanged(
+        system,
+        NotOwnerError,
+        lambda: system.ledger("a run").hold(),
+        "'a run' does not own the migration: run 'the next run' of a test does.*changed nothing",
+    )
+
+
+def test_a_run_that_never_claimed_the_migration_does_not_hold_it(system: System, ledger: Ledger) -> None:
+    ledger.create()
+    with pytest.raises(NotOwnerError, match="no run does"):
+        ledger.hold()
+
+
+def test_tasks_of_one_run_work_side_by_side(system: System, ledger: Ledger) -> None:
+    enable(system, ledger)
+    tasks = [system.ledger(), system.ledger()]
+    for task in tasks:
+        task.hold()
+    watcher = system.ledger()
+    assert not watcher.is_free()
+    end_session(system, tasks[0])
+    assert not watcher.is_free()
+    end_session(system, tasks[1])
+    assert watcher.is_free()
+
+
+def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: System, ledger: Ledger) -> None:
+    enable(system, ledger)
+    plan(system, ledger)
+    copy_and_verify(system, ledger, TEAM)
+    ledger.set_failed([TEAM + 1], "the disk is full")
+    ledger.record("task_failed", task="copy", error="a task failed")
+
+    facts = close_run(ledger, NO_WAIT)
+
+    assert (facts["outcome"], facts["teams"], facts["verified"]) == ("failed", 3, 1)
+    assert system.status() == 3
+    told = system.value("SELECT description FROM posthog_asyncmigrationerror")
+    assert "a task failed" in told
+    assert f"2 of 3 teams are not verified:\nteam {TEAM + 1}: failed (the disk is full)" in told
+    assert system.switches() == {"reads": "old", "writes": "both"}
+
+    again = system.ledger("the next run")
+    enable(system, again)
+    assert system.status() == 5
+    assert sorted(plan(system, again)) == [TEAM + 1, TEAM + 2]
+    copy_and_verify(system, again, TEAM + 1, TEAM + 2)
+    switch(system, again)
+    assert close_run(again, NO_WAIT)["outcome"] == "completed"
+    assert (system.status(), system.disagreements()) == (2, {})
+
+
+def test_a_run_whose_failed_tasks_are_cleared_after_its_report_goes_on_to_the_switch(
+    system: System, ledger: Ledger
+) -> None:
+    enable(system, ledger)
+    left = plan(system, ledger).pop()
+    copy_and_verify(system, ledger, *{TEAM, TEAM + 1, TEAM + 2} - {left})
+    assert close_run(ledger, NO_WAIT)["outcome"] == "failed"
+    assert system.status() == 3
+
+    copy_and_verify(system, ledger, left)
+    judge(system, ledger)
+    switch(system, ledger)
+
+    assert system.status() == 2
+    assert close_run(ledger, NO_WAIT)["outcome"] == "completed"
+
+
+def test_a_trial_that_passed_is_no_failure(system: System, ledger: Ledger) -> None:
+    enable(system, ledger, TRIAL)
+    plan(system, ledger, TRIAL)
+    copy_and_verify(system, ledger, TEAM)
+    judge(system, ledger, TRIAL)
+    assert close_run(ledger, TRIAL)["outcome"] == "trial passed"
+    assert events(system, "report") == 1
+    assert system.value("SELECT count(*) FROM posthog_asyncmigrationerror") == 0
+    assert system.switches()["reads"] == "old"
+
+
+def test_a_team_of_postgres_without_ids_needs_nothing(system: System, ledger: Ledger) -> None:
+    add_teams(system, 100)
+    migrate(system, ledger)
+    assert judge(system, ledger)["teams"] == 3
+
+
+APPROVED = Settings(settle_seconds=0, read_cache_seconds=0, require_approval=True)
+
+
+def test_the_gate_asks_the_ledger_for_the_approval(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger, APPROVED)
+
+    def refused() -> None:
+        unchanged(system, GateError, lambda: switch(system, ledger, APPROVED), "This run requires an approval")
+
+    ledger.record("switch_approved", by="ann")
+    refused()  # of nothing that was certified
+    judge(system, ledger, APPROVED)
+    refused()
+    ledger.record("approval_asked")
+    refused()
+    ledger.record("switch_rejected", by="ann")
+    refused()
+    ledger.record("switch_approved", by="ann")
+    judge(system, ledger, APPROVED)
+    refused()  # of an earlier certificate
+    ledger.record("switch_approved", by="ann")
+    switch(system, ledger, APPROVED)
+    assert system.switches()["reads"] == "new"
+
+
+def test_a_later_run_does_not_switch_by_the_approval_of_an_earlier_one(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger, APPROVED)
+    judge(system, ledger, APPROVED)
+    ledger.record("switch_approved", by="ann")
+    again = system.ledger("the next run")
+    enable(system, again, APPROVED)
+    plan(system, again, APPROVED)
+
+    unchanged(system, GateError, lambda: switch(system, again, APPROVED), "This run requires an approval")
+
+
+def test_a_pause_holds_the_switch_and_the_end_of_old_writes_but_no_rollback(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    ledger.record("paused")
+    with pytest.raises(WaitError, match="The switch of reads waits: a test paused"):
+        switch(system, ledger)
+    assert system.switches() == {"reads": "old", "writes": "both"}
+    ledger.record("resumed")
+    switch(system, ledger)
+    ledger.record("paused")
+    with pytest.raises(WaitError, match="The end of old writes waits: a test paused"):
+        stop_old_writes(ledger)
+    assert system.switches() == {"reads": "new", "writes": "both"}
+    roll_back(system.ledger("the rollback"))
+    assert system.switches() == {"reads": "old", "writes": "both"}
+
+
+def test_the_way_back_is_told_before_and_after_the_switch(system: System, ledger: Ledger) -> None:
+    def told(stop: bool, cache: int) -> tuple[bool, bool, str]:
+        back = way_back(Switches(system.postgres), stop, cache)
+        return back.possible, back.until is not None, back.text
+
+    assert told(True, 900)[:2] == (True, False)
+    assert "for 900 s" in told(True, 900)[2]
+    assert told(True, 0)[:2] == (False, False)
+    assert "as long as both tables are written" in told(False, 900)[2]
+    migrate(system, ledger)
+    judge(system, ledger)
+    assert told(NO_WAIT.stop_old_writes, NO_WAIT.read_cache_seconds)[2] in for_approval(ledger)
+    switch(system, ledger)
+    finished = system.value("SELECT finished_at FROM posthog_asyncmigration")
+    assert way_back(Switches(system.postgres), True, 900).until == finished + timedelta(seconds=900)
+    assert told(False, 900)[:2] == (True, False)
+    stop_old_writes(ledger)
+    assert told(False, 900)[:2] == (False, False)
+    assert close_run(ledger, NO_WAIT)["way_back"] == told(True, 0)[2]
+
+
+def test_without_instance_settings_the_switch_itself_ends_the_way_back(system: System, ledger: Ledger) -> None:
+    """As in PostHog 1.32 and 1.33: a new process that sees the row complete writes the new table alone."""
+    system.postgres.execute("DROP TABLE posthog_instancesetting")
+    migrate(system, ledger)
+    judge(system, ledger)
+    for stop in (True, False):
+        back = way_back(Switches(system.postgres), stop, 900)
+        assert back.possible is False
+        assert "there is no way back: this release of PostHog" in back.text
+    assert back.text in for_approval(ledger)
+    switch(system, ledger)
+    assert way_back(Switches(system.postgres), False, 900).possible is False

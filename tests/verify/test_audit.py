@@ -1,0 +1,284 @@
+"""The audit finds drift at any time, tells it by kind, and touches nothing unless it is told to."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from conftest import AUDIT, FILL, System
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import AUDIT_SCHEMA, Settings, SettingsError
+from pdi2.core.state.slices import Teams
+from pdi2.core.switch.gate import roll_back, stop_old_writes, switch_reads
+from pdi2.core.verify import auditing
+from pdi2.core.verify.auditing import AuditError, DriftError
+from stories import (
+    ALICE,
+    BOB,
+    NO_WAIT,
+    TEAM,
+    copy_and_verify,
+    dump,
+    enable,
+    event,
+    insert_new,
+    insert_old,
+    insert_truth,
+    migrate,
+    plan,
+    stop_merges,
+)
+
+from demo.schema import Table
+
+OTHER = TEAM + 1
+MOST_BATCHES = 2
+LOOK = Settings(in_flight_seconds=0, repair=False)
+REPAIR = Settings(in_flight_seconds=0, repair=True)
+
+
+@pytest.fixture
+def ledger(system: System) -> Ledger:
+    stop_merges(system)
+    for team_id in (TEAM, OTHER):
+        insert_old(system, [event("+A1", team_id=team_id), event("+B2", "other", team_id)])
+        insert_truth(system, ALICE, 0, "id", team_id)
+        insert_truth(system, BOB, 0, "other", team_id)
+    return system.ledger("the migration")
+
+
+@pytest.fixture
+def switched(system: System, ledger: Ledger) -> Ledger:
+    migrate(system, ledger)
+    switch_reads(ledger, system.warehouse(), NO_WAIT)
+    return ledger
+
+
+@pytest.fixture(params=[2, 1], ids=["a task a team", "teams share a task"], autouse=True)
+def most_batches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "MOST_BATCHES", request.param)
+
+
+def audit(system: System, settings: Settings = LOOK, failing: Iterable[int] = ()) -> tuple[auditing.Audit, str]:
+    ledger, warehouse = system.ledger("the audit"), system.warehouse()
+    for batch in auditing.plan(ledger, warehouse, settings, MOST_BATCHES):
+        compared = [team_id for team_id in batch.team_ids if team_id not in failing]
+        for teams in auditing.groups(warehouse, compared):
+            auditing.record(ledger, auditing.audit(ledger, warehouse, teams, settings))
+    return auditing.judge(ledger)
+
+
+def drift(system: System) -> None:
+    """A link lost, an id lost, a deletion lost, and an id that was deleted and created again."""
+    writer = system.writer()
+    carol = writer.create(TEAM, "new")
+    writer.identify(TEAM, "id", carol)
+    writer.delete(TEAM, "other")
+    writer.outbox.clear()
+    writer.create(OTHER, "reused")
+    writer.delete(OTHER, "reused")
+    writer.create(OTHER, "reused")
+    writer.flush()
+
+
+def findings(system: System) -> list[tuple[Any, ...]]:
+    return system.postgres.execute(
+        "SELECT team_id, distinct_id, kind, repaired, action FROM pdi2_migration.finding ORDER BY 1, 2"
+    ).fetchall()
+
+
+def all_but_the_audits_own(system: System) -> dict[str, Any]:
+    return {
+        name: rows
+        for name, rows in dump(system).items()
+        if name not in ("pdi2_migration.finding", "pdi2_migration.event")
+    }
+
+
+def test_a_table_that_agrees_passes(system: System, switched: Ledger) -> None:
+    found, told = audit(system)
+    assert (found.planned, found.compared, found.findings) == ({TEAM, OTHER}, {TEAM, OTHER}, {})
+    assert "2 teams" in told
+    assert "No id differs" in told
+
+
+def test_drift_fails_the_audit_and_nothing_is_touched(system: System, switched: Ledger) -> None:
+    drift(system)
+    before = all_but_the_audits_own(system)
+    with pytest.raises(DriftError) as drifted:
+        audit(system)
+    told = str(drifted.value)
+    for part in [
+        "ahead: 0 repaired, 1 left",
+        "missing: 0 repaired, 1 left",
+        "resurrected: 0 repaired, 1 left",
+        "wrong_person: 0 repaired, 1 left",
+        "4 ids drifted",
+        "pdi2_migration.finding",
+        "Postgres is right",
+        '{"repair": true}',
+        "answered wrongly",
+    ]:
+        assert part in told
+    assert findings(system) == [
+        (TEAM, "id", "wrong_person", False, "left alone"),
+        (TEAM, "new", "missing", False, "left alone"),
+        (TEAM, "other", "resurrected", False, "left alone"),
+        (OTHER, "reused", "ahead", False, "left alone"),
+    ]
+    assert all_but_the_audits_own(system) == before
+
+
+def test_a_repair_that_is_asked_for_is_done_and_told(system: System, switched: Ledger) -> None:
+    drift(system)
+    found, told = audit(system, REPAIR)
+    assert found.findings == {
+        "ahead": {"repaired": 1, "remaining": 0},
+        "missing": {"repaired": 1, "remaining": 0},
+        "resurrected": {"repaired": 1, "remaining": 0},
+        "wrong_person": {"repaired": 1, "remaining": 0},
+    }
+    assert "missing: 1 repaired, 0 left" in told
+    assert system.disagreements() == {}
+    found, told = audit(system)
+    assert (found.drift, found.findings) == (0, {}), "each audit for itself"
+
+
+def test_drift_of_an_earlier_audit_is_not_told_again(system: System, switched: Ledger) -> None:
+    writer = system.writer()
+    carol = writer.create(TEAM, "carol's")
+    writer.flush()
+    writer.identify(TEAM, "id", carol)
+    with pytest.raises(DriftError):
+        audit(system)
+    writer.flush()
+    assert audit(system)[0].findings == {}
+
+
+def test_after_old_writes_have_stopped_the_old_table_is_not_asked(system: System, switched: Ledger) -> None:
+    found, told = audit(system)
+    assert found.old_differs == 0
+    assert "old table's reader differs for about 0 ids" in told
+
+    stop_old_writes(switched)
+    system.clickhouse.command(f"DROP TABLE {Table.OLD} SYNC")
+    insert_truth(system, BOB, 0, "lost")
+    with pytest.raises(DriftError, match="no longer written"):
+        audit(system)
+    assert system.value("SELECT old IS NULL FROM pdi2_migration.finding")
+
+
+def test_a_team_of_postgres_alone_and_one_of_the_new_table_alone_are_compared(system: System, switched: Ledger) -> None:
+    insert_truth(system, ALICE, 0, "id", team_id=100)
+    insert_new(system, ALICE, 0, "stranger")
+    system.clickhouse.command("INSERT INTO person_distinct_id2 (team_id, distinct_id, version) VALUES (101, 'id', 0)")
+    with pytest.raises(DriftError, match="3 ids drifted"):
+        audit(system)
+    assert [(team_id, kind) for team_id, _, kind, _, _ in findings(system)] == [
+        (TEAM, "resurrected"),
+        (100, "missing"),
+        (101, "resurrected"),
+    ]
+
+
+def test_a_team_that_could_not_be_compared_is_no_success(system: System, switched: Ledger) -> None:
+    with pytest.raises(AuditError, match=rf"1 of 2 teams were not compared, among them {OTHER}.*trigger the audit"):
+        audit(system, failing=[OTHER])
+    assert audit(system)[0].compared == {TEAM, OTHER}
+
+
+def test_some_teams_only(system: System, switched: Ledger) -> None:
+    drift(system)
+    only = Settings(in_flight_seconds=0, repair=False, team_ids=(OTHER,))
+    with pytest.raises(DriftError, match="1 ids drifted"):
+        audit(system, only)
+
+
+def test_an_audit_that_did_not_begin_is_no_success(system: System) -> None:
+    with pytest.raises(AuditError, match="never chose its teams"):
+        auditing.judge(system.ledger("the audit"))
+    system.ledger().create()
+    with pytest.raises(AuditError, match="never chose its teams"):
+        auditing.judge(system.ledger("the audit"))
+
+
+def test_before_any_migration_there_is_nothing_to_compare(system: System, ledger: Ledger) -> None:
+    found, told = audit(system)
+    assert (found.planned, "only verified ones" in told) == (set(), True)
+
+
+def test_before_the_switch_verified_teams_are_compared_and_never_repaired(system: System, ledger: Ledger) -> None:
+    enable(system, ledger)
+    plan(system, ledger)
+    copy_and_verify(system, ledger, TEAM)
+    ledger.hold()
+    before = all_but_the_audits_own(system)
+    found, told = audit(system)
+    assert (found.compared, found.findings) == ({TEAM}, {})
+    assert "1 verified teams, before the switch" in told
+
+    insert_truth(system, BOB, 0, "lost")
+    before["public.posthog_person"], before["public.posthog_persondistinctid"] = (
+        dump(system)[name] for name in ("public.posthog_person", "public.posthog_persondistinctid")
+    )
+    with pytest.raises(DriftError, match=r"fill_person_distinct_id2: it repairs before it switches. Nobody reads"):
+        audit(system)
+    with pytest.raises(AuditError, match=r"migration alone repairs.*Nothing was changed.*without repair"):
+        audit(system, REPAIR)
+    assert all_but_the_audits_own(system) == before
+    assert ledger.is_owner()
+
+    copy_and_verify(system, ledger, OTHER)
+    switch_reads(ledger, system.warehouse(), NO_WAIT)
+    assert system.disagreements() == {}
+
+
+def test_a_rollback_during_an_audit_ends_its_repairs(system: System, switched: Ledger) -> None:
+    ledger = system.ledger("the audit")
+    auditing.plan(ledger, system.warehouse(), REPAIR, most_batches=2)
+    roll_back(system.ledger("the rollback"))
+    with pytest.raises(AuditError, match="Reads are on the old table"):
+        auditing.audit(ledger, system.warehouse(), Teams((TEAM,), 2), REPAIR)
+
+
+def test_an_audit_does_not_hold_up_a_migration(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    at_work = system.ledger("the audit")
+    auditing.plan(at_work, system.warehouse(), LOOK, most_batches=2)
+    again = system.ledger("the next run")
+    assert again.is_free()
+    enable(system, again)
+    assert plan(system, again) == [], "everything stays verified"
+
+
+@pytest.mark.parametrize("wrong", [{"dry_run": True}, {"repair": "yes"}, {"in_flight_seconds": -1}])
+def test_a_bad_parameter_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        Settings.validated({name: schema["default"] for name, schema in AUDIT_SCHEMA.items()}, wrong, AUDIT_SCHEMA)
+
+
+def test_an_audit_repairs_nothing_unless_it_is_asked_to() -> None:
+    defaults = {name: schema["default"] for name, schema in AUDIT_SCHEMA.items()}
+    assert Settings.validated(defaults, {}, AUDIT_SCHEMA).repair is False
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("airflow_metadata")
+def test_the_dag_rings_the_alarm_and_repairs_on_demand(system: System, ledger: Ledger) -> None:
+    assert system.run(AUDIT).state == "success", "nothing is migrated, nothing is compared"
+    assert system.run(FILL).state == "success"
+    assert system.run(AUDIT).state == "success"
+
+    insert_truth(system, BOB, 0, "lost")
+    owner = system.ledger().current_run()
+    red = system.run(AUDIT, in_flight_seconds=0)
+    assert red.state == "failed"
+    assert {task.task_id: task.state for task in red.get_task_instances()} == {
+        "choose_teams": "success",
+        "compare": "success",
+        "report_drift": "failed",
+    }
+    assert system.disagreements() == {TEAM: {"lost"}}
+
+    assert system.run(AUDIT, in_flight_seconds=0, repair=True).state == "success"
+    assert system.disagreements() == {}
+    assert system.ledger().current_run() == owner

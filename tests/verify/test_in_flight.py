@@ -1,0 +1,187 @@
+"""Traffic goes on while a team is verified: what is only on its way is told from what is wrong, in one wait."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+import pytest
+from conftest import System
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings, SettingsError
+from pdi2.core.verify.verifying import verify_team
+from stories import ALICE, TEAM, add_teams, enable, insert_new, insert_truth, plan, rows_of, seen, stop_merges
+
+from demo.schema import Table
+
+IN_FLIGHT = Settings(in_flight_seconds=30)
+
+
+@pytest.fixture
+def ledger(system: System) -> Ledger:
+    stop_merges(system)
+    ledger = system.ledger()
+    add_teams(system, TEAM)
+    enable(system, ledger)
+    return ledger
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of each wait, which takes none."""
+    waits: list[float] = []
+    monkeypatch.setattr("pdi2.core.verify.verifying.sleep", waits.append)
+    return waits
+
+
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happening: Callable[[], object]) -> None:
+    """What happens during a wait."""
+    monkeypatch.setattr("pdi2.core.verify.verifying.sleep", lambda _: happening())
+
+
+def verify(system: System, ledger: Ledger, warehouse: Warehouse | None = None) -> dict[str, int]:
+    plan(system, ledger)
+    return verify_team(ledger, warehouse or system.warehouse(), TEAM, IN_FLIGHT)
+
+
+class Hot:
+    """An id that goes from person to person; at each turn what was sent before arrives, or is lost."""
+
+    def __init__(self, system: System, rows_arrive: bool) -> None:
+        self.writer = system.writer()
+        self.persons = [self.writer.create(TEAM, f"of person {number}") for number in range(3)]
+        self.writer.create(TEAM, "hot")
+        self.writer.flush()
+        self.rows_arrive = rows_arrive
+        self.move()
+
+    def move(self) -> None:
+        if self.rows_arrive:
+            self.writer.flush()
+        self.writer.outbox.clear()
+        self.writer.identify(TEAM, "hot", self.persons.pop())
+
+
+def test_many_portions_of_differences_share_one_wait(
+    system: System, ledger: Ledger, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdi2.core.verify.digesting.ROWS_A_BUCKET", 1)
+    monkeypatch.setattr("pdi2.core.verify.digesting.LISTED_AT_ONCE", 1)
+    monkeypatch.setattr("pdi2.core.verify.comparing.KEYS_AT_ONCE", 3)
+    monkeypatch.setattr("pdi2.core.verify.verifying.REPAIRED_AT_ONCE", 4)
+    for number in range(12):
+        insert_truth(system, UUID(int=100 + number), 1, f"id {number}")
+        insert_new(system, ALICE, 0, f"id {number}")
+
+    assert verify(system, ledger) == {"stale": 12}
+    assert waits == [30]
+    assert system.disagreements() == {}
+
+
+def test_very_many_differences_share_a_few_waits_and_little_memory(
+    system: System, ledger: Ledger, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdi2.core.verify.verifying.HELD_AT_ONCE", 5)
+    for number in range(12):
+        insert_truth(system, UUID(int=100 + number), 1, f"id {number}")
+
+    assert verify(system, ledger) == {"missing": 12}
+    assert waits == [30, 30, 30]
+    assert system.disagreements() == {}
+
+
+def test_a_team_that_agrees_is_not_waited_for(system: System, ledger: Ledger, waits: list[float]) -> None:
+    insert_truth(system, ALICE, 0)
+    insert_new(system, ALICE, 0)
+    assert verify(system, ledger) == {}
+    assert waits == []
+
+
+def test_an_id_that_moves_all_the_time_is_in_flight_as_long_as_its_rows_arrive(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hot = Hot(system, rows_arrive=True)
+    meanwhile(monkeypatch, hot.move)
+    assert verify(system, ledger) == {}
+    assert system.disagreements() == {TEAM: {"hot"}}, "its last row is on its way"
+
+    hot.writer.flush()
+    assert system.disagreements() == {}
+    assert 0 not in {row[6] for row in rows_of(system, Table.NEW)}, "no row but the application's, with their offsets"
+
+
+def test_an_id_that_moves_all_the_time_and_whose_rows_are_lost_is_wrong(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hot = Hot(system, rows_arrive=False)
+    meanwhile(monkeypatch, hot.move)
+    assert verify(system, ledger) == {"stale": 1}
+    assert system.disagreements() == {}
+
+
+@pytest.mark.parametrize("arrives", [True, False], ids=["and arrives later", "and is lost"])
+def test_a_deletion_during_the_wait_is_in_flight(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, arrives: bool
+) -> None:
+    writer = system.writer()
+    writer.create(TEAM, "leaves")
+
+    def leave() -> None:
+        if arrives:
+            writer.flush()
+        else:
+            writer.outbox.clear()
+        writer.delete(TEAM, "leaves")
+
+    insert_new(system, ALICE, -5, "leaves")
+    meanwhile(monkeypatch, leave)
+    assert verify(system, ledger) == ({} if arrives else {"resurrected": 1})
+    writer.flush()
+    assert seen(system) == {}
+
+
+def test_an_id_that_moves_on_during_its_repair_is_no_failure(system: System, ledger: Ledger) -> None:
+    """Its repair is out of date at once, and the application's own row is on its way."""
+    writer = system.writer()
+    carol = writer.create(TEAM, "carol's")
+    writer.flush()
+    writer.create(TEAM, "id")
+    writer.outbox.clear()
+
+    class MovedMeanwhile(Warehouse):
+        def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
+            super().insert(table, columns, rows)
+            writer.identify(TEAM, "id", carol)
+
+    warehouse = MovedMeanwhile(system.client, "moved", Settings().max_memory_usage)
+    system.opened.append(warehouse)
+    plan(system, ledger)
+    assert verify_team(ledger, warehouse, TEAM, Settings(in_flight_seconds=0)) == {"missing": 1}
+    assert system.teams()[TEAM].status == "verified"
+    writer.flush()
+    assert system.disagreements() == {}
+
+
+def test_ids_of_any_length_are_looked_at(system: System, ledger: Ledger) -> None:
+    for number in range(3):
+        insert_new(system, ALICE, 0, f"{number}" * 150_000)
+    plan(system, ledger)
+    assert verify_team(ledger, system.warehouse(), TEAM, Settings(in_flight_seconds=0)) == {"resurrected": 3}
+    assert seen(system) == {}
+
+
+def test_the_window_is_a_quarter_of_the_settle_time_unless_it_is_given() -> None:
+    assert Settings.validated({"settle_seconds": 80, "in_flight_seconds": None}).in_flight == 20
+    assert Settings.validated({"settle_seconds": 80, "in_flight_seconds": 0}).in_flight == 0
+    assert Settings.validated({"settle_seconds": 80}, {"in_flight_seconds": 1.5}).in_flight == 1.5
+
+
+def test_the_proof_of_the_dual_write_leaves_time_for_a_long_window() -> None:
+    long = Settings(settle_seconds=10, read_cache_seconds=0, in_flight_seconds=600)
+    assert long.proof_limit_seconds > long.in_flight + long.settle_seconds
+
+
+@pytest.mark.parametrize("wrong", [-1, 3_601, "soon"])
+def test_a_window_out_of_range_is_refused(wrong: Any) -> None:
+    with pytest.raises(SettingsError, match="in_flight_seconds"):
+        Settings.validated({"in_flight_seconds": wrong})

@@ -1,0 +1,278 @@
+"""Between the last verification and the switch: what changed since is compared again, and nothing else."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+from conftest import System
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
+from pdi2.core.switch.gate import switch_reads
+from pdi2.core.verify.verifying import VerifyError
+from stories import (
+    ALICE,
+    BOB,
+    NO_WAIT,
+    TEAM,
+    Listening,
+    copy_and_verify,
+    dump,
+    enable,
+    event,
+    insert_new,
+    insert_old,
+    insert_truth,
+    migrate,
+    plan,
+    stop_merges,
+)
+
+from demo.writer import Writer
+
+OTHER = TEAM + 1
+
+
+@pytest.fixture
+def ledger(system: System) -> Ledger:
+    """Two teams of two ids, verified, all in the past; a switch is all that is left."""
+    stop_merges(system)
+    for team_id in (TEAM, OTHER):
+        insert_old(system, [event("+A1", team_id=team_id), event("+B2", "other", team_id)])
+        insert_truth(system, ALICE, 0, "id", team_id)
+        insert_truth(system, BOB, 0, "other", team_id)
+    ledger = system.ledger()
+    migrate(system, ledger)
+    return ledger
+
+
+def switch(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> Listening:
+    warehouse = Listening(system)
+    switch_reads(ledger, warehouse, settings)
+    assert system.status() == 2
+    return warehouse
+
+
+def rechecked(system: System) -> dict[str, int]:
+    return system.value("SELECT detail -> 'rechecked' FROM pdi2_migration.event WHERE what = 'reads_switched'")
+
+
+def findings(system: System) -> list[tuple[Any, ...]]:
+    return system.postgres.execute(
+        "SELECT team_id, distinct_id, kind, repaired FROM pdi2_migration.finding ORDER BY 1, 2"
+    ).fetchall()
+
+
+def lost(system: System, change: Callable[[Writer], object]) -> None:
+    """A change that reached Postgres and nothing else."""
+    writer = system.writer()
+    change(writer)
+    writer.outbox.clear()
+
+
+def relink(system: System) -> None:
+    bob = system.value(f"SELECT id FROM posthog_person WHERE team_id = {TEAM} AND uuid = '{BOB}'")
+    system.postgres.execute(
+        "UPDATE posthog_persondistinctid SET person_id = %s, version = version + 1 "
+        "WHERE team_id = %s AND distinct_id = 'id'",
+        [bob, TEAM],
+    )
+
+
+def test_where_nothing_changed_nothing_is_compared(system: System, ledger: Ledger) -> None:
+    warehouse = switch(system, ledger)
+    assert (warehouse.ids, warehouse.teams, rechecked(system)) == (set(), set(), {})
+
+
+# By name: what happens after the verification, the findings, and the teams compared as a whole.
+CHANGES: dict[str, tuple[Callable[[System], object], list[tuple[Any, ...]], set[int]]] = {
+    "a link that Postgres alone knows": (relink, [(TEAM, "id", "wrong_person", True)], set()),
+    "an id that Postgres alone knows": (
+        lambda system: lost(system, lambda writer: writer.create(TEAM, "new")),
+        [(TEAM, "new", "missing", True)],
+        set(),
+    ),
+    "a deletion that Postgres alone knows": (
+        lambda system: lost(system, lambda writer: writer.delete(TEAM, "other")),
+        [(TEAM, "other", "resurrected", True)],
+        {TEAM},
+    ),
+    "a deletion, and an id in its place": (
+        lambda system: lost(system, lambda writer: (writer.delete(TEAM, "other"), writer.create(TEAM, "new"))),
+        [(TEAM, "new", "missing", True), (TEAM, "other", "resurrected", True)],
+        {TEAM},
+    ),
+    "a link and a VACUUM that freezes it": (
+        lambda system: (relink(system), system.postgres.execute("VACUUM FREEZE posthog_persondistinctid")),
+        [(TEAM, "id", "wrong_person", True)],
+        set(),
+    ),
+    "a row that somebody else wrote": (
+        lambda system: system.clickhouse.command(
+            "INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, is_deleted, version, _timestamp) "
+            f"VALUES ({TEAM}, 'stranger', '{ALICE}', 0, 0, now())"
+        ),
+        [(TEAM, "stranger", "resurrected", True)],
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_that_was_lost_is_found_and_repaired(system: System, ledger: Ledger, name: str) -> None:
+    happens, found, as_a_whole = CHANGES[name]
+    happens(system)
+    assert system.disagreements() == {TEAM: {id_ for _, id_, _, _ in found}}
+
+    warehouse = switch(system, ledger)
+
+    assert findings(system) == found
+    assert rechecked(system) == {kind: 1 for _, _, kind, _ in found}
+    assert system.disagreements() == {}
+    assert warehouse.teams == as_a_whole
+    assert {team_id for team_id, _ in warehouse.ids} == {TEAM}
+
+
+def test_only_what_changed_is_looked_at(system: System, ledger: Ledger) -> None:
+    writer = system.writer()
+    writer.relink(TEAM, "id")
+    writer.flush()
+    warehouse = switch(system, ledger)
+    assert (warehouse.ids, warehouse.teams) == ({(TEAM, b"id")}, set())
+    assert findings(system) == []
+
+
+def test_a_change_on_its_way_is_no_finding(system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = system.writer()
+    carol = writer.create(TEAM, "carol's")
+    writer.flush()
+    writer.identify(TEAM, "id", carol)
+    writer.delete(TEAM, "other")
+    waits: list[float] = []
+    monkeypatch.setattr("pdi2.core.verify.verifying.sleep", lambda seconds: waits.append(seconds) or writer.flush())
+
+    switch(system, ledger, Settings(in_flight_seconds=30))
+
+    assert (waits, findings(system), rechecked(system)) == ([30], [], {})
+    assert system.disagreements() == {}
+
+
+@pytest.mark.parametrize(
+    "mark", ["NULL", "jsonb_set(mark, '{xid}', '999999999999')", "jsonb_set(mark, '{xid}', '-9999999999')"]
+)
+def test_where_the_mark_tells_nothing_the_team_is_compared_as_a_whole(
+    system: System, ledger: Ledger, mark: str
+) -> None:
+    """A ledger of an earlier release, another server, or a verification of long ago."""
+    relink(system)
+    system.postgres.execute(f"UPDATE pdi2_migration.team SET mark = {mark} WHERE team_id = {TEAM}".encode())
+    assert switch(system, ledger).teams == {TEAM}
+    assert findings(system) == [(TEAM, "id", "wrong_person", True)]
+
+
+def test_very_many_changes_are_compared_as_a_whole(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdi2.core.verify.rechecking.MOST_CHANGED", 1)
+    system.postgres.execute("UPDATE posthog_persondistinctid SET version = 1 WHERE team_id = %s", [TEAM])
+    system.clickhouse.command(
+        "INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, version, _timestamp) "
+        f"SELECT {OTHER}, toString(number), '{ALICE}', 0, now() FROM numbers(9)"
+    )
+    assert switch(system, ledger).teams == {TEAM, OTHER}
+    assert system.disagreements() == {}
+
+
+def test_ids_beyond_what_is_listed_are_not_forgotten(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A team verified long ago makes the list long; of another team it then has only ids from before its own mark."""
+    monkeypatch.setattr("pdi2.core.verify.rechecking.MOST_CHANGED", 2)
+    system.postgres.execute(
+        f"UPDATE pdi2_migration.team SET mark = mark || '{{\"at\": 0}}' WHERE team_id = {TEAM}".encode()
+    )
+    insert_new(system, ALICE, 0, "id", "other")
+    system.clickhouse.command(
+        "INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, version, _timestamp) SELECT "
+        f"{OTHER}, if(number = 49, 'new', toString(number)), '{ALICE}', 0, if(number = 49, now(), 0) FROM numbers(50)"
+    )
+    assert OTHER in switch(system, ledger).teams
+    assert (OTHER, "new", "resurrected", True) in findings(system)
+
+
+def test_a_difference_that_cannot_be_repaired_stops_the_switch(system: System, ledger: Ledger) -> None:
+    class Undone(Warehouse):
+        """Somebody removes at once what is written."""
+
+        def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
+            super().insert(table, columns, rows)
+            self.command(f"DELETE FROM {table} WHERE version = 1")
+
+    relink(system)
+    before = {name: rows for name, rows in dump(system).items() if name.startswith("public")}
+    warehouse = Undone(system.client, "undone", Settings().max_memory_usage)
+    system.opened.append(warehouse)
+    with pytest.raises(
+        VerifyError, match=r'after the repair.\nTeam 7: 1 id, such as "id".*Reads stay on the old table.*run again'
+    ):
+        switch_reads(ledger, warehouse, NO_WAIT)
+    assert {name: rows for name, rows in dump(system).items() if name.startswith("public")} == before
+    assert findings(system) == [(TEAM, "id", "wrong_person", False)]
+
+    again = system.ledger("the next run")
+    enable(system, again)
+    assert plan(system, again) == []
+    switch(system, again)
+    assert findings(system) == [(TEAM, "id", "wrong_person", True)]
+    assert system.disagreements() == {}
+
+
+def test_teams_verified_long_ago_are_rechecked_together_with_new_ones(system: System, ledger: Ledger) -> None:
+    relink(system)
+    insert_truth(system, ALICE, 0, "id", OTHER + 1)
+    assert plan(system, ledger) == [OTHER + 1]
+    copy_and_verify(system, ledger, OTHER + 1)
+    assert switch(system, ledger).teams == set()
+    assert system.disagreements() == {}
+
+
+@pytest.mark.slow
+def test_under_sustained_traffic_the_switch_comes(system: System, ledger: Ledger) -> None:
+    """Every id moves all the time and ids come and go; rows take a while. One look, one wait, one switch."""
+    enable(system, ledger)
+    stop = threading.Event()
+    changes = 0
+
+    def work() -> None:
+        nonlocal changes
+        with system.ledger().connection as connection, system.client() as client:
+            writer = Writer(connection, client, system.writer().switches)
+            persons = [writer.create(team_id, f"hot {n}") for team_id in (TEAM, OTHER) for n in range(20)]
+            while not stop.is_set():
+                for n in range(20):
+                    for half, team_id in enumerate((TEAM, OTHER)):
+                        writer.identify(team_id, f"hot {n}", persons[half * 20 + (n + changes) % 20])
+                        changes += 1
+                    writer.create(TEAM, f"passing {changes}")
+                    writer.delete(TEAM, f"passing {changes}")
+                writer.flush()
+            writer.flush()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while changes < 100:
+            assert thread.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        warehouse = switch(system, ledger, Settings(in_flight_seconds=5))
+        assert thread.is_alive()
+    finally:
+        stop.set()
+        thread.join(60)
+    assert [name for name, _ in warehouse.heard].count("touched_ids") == 1
+    assert system.disagreements() == {}
+    assert findings(system) == []
