@@ -122,6 +122,7 @@ lint: venv ## Check style and types (30 s)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy plugins/pdi2 demo
+	$(BIN)/mypy --strict plugins/pdi2/core
 	$(BIN)/yamllint --strict docker-compose.yaml
 
 lock: venv ## Pin anew what setup.cfg asks for (30 s)

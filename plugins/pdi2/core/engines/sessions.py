@@ -82,4 +82,5 @@ def _hang_up(connection: Connection[Any]) -> None:
 
 
 def _session(connection: Connection[Any]) -> int:
-    return postgres.value(connection, "session")
+    session: int = postgres.value(connection, "session")
+    return session

@@ -74,7 +74,8 @@ def _collect(ledger: Ledger, report: dict[str, Any]) -> dict[str, Any]:
         "teams": listed("certificate_teams"),
         "remaining_findings": listed("certificate_findings", most=MOST_FINDINGS),
     }
-    return json.loads(json.dumps(facts, default=_utc))
+    told: dict[str, Any] = json.loads(json.dumps(facts, default=_utc))
+    return told
 
 
 def _replicas(ledger: Ledger) -> dict[str, Any] | None:

@@ -82,8 +82,8 @@ def _speed(work: Mapping[str, Any], now: datetime, going_on: bool) -> float | No
     if work["began"] is None:
         return None
     if going_on:
-        return work["recent"] / max(1.0, min(RECENT_SECONDS, (now - work["began"]).total_seconds()))
-    return work["rows"] / max(1.0, (work["ended"] - work["began"]).total_seconds())
+        return float(work["recent"] / max(1.0, min(RECENT_SECONDS, (now - work["began"]).total_seconds())))
+    return float(work["rows"] / max(1.0, (work["ended"] - work["began"]).total_seconds()))
 
 
 def _throughput(

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from psycopg import Connection, Transaction
+from psycopg import Connection, Cursor, Transaction
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
@@ -20,6 +20,7 @@ from pdi2.core.engines.clickhouse import Cost
 from pdi2.core.engines.failures import BusyError, MigrationError
 from pdi2.core.state.slices import Slice
 
+T = TypeVar("T")
 TRIAL_PASSED = "trial passed"
 FAILED = "failed"
 AT_WORK = (
@@ -109,7 +110,7 @@ class Ledger:
     def current_run(self) -> Run | None:
         if not self.exists():
             return None
-        return self._execute("run_current", row_factory=class_row(Run)).fetchone()
+        return next(iter(self._all(Run, "run_current")), None)
 
     def is_free(self) -> bool:
         """Whether no task of any run is at work now: each holds the advisory lock, shared, while it works.
@@ -178,18 +179,20 @@ class Ledger:
 
     def latest(self, what: str) -> dict[str, Any] | None:
         """The detail of the newest event of that name."""
-        return self._value("event_latest", {"what": what})
+        detail: dict[str, Any] | None = self._value("event_latest", {"what": what})
+        return detail
 
     def latest_of_run(self, what: str) -> dict[str, Any] | None:
         """The detail of the newest event of that name since the current run began."""
-        return self._value("event_of_run", {"what": what})
+        detail: dict[str, Any] | None = self._value("event_of_run", {"what": what})
+        return detail
 
     def approval(self) -> Approval:
         """Of the last certificate: a switch, a rejection and a rollback end what was said of it."""
-        return self._execute("approval", row_factory=class_row(Approval)).fetchone() or Approval("", None)
+        return next(iter(self._all(Approval, "approval")), Approval("", None))
 
     def paused(self) -> Pause | None:
-        return self._execute("paused", row_factory=class_row(Pause)).fetchone()
+        return next(iter(self._all(Pause, "paused")), None)
 
     def hold_events(self) -> None:
         """Until the caller's transaction ends nothing is recorded but by it: a pause comes before it or after it."""
@@ -205,7 +208,7 @@ class Ledger:
         self._execute("team_task", {"airflow_run": self.airflow_run, "tasks": Jsonb(tasks)})
 
     def teams(self) -> list[Team]:
-        return self._execute("teams", row_factory=class_row(Team)).fetchall()
+        return self._all(Team, "teams")
 
     def team(self, team_id: int) -> Team:
         teams = self.teams_of([team_id])
@@ -216,7 +219,7 @@ class Ledger:
         return teams[0]
 
     def teams_of(self, team_ids: Iterable[int]) -> list[Team]:
-        return self._execute("teams_of", {"team_ids": list(team_ids)}, class_row(Team)).fetchall()
+        return self._all(Team, "teams_of", {"team_ids": list(team_ids)})
 
     def start_copy(self, team_ids: Iterable[int], attempts: int = 1) -> None:
         self._execute("team_copying", {"team_ids": list(team_ids), "attempts": attempts})
@@ -256,7 +259,8 @@ class Ledger:
 
     def smallest_slice_rows(self) -> int | None:
         """What fitted into memory for the team that took the most of it."""
-        return self._value("slice_rows_smallest")
+        rows: int | None = self._value("slice_rows_smallest")
+        return rows
 
     def remember_memory_budget(self, team_ids: Iterable[int], memory: int) -> None:
         self._execute("team_memory_budget", {"team_ids": list(team_ids), "memory_budget": memory})
@@ -287,10 +291,11 @@ class Ledger:
             for kind, repaired, remaining in self._execute("findings_by_kind")
         }
 
-    def _execute(self, name: str, parameters: Mapping[str, Any] | None = None, row_factory: Any = None) -> Any:
-        if row_factory is None:
-            return postgres.execute(self.connection, name, parameters)
-        return postgres.execute(self.connection, name, parameters, row_factory)
+    def _execute(self, name: str, parameters: Mapping[str, Any] | None = None) -> Cursor[Any]:
+        return postgres.execute(self.connection, name, parameters)
+
+    def _all(self, kind: type[T], name: str, parameters: Mapping[str, Any] | None = None) -> list[T]:
+        return postgres.execute(self.connection, name, parameters, class_row(kind)).fetchall()
 
     def _value(self, name: str, parameters: Mapping[str, Any] | None = None) -> Any:
         return postgres.value(self.connection, name, parameters)
