@@ -152,7 +152,7 @@ def _copy_slice(ledger: Ledger, warehouse: Warehouse, rest: Rest) -> None:
         except DatabaseError as error:
             failure = error
         try:
-            _settle(warehouse, tables, filled)
+            _hand_over_slice(warehouse, tables, filled)
         except DatabaseError as error:
             failure = failure or error
             rest.take_back(filled.ranges)
@@ -191,7 +191,7 @@ def _fill(warehouse: Warehouse, tables: Tables, rest: Rest, room: int, filled: F
             break
 
 
-def _settle(warehouse: Warehouse, tables: Tables, filled: Filled) -> None:
+def _hand_over_slice(warehouse: Warehouse, tables: Tables, filled: Filled) -> None:
     """Hands the slice over to the new table, with what a failed statement left behind: copies like any other.
 
     Counts differ where a slice is copied again, a live update replaced a copy, or ids came meanwhile: then id by id.

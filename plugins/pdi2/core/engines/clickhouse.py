@@ -5,7 +5,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,10 +183,6 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         whole = {name: value for name, value in WHOLE.items() if name not in LATE or name in there}
         text = sql.clickhouse(name)
         return self._client.query(text if self.refused else _with_settings(text, whole)).result_rows
-
-    def knows(self, settings: Iterable[str]) -> bool:
-        """Whether this server has all of these settings: it refuses a statement with one that it has not."""
-        return all(name in self.known for name in settings)
 
     def servers(self) -> set[str]:
         """Names of the servers that new connections lead to: several behind a balancer."""
