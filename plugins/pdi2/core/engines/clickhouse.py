@@ -174,8 +174,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         """What an insert into the new table waits for: most replicas. With "auto" the only one would wait for a second
         to fetch, in vain (319). Which it is, is looked up once: a task has a Warehouse of its own.
         """
-        [[alone]] = self._ask_first("only_replica")
-        return 0 if alone else "auto"
+        return 0 if self._ask_first("only_replica") else "auto"
 
     def _ask_first(self, name: str) -> Sequence[Sequence[Any]]:
         """The named look, on which the settings of all other statements depend."""
