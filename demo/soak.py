@@ -30,6 +30,7 @@ from demo.soak_tables import LINE, Attempt, Blow, attempts, blows
 from demo.switches import WRITES
 
 CONF = {"settle_seconds": 8, "in_flight_seconds": 3, "read_cache_seconds": 4}
+AUDITED = {"repair": True, "in_flight_seconds": 3}
 """The traffic's caches last 2 s and its messages are up to 3 s late, but for what a fault holds up."""
 FILL, ROLLBACK = "fill_person_distinct_id2", "rollback_person_distinct_id2"
 AUDIT = "audit_person_distinct_id2"
@@ -114,7 +115,7 @@ class Soak:
             trial = {} if last else {"team_ids": self.team_ids[begin : begin + TEAMS_OF_A_TRIAL]}
             self.trigger(FILL, CONF | trial)
         elif (self.attempts[-1].ended or 0) + REST_SECONDS < self.now() < self.seconds:
-            self.trigger(AUDIT, {"repair": True})
+            self.trigger(AUDIT, AUDITED)
 
     def trigger(self, dag_id: str, conf: dict[str, Any]) -> None:
         command = ["airflow", "dags", "test", dag_id, "--conf", json.dumps(conf)]
@@ -232,7 +233,7 @@ def run(
             finally:
                 kill(soak.scene)
             summary = live.end()
-        soak.trigger(AUDIT, {"repair": True})
+        soak.trigger(AUDIT, AUDITED)
         assert soak.scene.run
         soak.note_outcome(soak.scene.run.wait())
         disagreeing = []
