@@ -1,1 +1,4 @@
-"""Kindness to the cluster: waits while ClickHouse is busy, or its replicas lag or have no Keeper. Changes nothing."""
+"""Kindness to the cluster: waits while ClickHouse is busy, or its replicas lag or have no Keeper.
+
+The tables are only read; the ledger is told of long waits.
+"""
