@@ -41,10 +41,20 @@ class Postgres:
         return psycopg.connect(self.uri(database), autocommit=True)
 
     def create_database(self, name: str, template: str = "template1") -> None:
-        """Copy `template`, which nobody may be connected to, in 0.03 s in memory, ten times that on a disk."""
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        """Copy `template`, which nobody may be connected to, in 0.02 s in memory, ten times that on a disk.
+
+        As files, which Postgres before 15 does anyway: through the log it takes twice the time and the space.
+        """
         with self.connect("postgres") as connection:
+            as_files = " STRATEGY FILE_COPY" if connection.info.server_version >= 150000 else ""
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}" + as_files)
             connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+
+    def drop_database(self, name: str) -> None:
+        """Whoever is connected to it is no longer, from Postgres 13 on."""
+        with self.connect("postgres") as connection:
+            force = " WITH (FORCE)" if connection.info.server_version >= 130000 else ""
+            connection.execute(sql.SQL("DROP DATABASE {}" + force).format(sql.Identifier(name)))
 
     def airflow_connection(self, database: str) -> dict[str, str]:
         """Airflow's connection to `database`, ready for json.dumps."""

@@ -249,6 +249,7 @@ def system(
         yield system
         for opened in system.opened:
             opened.close()
+    postgres_server.drop_database(database)  # 8 MB each, of memory
     clickhouse.command(f"DROP DATABASE {database} SYNC")
     clickhouse.close()
 
@@ -299,6 +300,7 @@ def replicated(
         )
         for opened in system.opened:
             opened.close()
+    postgres_server.drop_database(database)
     server.inject()
     server.exchange(refuse=False, delay=0)
     for client in replicas:
@@ -345,5 +347,6 @@ def live(
     server.inject()
     for opened in [*system.opened, system.postgres]:
         opened.close()
+    postgres.drop_database(database)
     clickhouse.command(f"DROP DATABASE {database} SYNC")
     clickhouse.close()
