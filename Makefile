@@ -75,7 +75,7 @@ screenshots: venv ## Take the README's pictures from a real migration in Chromiu
 
 test-ui: venv ## Drive Airflow's UI and the page in real Chromium, with ClickHouse killed on purpose (10 min)
 	command -v chromium >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends chromium)
-	$(BIN)/python -m pytest -m ui $(addprefix tests/ui/test_,stories.py trouble.py form.py)
+	$(BIN)/python -m pytest -m ui tests/ui/test_stories.py tests/ui/test_trouble.py tests/ui/test_form.py
 
 test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on each ClickHouse of tests/clickhouse_versions (30 min)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
@@ -84,7 +84,7 @@ test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on each 
 test-pooler: venv ## Migrate through a real PgBouncer, and see refused what it cannot keep (1 min)
 	PATH=$$PATH:/usr/sbin command -v pgbouncer >/dev/null \
 		|| (apt-get update && apt-get install --yes --no-install-recommends pgbouncer)
-	$(BIN)/python -m pytest -n 2 -m pooler tests/clickhouse_versions/test_pooler.py
+	$(BIN)/python -m pytest -n 2 -m pooler tests/engines/test_pooler.py
 
 test-postgres: venv test-pooler $(POSTGRES_VERSIONS:%=postgres-%) ## The same, and what Postgres is asked on each of tests/postgres_versions
 

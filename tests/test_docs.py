@@ -89,8 +89,9 @@ def test_the_readme_has_every_task() -> None:
 
 
 def test_every_document_that_is_named_exists() -> None:
-    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "dags").glob("*.md")]:
-        for name in re.findall(r"(?<![\w/.-])((?:docs|bench|demo|dags)/[\w./-]*)", document.read_text()):
+    markdown = [path for folder in (ROOT, ROOT / "docs", ROOT / "dags") for path in folder.glob("*.md")]
+    for document in [ROOT / "Makefile", *markdown]:
+        for name in re.findall(r"(?<![\w/.-])((?:docs|bench|demo|dags|tests)/[\w./-]*\w)", document.read_text()):
             assert (ROOT / name).exists(), f"{document.name} names {name}"
 
 
