@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -217,6 +218,16 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def airflow_metadata() -> None:
     subprocess.run(["airflow", "db", "migrate"], check=True)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the tasks say. Airflow sets logging up anew, and spares only the handlers of named loggers."""
+    logger = logging.getLogger("pdi2")
+    logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.INFO, logger="pdi2"):
+        yield caplog
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture

@@ -86,6 +86,14 @@ def insert_truth(
     )
 
 
+def two_ids_each(system: System, *team_ids: int) -> None:
+    """ALICE's `id` and BOB's `other` in each of the teams, and Postgres agrees."""
+    for team_id in team_ids:
+        insert_old(system, [event("+A1", team_id=team_id), event("+B2", "other", team_id)])
+        insert_truth(system, ALICE, 0, "id", team_id)
+        insert_truth(system, BOB, 0, "other", team_id)
+
+
 def many_ids(
     system: System,
     count: int,

@@ -38,7 +38,11 @@ COPIED = "SELECT count(), uniqExact(distinct_id) FROM person_distinct_id2"
 
 @pytest.fixture
 def ledger(system: System) -> Ledger:
-    """Ranges of 1,000 rows, all of them in one slice."""
+    return in_ranges_of_one_slice(system)
+
+
+def in_ranges_of_one_slice(system: System) -> Ledger:
+    """Each range has 1,000 rows."""
     stop_merges(system)
     many_ids(system, IDS)
     ledger = system.ledger()
@@ -283,13 +287,7 @@ def test_a_copy_that_fails_says_so_and_leaves_no_table(system: System, ledger: L
 
 @pytest.fixture
 def replicated_ledger(replicated: ReplicatedSystem) -> Ledger:
-    """As `ledger`, on three replicas."""
-    stop_merges(replicated)
-    many_ids(replicated, IDS)
-    ledger = replicated.ledger()
-    plan(replicated, ledger)
-    ledger.remember_slice_rows(TEAM, 1_000)
-    return ledger
+    return in_ranges_of_one_slice(replicated)
 
 
 def copied_on(system: ReplicatedSystem) -> list[list[tuple[Any, ...]]]:

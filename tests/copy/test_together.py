@@ -120,7 +120,7 @@ def test_what_is_wrong_in_a_few_teams_is_repaired_with_one_wait(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("pdi2.core.verify.verifying.sleep", waits.append)
+    monkeypatch.setattr("pdi2.core.verify.settling.sleep", waits.append)
     teams = plan(system, ledger)
     copy_together(ledger, system.warehouse(), teams)
     insert_new(system, CAROL, 7, "simple")

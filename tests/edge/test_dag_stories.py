@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import math
 import multiprocessing
 import os
@@ -47,16 +46,6 @@ def release(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def seeded(system: System) -> Seeded:
     return seed(system.postgres, system.clickhouse, rows=14_000, teams=4)
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the tasks say. Airflow sets logging up anew, and spares only the handlers of named loggers."""
-    logger = logging.getLogger("pdi2")
-    logger.addHandler(caplog.handler)
-    with caplog.at_level(logging.INFO, logger="pdi2"):
-        yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 @pytest.fixture

@@ -1,23 +1,10 @@
 """What a task leaves behind for its reader: figures as XCom, and advice as the last line of a log that ends badly."""
 
-import logging
-from collections.abc import Iterator
-
 import pytest
 from conftest import System
 from stories import ALICE, add_teams, event, insert_old, insert_truth
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("airflow_metadata")]
-
-
-@pytest.fixture
-def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the package says; Airflow takes the root logger for itself."""
-    logger = logging.getLogger("pdi2")
-    logger.addHandler(caplog.handler)
-    with caplog.at_level(logging.INFO, logger="pdi2"):
-        yield caplog
-    logger.removeHandler(caplog.handler)
 
 
 def lines_of(caplog: pytest.LogCaptureFixture, *loggers: str) -> list[str]:

@@ -25,7 +25,6 @@ from pdi2.core.switch.gate import (
 )
 from stories import (
     ALICE,
-    BOB,
     NO_WAIT,
     TEAM,
     add_teams,
@@ -33,12 +32,11 @@ from stories import (
     dump,
     enable,
     end_session,
-    event,
-    insert_old,
     insert_truth,
     merge,
     migrate,
     plan,
+    two_ids_each,
 )
 
 from demo.schema import Table
@@ -51,10 +49,7 @@ TRIAL = Settings(team_ids=(TEAM,), settle_seconds=0, read_cache_seconds=0)
 @pytest.fixture
 def ledger(system: System) -> Ledger:
     """Three small teams wait to be migrated."""
-    for team_id in TEAMS:
-        insert_old(system, [event("+A1", team_id=team_id), event("+B2", "other", team_id)])
-        insert_truth(system, ALICE, 0, "id", team_id)
-        insert_truth(system, BOB, 0, "other", team_id)
+    two_ids_each(system, *TEAMS)
     return system.ledger()
 
 

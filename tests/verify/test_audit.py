@@ -19,13 +19,12 @@ from stories import (
     copy_and_verify,
     dump,
     enable,
-    event,
     insert_new,
-    insert_old,
     insert_truth,
     migrate,
     plan,
     stop_merges,
+    two_ids_each,
 )
 
 from demo.schema import Table
@@ -39,10 +38,7 @@ REPAIR = Settings(in_flight_seconds=0, repair=True)
 @pytest.fixture
 def ledger(system: System) -> Ledger:
     stop_merges(system)
-    for team_id in (TEAM, OTHER):
-        insert_old(system, [event("+A1", team_id=team_id), event("+B2", "other", team_id)])
-        insert_truth(system, ALICE, 0, "id", team_id)
-        insert_truth(system, BOB, 0, "other", team_id)
+    two_ids_each(system, TEAM, OTHER)
     return system.ledger("the migration")
 
 

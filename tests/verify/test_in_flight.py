@@ -30,13 +30,13 @@ def ledger(system: System) -> Ledger:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds of each wait, which takes none."""
     waits: list[float] = []
-    monkeypatch.setattr("pdi2.core.verify.verifying.sleep", waits.append)
+    monkeypatch.setattr("pdi2.core.verify.settling.sleep", waits.append)
     return waits
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, happening: Callable[[], object]) -> None:
     """What happens during a wait."""
-    monkeypatch.setattr("pdi2.core.verify.verifying.sleep", lambda _: happening())
+    monkeypatch.setattr("pdi2.core.verify.settling.sleep", lambda _: happening())
 
 
 def verify(system: System, ledger: Ledger, warehouse: Warehouse | None = None) -> dict[str, int]:
@@ -68,7 +68,7 @@ def test_many_portions_of_differences_share_one_wait(
     monkeypatch.setattr("pdi2.core.verify.digesting.ROWS_A_BUCKET", 1)
     monkeypatch.setattr("pdi2.core.verify.digesting.LISTED_AT_ONCE", 1)
     monkeypatch.setattr("pdi2.core.verify.comparing.KEYS_AT_ONCE", 3)
-    monkeypatch.setattr("pdi2.core.verify.verifying.REPAIRED_AT_ONCE", 4)
+    monkeypatch.setattr("pdi2.core.verify.settling.REPAIRED_AT_ONCE", 4)
     for number in range(12):
         insert_truth(system, UUID(int=100 + number), 1, f"id {number}")
         insert_new(system, ALICE, 0, f"id {number}")
@@ -81,7 +81,7 @@ def test_many_portions_of_differences_share_one_wait(
 def test_very_many_differences_share_a_few_waits_and_little_memory(
     system: System, ledger: Ledger, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pdi2.core.verify.verifying.HELD_AT_ONCE", 5)
+    monkeypatch.setattr("pdi2.core.verify.settling.HELD_AT_ONCE", 5)
     for number in range(12):
         insert_truth(system, UUID(int=100 + number), 1, f"id {number}")
 

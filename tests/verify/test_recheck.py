@@ -11,7 +11,7 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch.gate import switch_reads
-from pdi2.core.verify.verifying import VerifyError
+from pdi2.core.verify.settling import VerifyError
 from stories import (
     ALICE,
     BOB,
@@ -21,13 +21,12 @@ from stories import (
     copy_and_verify,
     dump,
     enable,
-    event,
     insert_new,
-    insert_old,
     insert_truth,
     migrate,
     plan,
     stop_merges,
+    two_ids_each,
 )
 
 from demo.writer import Writer
@@ -39,10 +38,7 @@ OTHER = TEAM + 1
 def ledger(system: System) -> Ledger:
     """Two teams of two ids, verified, all in the past; a switch is all that is left."""
     stop_merges(system)
-    for team_id in (TEAM, OTHER):
-        insert_old(system, [event("+A1", team_id=team_id), event("+B2", "other", team_id)])
-        insert_truth(system, ALICE, 0, "id", team_id)
-        insert_truth(system, BOB, 0, "other", team_id)
+    two_ids_each(system, TEAM, OTHER)
     ledger = system.ledger()
     migrate(system, ledger)
     return ledger
@@ -151,7 +147,7 @@ def test_a_change_on_its_way_is_no_finding(system: System, ledger: Ledger, monke
     writer.identify(TEAM, "id", carol)
     writer.delete(TEAM, "other")
     waits: list[float] = []
-    monkeypatch.setattr("pdi2.core.verify.verifying.sleep", lambda seconds: waits.append(seconds) or writer.flush())
+    monkeypatch.setattr("pdi2.core.verify.settling.sleep", lambda seconds: waits.append(seconds) or writer.flush())
 
     switch(system, ledger, Settings(in_flight_seconds=30))
 

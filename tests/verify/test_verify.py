@@ -400,7 +400,7 @@ def test_a_delete_that_cannot_be_carried_out_is_not_waited_for_for_ever(
 ) -> None:
     given(system, ("B", 1), [("B", 1), ("A", 1)])
     given(system, ("B", 1), [("A", 0)], "another")
-    monkeypatch.setattr("pdi2.core.verify.verifying.REMOVAL_SECONDS", 0.1)
+    monkeypatch.setattr("pdi2.core.verify.settling.REMOVAL_SECONDS", 0.1)
     system.clickhouse.command(f"SYSTEM STOP MERGES {Table.NEW}")
     try:
         told = r'Team 7: 1 id, such as "id".*Reads stay.*system.mutations.*SYSTEM START MERGES'
@@ -410,7 +410,7 @@ def test_a_delete_that_cannot_be_carried_out_is_not_waited_for_for_ever(
         assert [row[:3] for row in findings(system)] == [("another", "stale", True), ("id", "wrong_person", False)]
     finally:
         system.clickhouse.command(f"SYSTEM START MERGES {Table.NEW}")
-    monkeypatch.setattr("pdi2.core.verify.verifying.REMOVAL_SECONDS", 300)
+    monkeypatch.setattr("pdi2.core.verify.settling.REMOVAL_SECONDS", 300)
     verify(system, ledger)
     assert_agrees_whatever_merges(system)
 

@@ -6,7 +6,8 @@ allows, and a statement that meets the query's limit halves it.
 
 import logging
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from clickhouse_connect.driver.exceptions import DatabaseError
 
@@ -46,35 +47,13 @@ class CopyError(MigrationError):
     """A slice cannot be copied, or what was copied does not count up."""
 
 
-@dataclass
-class Rest:
-    """What is left of a team: its ranges in the order of the key, of at most about `rows` rows each."""
+@dataclass(frozen=True)
+class Filled:
+    """Ranges that are in a slice's target, and the ids of them that should be there."""
 
     ranges: list[Slice]
-    rows_in_all: int
-    rows: int
-
-    def cut(self, warehouse: Warehouse, rows: int) -> None:
-        self.ranges = cut(warehouse, join(self.ranges), self.rows_in_all, rows)
-        self.rows = rows
-
-    def take(self, count: int) -> list[Slice]:
-        taken, self.ranges = self.ranges[:count], self.ranges[count:]
-        self.rows_in_all = max(self.rows_in_all - count * self.rows, 0)
-        return taken
-
-    def take_back(self, ranges: list[Slice]) -> None:
-        self.ranges = ranges + self.ranges
-        self.rows_in_all += len(ranges) * self.rows
-
-
-@dataclass
-class Filled:
-    """What is in a slice's target: the ranges, the ids that should be there, and the ranges that did not count up."""
-
-    ranges: list[Slice] = field(default_factory=list)
-    ids: int = 0
-    doubtful: list[Slice] = field(default_factory=list)
+    ids: int
+    counts_up: bool
 
 
 def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
@@ -88,14 +67,14 @@ def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
         ledger.start_copy([team_id])
         warehouse.max_memory_usage = min(warehouse.max_memory_usage, team.memory_budget or warehouse.max_memory_usage)
         most = Budget(warehouse.max_memory_usage).range_rows
-        rows = max(team.slice_rows or max(ledger.smallest_slice_rows() or most, most // 8), FEWEST_ROWS)
-        rest = Rest([Slice(team_id, lower or b"", None)], team.rows_source, min(rows, most))
+        rows = min(most, max(team.slice_rows or max(ledger.smallest_slice_rows() or most, most // 8), FEWEST_ROWS))
+        left = [Slice(team_id, lower or b"", None)]
         try:
-            rest.cut(warehouse, rest.rows)
-            while rest.ranges:
-                _copy_slice(ledger, warehouse, rest)
+            left = cut(warehouse, left[0], team.rows_source, rows)
+            while left:
+                rows = _copy_slice(ledger, warehouse, left, rows, team.rows_source)
         except DatabaseError as error:
-            raise _given_up(ledger, warehouse, rest.ranges[0], error) from error
+            raise _given_up(ledger, warehouse, left[0], error) from error
     ledger.set_copied([team_id])
 
 
@@ -141,80 +120,91 @@ def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]
     return set(right)
 
 
-def _copy_slice(ledger: Ledger, warehouse: Warehouse, rest: Rest) -> None:
-    """Takes from the rest what one slice holds; where it meets the query's memory limit, cuts the rest smaller."""
-    [team_id] = rest.ranges[0].ids
+def _copy_slice(ledger: Ledger, warehouse: Warehouse, left: list[Slice], rows: int, rows_in_team: int) -> int:
+    """Copies what one slice holds of the ranges, and takes it away from them. Each has about `rows` rows.
+
+    Where that meets the query's memory limit, what is left is cut smaller. Returns the rows that each range has then.
+    """
+    [team_id] = left[0].ids
     room = wait_while_busy(ledger, warehouse, [team_id])
-    filled, failure = Filled(), None
-    with warehouse.measured() as cost, tables_for(warehouse, rest.ranges[0], rest.rows_in_all) as tables:
+    filled: list[Filled] = []
+    failure = None
+    with warehouse.measured() as cost, tables_for(warehouse, left[0], min(len(left) * rows, rows_in_team)) as tables:
         try:
-            _fill(warehouse, tables, rest, room, filled)
+            for one in _fill(warehouse, tables, left, room):
+                filled.append(one)
         except DatabaseError as error:
             failure = error
         try:
             _hand_over_slice(warehouse, tables, filled)
         except DatabaseError as error:
             failure = failure or error
-            rest.take_back(filled.ranges)
-            filled = Filled()
-    if filled.ranges:
-        finished = join(filled.ranges)
-        ledger.finish_slice(finished, filled.ids, cost)
+            filled = []
+    if filled:
+        ranges, ids = _ranges(filled), sum(one.ids for one in filled)
+        ledger.finish_slice(join(ranges), ids, cost)
+        del left[: len(ranges)]
         Switches(ledger.connection).follow_ledger()
-        log.info("Copied the %s: %s in %.2f s", finished, counted(filled.ids, "row"), cost.seconds)
-    if failure:
-        if reaction(failure) is not Reaction.SPLIT or rest.rows <= FEWEST_ROWS:
-            raise failure
-        half = max(rest.rows // 2, FEWEST_ROWS)
-        log.warning("The %s met a limit of the query; now %s rows at once. %s", rest.ranges[0], half, describe(failure))
-        ledger.remember_slice_rows(team_id, half)
-        rest.cut(warehouse, half)
+        log.info("Copied the %s: %s in %.2f s", join(ranges), counted(ids, "row"), cost.seconds)
+    if not failure:
+        return rows
+    if reaction(failure) is not Reaction.SPLIT or rows <= FEWEST_ROWS:
+        raise failure
+    half = max(rows // 2, FEWEST_ROWS)
+    log.warning("The %s met a limit of the query; now %s rows at once. %s", left[0], half, describe(failure))
+    ledger.remember_slice_rows(team_id, half)
+    left[:] = cut(warehouse, join(left), min(len(left) * rows, rows_in_team), half)
+    return half
 
 
-def _fill(warehouse: Warehouse, tables: Tables, rest: Rest, room: int, filled: Filled) -> None:
+def _fill(warehouse: Warehouse, tables: Tables, ranges: list[Slice], room: int) -> Iterator[Filled]:
     """Copies range after range until the slice is long enough or has as many parts as there is room for."""
     until = time.monotonic() + SLICE_SECONDS
-    rows = 0
-    while rest.ranges:
-        taken = pieces.tell_apart(warehouse, tables, rest.ranges[:RANGES_AT_ONCE])
-        piece = join(rest.ranges[:taken])
+    done = rows = parts = 0
+    while done < len(ranges):
+        taken = ranges[done : done + pieces.tell_apart(warehouse, tables, ranges[done : done + RANGES_AT_ONCE])]
+        piece = join(taken)
         expected = pieces.copy(warehouse, tables, piece)
         if tables.staged:
             before, (rows, parts) = rows, waiting(warehouse, tables)
             there = rows - before
         else:
             there, parts = pieces.copied(warehouse, piece).total(), room
-        filled.ids += expected
-        filled.ranges += (ranges := rest.take(taken))
-        filled.doubtful += ranges if there != expected else []
+        yield Filled(taken, expected, there == expected)
+        done += len(taken)
         if parts >= room or time.monotonic() > until:
-            break
+            return
 
 
-def _hand_over_slice(warehouse: Warehouse, tables: Tables, filled: Filled) -> None:
+def _hand_over_slice(warehouse: Warehouse, tables: Tables, filled: list[Filled]) -> None:
     """Hands the slice over to the new table, with what a failed statement left behind: copies like any other.
 
     Counts differ where a slice is copied again, a live update replaced a copy, or ids came meanwhile: then id by id.
     Raises CopyError if an id that is live is not in the new table.
     """
-    doubtful = filled.doubtful
+    doubtful = [one for one in filled if not one.counts_up]
     if tables.staged:
-        before = pieces.rows_there(warehouse, filled.ranges)
+        ranges = _ranges(filled)
+        before = pieces.rows_there(warehouse, ranges)
         failure = hand_over(warehouse, tables)
-        if pieces.rows_there(warehouse, filled.ranges) - before < filled.ids:
+        if pieces.rows_there(warehouse, ranges) - before < sum(one.ids for one in filled):
             if failure:
                 raise WaitError(
-                    f"What was copied of team {filled.ranges[0].team_id} is not in person_distinct_id2 yet, and waits "
-                    f"for its replicas: {describe(failure)} {KEPT} {WAITS}"
+                    f"What was copied of team {ranges[0].team_id} is not in person_distinct_id2 yet, and waits for its "
+                    f"replicas: {describe(failure)} {KEPT} {WAITS}"
                 )
-            doubtful = filled.ranges
-    for piece in doubtful:
+            doubtful = filled
+    for piece in _ranges(doubtful):
         if missing := pieces.mend(warehouse, tables, piece):
             raise CopyError(
                 f"After the copy of the {piece}, {missing:,} ids that are live in person_distinct_id are not in "
                 "person_distinct_id2. Reads stay on the old table and nothing is lost. Look for errors in ClickHouse's "
                 "log, then trigger the run again: this slice is copied anew."
             )
+
+
+def _ranges(filled: list[Filled]) -> list[Slice]:
+    return [piece for one in filled for piece in one.ranges]
 
 
 def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error: DatabaseError) -> MigrationError:

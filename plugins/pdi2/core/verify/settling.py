@@ -1,0 +1,110 @@
+"""Settles of single ids whether they are wrong, and repairs the new table where it is. Nothing else is ever written."""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable
+from time import sleep
+
+from more_itertools import chunked, flatten
+
+from pdi2.core.cluster.pressure import TELL_EVERY_SECONDS
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import BusyError, MigrationError
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
+from pdi2.core.state.slices import named
+from pdi2.core.state.switches import Switches
+from pdi2.core.state.words import counted, quoted
+from pdi2.core.verify import findings
+from pdi2.core.verify.comparing import Difference, Key, differences, old_answers
+from pdi2.core.verify.repairing import has_to_go, insert, take_away
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 5
+HELD_AT_ONCE = 200_000
+"""Differences that share one wait: 100 MB of them."""
+REPAIRED_AT_ONCE = 20_000
+REMOVAL_SECONDS = 300.0
+"""How long ClickHouse may take to carry out a DELETE; it does so between merges."""
+LOOK_EVERY_SECONDS = 0.2
+
+
+class VerifyError(MigrationError):
+    """Differences from Postgres remain after the repair."""
+
+
+def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], settings: Settings) -> Counter[str]:
+    """Of the suspected ids, those that still differ after the in-flight window count, and are repaired if they may be.
+
+    One wait for all of them, or for every HELD_AT_ONCE. Returns findings by kind; the ledger has each. Raises
+    VerifyError where a repair did not hold.
+    """
+    found: Counter[str] = Counter()
+    looks = flatten(differences(ledger.connection, warehouse, keys) for keys in suspected)
+    for held in chunked(looks, HELD_AT_ONCE):
+        sleep(settings.in_flight)
+        for before in chunked(held, REPAIRED_AT_ONCE):
+            wrong = _still_different(ledger, warehouse, before)
+            keys = {one.key for one in wrong}
+            old = old_answers(warehouse, keys) if wrong and Switches(ledger.connection).old_is_written() else {}
+            left = _repair(ledger, warehouse, wrong) if settings.repair else wrong
+            findings.record(ledger, wrong, old, keys if settings.repair else set(), keys - {one.key for one in left})
+            if settings.repair and left:
+                raise _unrepaired(ledger, left)
+            found.update(one.kind.value for one in wrong)
+    return found
+
+
+def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> list[Difference]:
+    """Returns those of which the repair did not hold, or still waits for a DELETE after REMOVAL_SECONDS.
+
+    Until a row that stands above is gone, a merge lets it swallow what was inserted below, by us or by the application:
+    then that is inserted once more.
+    """
+    if not wrong:
+        return []
+    insert(warehouse, wrong)
+    deadline, tell_at = time.monotonic() + REMOVAL_SECONDS, time.monotonic() + TELL_EVERY_SECONDS
+    asked: set[str] = set()
+    hindered = {one.key for one in wrong if has_to_go(one)}
+    while True:
+        take_away(ledger.connection, warehouse, hindered, asked)
+        left = _still_different(ledger, warehouse, wrong)
+        hindered_before, hindered = hindered, {one.key for one in left if has_to_go(one)}
+        freed = hindered_before - hindered
+        swallowed = [one for one in left if one.key in freed]
+        if not (hindered or swallowed) or time.monotonic() > deadline:
+            return left
+        insert(warehouse, swallowed)
+        if time.monotonic() > tell_at:
+            log.info("ClickHouse still carries out the DELETE of rows of %s ids", f"{len(hindered):,}")
+            tell_at += TELL_EVERY_SECONDS
+        time.sleep(LOOK_EVERY_SECONDS)
+
+
+def _unrepaired(ledger: Ledger, left: list[Difference]) -> MigrationError:
+    examples = ", ".join(quoted(one.distinct_id) for one in left[:EXAMPLES])
+    reads = "are on the new table already" if Switches(ledger.connection).reads_are_new() else "stay on the old table"
+    kind: type[MigrationError] = VerifyError
+    then = "Trigger the run again: only what is not verified is looked at."
+    if waiting := sum(has_to_go(one) for one in left):
+        kind = BusyError
+        then = (
+            f"For {waiting:,} of them, rows that contradict Postgres are still there {REMOVAL_SECONDS:.0f} s after "
+            "their DELETE, which ClickHouse carries out between merges: look at system.mutations, and run SYSTEM START "
+            "MERGES if merges were stopped. Trigger the run again if this one has given up meanwhile."
+        )
+    teams = named(sorted({one.team_id for one in left}))
+    return kind(
+        f"person_distinct_id2 still differs from Postgres after the repair.\n{teams.capitalize()}: "
+        f"{counted(len(left), 'id')}, such as {examples}. All are in pdi2_migration.finding. Reads {reads}. {then}"
+    )
+
+
+def _still_different(ledger: Ledger, warehouse: Warehouse, before: list[Difference]) -> list[Difference]:
+    """Those of the ids that still differ now, but for those that Postgres has moved on meanwhile."""
+    earlier = {one.key: one for one in before}
+    now_ = differences(ledger.connection, warehouse, earlier)
+    return [one for one in now_ if not one.in_flight_since(earlier[one.key])]
