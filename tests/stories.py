@@ -12,9 +12,10 @@ from pdi2.core.copy import copying
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.plan import planning
+from pdi2.core.report.reporting import close_run
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.switch import dual_writes
+from pdi2.core.switch import dual_writes, gate
 from pdi2.core.verify.verifying import verify_team
 from psycopg import sql
 
@@ -194,6 +195,17 @@ def migrate(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> Non
     """Every step up to the gate."""
     enable(system, ledger, settings)
     copy_and_verify(system, ledger, *plan(system, ledger, settings))
+
+
+def earlier_run(system: System, *, stop_old_writes: bool = True) -> None:
+    """Every team migrated and reads switched, by the core alone: much faster than through Airflow."""
+    ledger, warehouse = system.ledger("an earlier run"), system.warehouse()
+    migrate(system, ledger)
+    gate.certify(ledger, warehouse, NO_WAIT)
+    gate.switch_reads(ledger, warehouse, NO_WAIT)
+    if stop_old_writes:
+        gate.stop_old_writes(ledger)
+    close_run(ledger, NO_WAIT)
 
 
 def add_teams(system: System, *team_ids: int) -> None:

@@ -17,8 +17,9 @@ from typing import Any
 import clickhouse_connect
 import psycopg
 import pytest
-from conftest import FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, System
-from stories import dump
+from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, System
+from pdi2.core.state.settings import Settings
+from stories import BOB, TEAM, dump, earlier_run, insert_truth, migrate, two_ids_each
 from structlog.processors import format_exc_info
 from structlog.testing import capture_logs
 
@@ -200,7 +201,7 @@ def test_a_fresh_run_migrates_every_team_and_switches(system: System, seeded: Se
 @pytest.mark.parametrize("history", ["no ledger", "a ledger of an earlier trial"])
 def test_a_dry_run_writes_nothing(system: System, seeded: Seeded, log: Any, history: str) -> None:
     if history != "no ledger":
-        assert system.run(team_ids=[seeded.team_ids[-1]]).state == "success"
+        migrate(system, system.ledger(), Settings(team_ids=(seeded.team_ids[-1],), settle_seconds=0))
     system.postgres.execute(f"ALTER DATABASE {system.database} SET default_transaction_read_only = on")
     before = dump(system)
 
@@ -308,7 +309,7 @@ def test_where_there_is_nothing_to_do_the_run_ends_green(system: System, seeded:
             f"ALTER TABLE {Table.OLD} COMMENT COLUMN distinct_id 'skip_0003_fill_person_distinct_id2'"
         )
     else:
-        assert system.run().state == "success"
+        earlier_run(system)
     before = dump(system)
 
     run = system.run()
@@ -320,7 +321,7 @@ def test_where_there_is_nothing_to_do_the_run_ends_green(system: System, seeded:
 
 @WITH_SETTINGS
 def test_a_run_after_the_switch_stops_old_writes_and_nothing_else(system: System, seeded: Seeded) -> None:
-    assert system.run(stop_old_writes=False).state == "success"
+    earlier_run(system, stop_old_writes=False)
     assert (switch(system), system.switches()) == ((2, 100), {"reads": "new", "writes": "both"})
     copied, finished = slices(system), system.value("SELECT finished_at FROM posthog_asyncmigration")
 
@@ -460,7 +461,7 @@ def test_an_empty_system_switches_too(system: System) -> None:
 def test_rollback_is_at_once_while_old_writes_go_on_and_a_new_run_proves_every_team_anew(
     system: System, seeded: Seeded
 ) -> None:
-    assert system.run(stop_old_writes=False).state == "success"
+    earlier_run(system, stop_old_writes=False)
 
     assert system.run(ROLLBACK).state == "success"
 
@@ -481,7 +482,7 @@ def test_rollback_is_at_once_while_old_writes_go_on_and_a_new_run_proves_every_t
 
 @WITH_AND_WITHOUT_SETTINGS
 def test_rollback_refuses_once_old_writes_have_stopped(system: System, seeded: Seeded, failures: list[Any]) -> None:
-    assert system.run().state == "success"
+    earlier_run(system)
     writer = system.writer()
     writer.create(seeded.team_ids[0], "newer than the switch")
     assert {message.table for message in writer.flush()} == {Table.NEW}
@@ -661,6 +662,28 @@ def test_a_run_waits_for_another_that_is_at_work(
     assert run.state == "success"
     assert tries(run, "preflight")[0] > 1
     assert dump(system) == before
+
+
+def test_the_audit_rings_the_alarm_and_repairs_on_demand(system: System) -> None:
+    two_ids_each(system, TEAM, TEAM + 1)
+    assert system.run(AUDIT).state == "success", "nothing is migrated, nothing is compared"
+    earlier_run(system)
+    assert system.run(AUDIT).state == "success"
+
+    insert_truth(system, BOB, 0, "lost")
+    owner = system.ledger().current_run()
+    red = system.run(AUDIT, in_flight_seconds=0)
+    assert red.state == "failed"
+    assert {task.task_id: task.state for task in red.get_task_instances()} == {
+        "choose_teams": "success",
+        "compare": "success",
+        "report_drift": "failed",
+    }
+    assert system.disagreements() == {TEAM: {"lost"}}
+
+    assert system.run(AUDIT, in_flight_seconds=0, repair=True).state == "success"
+    assert system.disagreements() == {}
+    assert system.ledger().current_run() == owner
 
 
 @contextlib.contextmanager

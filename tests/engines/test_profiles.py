@@ -254,19 +254,19 @@ def test_a_wait_for_a_replica_is_no_time_limit() -> None:
 # What follows needs an engine with a users.xml or config.xml of its own, and so a process of its own.
 
 USERS = """<clickhouse><profiles><default>{profile}</default></profiles>
-<users><default><password/><profile>default</profile><quota>default</quota><networks><ip>::/0</ip></networks></default>
-</users><quotas><default>{quota}</default></quotas></clickhouse>"""
+<users><default><password/><profile>default</profile><quota>default</quota><networks><ip>::/0</ip></networks>
+{databases}</default></users><quotas><default>{quota}</default></quotas></clickhouse>"""
 
 
-def write_config(path: Path, *, profile: str = "", quota: str = "", config: str = "") -> None:
-    (path / "users.xml").write_text(USERS.format(profile=profile, quota=quota))
+def write_config(path: Path, *, profile: str = "", quota: str = "", databases: str = "", config: str = "") -> None:
+    (path / "users.xml").write_text(USERS.format(profile=profile, quota=quota, databases=databases))
     config = f"<clickhouse><users_config>{path}/users.xml</users_config>{config}</clickhouse>"
     (path / "config.xml").write_text(config)
 
 
-def configured(path: Path, work: Callable[..., Any], *, profile: str = "", quota: str = "", config: str = "") -> Any:
+def configured(path: Path, work: Callable[..., Any], **pieces: str) -> Any:
     """The result of `work`, which gets the directory of an engine with these XML pieces in its files."""
-    write_config(path, profile=profile, quota=quota, config=config)
+    write_config(path, **pieces)
     with multiprocessing.get_context("spawn").Pool(1) as process:
         return process.apply(work, (path,))
 
@@ -316,6 +316,24 @@ def test_what_a_profile_forbids_is_told(tmp_path: Path, profile: str, told: list
     assert len(found) == len(told)
     for problem, pattern in zip(found, told, strict=True):
         assert re.search(pattern, problem), problem
+
+
+def policy_problems(path: Path) -> list[str]:
+    with connect(path) as client, Warehouse(lambda: connect(path), "preflight", MEMORY) as warehouse:
+        schema.create_clickhouse(client)
+        client.command("INSERT INTO person_distinct_id (team_id, distinct_id) SELECT number, 'id' FROM numbers(10)")
+        assert client.query("SELECT team_id FROM person_distinct_id").result_rows == [(7,)]
+        return clickhouse_checks.table_problems(warehouse)
+
+
+@real_engine
+def test_a_row_policy_that_hides_rows_is_told(tmp_path: Path) -> None:
+    """As users.xml has it; CREATE ROW POLICY is the same for a statement (ClickHouse's documentation)."""
+    policy = "<person_distinct_id><filter>team_id = 7</filter></person_distinct_id>"
+
+    [problem] = configured(tmp_path, policy_problems, databases=f"<databases><default>{policy}</default></databases>")
+
+    assert "hides rows of person_distinct_id from the ClickHouse user: it sees only those where team_id = 7" in problem
 
 
 CLOSED = {

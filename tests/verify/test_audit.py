@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from conftest import AUDIT, FILL, System
+from conftest import System
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import AUDIT_SCHEMA, Settings, SettingsError
 from pdi2.core.state.slices import Teams
@@ -255,26 +255,3 @@ def test_a_bad_parameter_is_refused(wrong: dict[str, Any]) -> None:
 def test_an_audit_repairs_nothing_unless_it_is_asked_to() -> None:
     defaults = {name: schema["default"] for name, schema in AUDIT_SCHEMA.items()}
     assert Settings.validated(defaults, {}, AUDIT_SCHEMA).repair is False
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("airflow_metadata")
-def test_the_dag_rings_the_alarm_and_repairs_on_demand(system: System, ledger: Ledger) -> None:
-    assert system.run(AUDIT).state == "success", "nothing is migrated, nothing is compared"
-    assert system.run(FILL).state == "success"
-    assert system.run(AUDIT).state == "success"
-
-    insert_truth(system, BOB, 0, "lost")
-    owner = system.ledger().current_run()
-    red = system.run(AUDIT, in_flight_seconds=0)
-    assert red.state == "failed"
-    assert {task.task_id: task.state for task in red.get_task_instances()} == {
-        "choose_teams": "success",
-        "compare": "success",
-        "report_drift": "failed",
-    }
-    assert system.disagreements() == {TEAM: {"lost"}}
-
-    assert system.run(AUDIT, in_flight_seconds=0, repair=True).state == "success"
-    assert system.disagreements() == {}
-    assert system.ledger().current_run() == owner

@@ -78,6 +78,12 @@ def table_problems(warehouse: Warehouse) -> list[str]:
                 "Create it again as PostHog does."
             )
         problems += [
+            f"A row policy hides rows of {table} from the ClickHouse user: it sees only those where "
+            f"{condition.decode()}. What is hidden would not be migrated, so take the policy from the user of "
+            "posthog_clickhouse, or use another user."
+            for (condition,) in warehouse.rows("row_filter", {"table": table})
+        ]
+        problems += [
             _column_problem(table, column, type_, columns.get((table, column)))
             for column, type_ in wanted["columns"].items()
             if not columns.get((table, column), "").startswith(type_)
