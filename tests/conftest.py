@@ -48,6 +48,8 @@ from demo.writer import Writer  # noqa: E402
 
 ENGINE = os.environ.get("PDI2_ENGINE")
 """The ClickHouse that the tests run on, if not that of the chDB beside them: a version of tests/clickhouse_versions."""
+LOCAL = ENGINE in ("22.12", "23.6", "23.10")
+"""Whether that is a clickhouse-local of before chDB 2: see tests/old_clickhouse.py for what it lacks."""
 LATER = os.environ.get("PDI2_DDL") == "later"
 """Whether the tables are those of PostHog 1.34 and later: the new one has an Int8 where 1.33 makes a Bool."""
 POSTGRES = os.environ.get("PDI2_POSTGRES")

@@ -40,7 +40,7 @@ SYNC = re.compile(rb"(?is)(\s*DROP\s.*?)\s+SYNC\s*\Z")
 DROPPING = re.compile(rb"(?is)(?:\A|; )\s*(?:DROP|TRUNCATE)\s")
 PART = re.compile(r"(\w+?)_(\d+)_(\d+)_(\d+)(?:_(\d+))?")
 PARAMETER = re.compile(rb"\{(\w+):(\w+(?:\(\w+\))?)\}")
-ERROR = re.compile(r"Code: (\d+)\. DB::Exception: .*", re.DOTALL)
+ERROR = re.compile(r"Code: (\d+)\. DB::(?:Errno)?Exception: .*", re.DOTALL)
 
 LOCAL = [
     """
@@ -155,6 +155,7 @@ class Engine:
         self.takes_path = "path" in str(self.library.query.__doc__)
         if not self.takes_path:  # chDB 0: clickhouse-local reads config.xml where it stands
             (path / "config.xml").write_text(f"<clickhouse><path>{path}/</path></clickhouse>")
+            (path / "tmp").mkdir()  # where a GROUP BY spills to; clickhouse-server makes it as it starts
             os.chdir(path)
         self.version = self.alone("SELECT version()").decode().strip()
         if b"parts" not in self.alone("SHOW TABLES FROM system LIKE 'parts'"):

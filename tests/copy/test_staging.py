@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
-from conftest import ENGINE, LiveSystem, ReplicatedSystem, System
+from conftest import ENGINE, LOCAL, LiveSystem, ReplicatedSystem, System
 from pdi2 import sql
 from pdi2.core.copy import copying, staging
 from pdi2.core.copy.copying import CopyError, copy_team
@@ -223,7 +223,7 @@ def test_what_the_set_of_complex_ids_takes_the_statements_may_not(system: System
             warehouse.command("SELECT groupArray(toString(number)) FROM numbers(10000000)")
 
 
-@pytest.mark.skipif(ENGINE in ("23.6", "23.10"), reason="clickhouse-local of before 24 does not tell its parts")
+@pytest.mark.skipif(LOCAL, reason="clickhouse-local of before 24 does not tell its parts")
 def test_the_slice_ends_where_the_new_table_has_no_room_for_more_parts(system: System, ledger: Ledger) -> None:
     system.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY SETTING parts_to_delay_insert = 2")
     with pytest.raises(BusyError, match="parts in a partition, and from 2 on inserts are delayed"):

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
-from conftest import ENGINE, System
+from conftest import ENGINE, LOCAL, System
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError
@@ -376,7 +376,7 @@ def test_a_finding_tells_what_each_said_and_what_was_done(system: System, ledger
     assert UUID(row["person_id"]) in {found[2] for found in rows_of(system, Table.NEW) if found[4] == written[1]}
 
 
-@pytest.mark.skipif(ENGINE in ("23.6", "23.10"), reason="clickhouse-local of then has no system.mutations")
+@pytest.mark.skipif(LOCAL, reason="clickhouse-local of then has no system.mutations")
 def test_thousands_of_contradictions_take_a_few_deletes(system: System, ledger: Ledger) -> None:
     ids = [f"id {number}" for number in range(9_000)]
     add_teams(system, TEAM)
