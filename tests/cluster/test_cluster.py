@@ -100,9 +100,7 @@ def test_a_row_that_was_taken_away_can_be_written_again(system: System) -> None:
 
     def written_again(write: Any) -> int:
         for _ in range(2):
-            system.clickhouse.command(
-                f"ALTER TABLE person_distinct_id2 DELETE WHERE team_id = {TEAM}", settings={"mutations_sync": 2}
-            )
+            system.clickhouse.command(f"DELETE FROM person_distinct_id2 WHERE team_id = {TEAM}")
             write()
         return len(rows_of(system, Table.NEW))
 
