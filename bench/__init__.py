@@ -1,1 +1,1 @@
-"""`make bench`: the copy against PostHog's statement and a plain INSERT SELECT, on one machine, in one run."""
+"""`make bench`: compares the copy with PostHog's statement and a plain INSERT SELECT, on one machine, in one run."""

@@ -39,7 +39,7 @@ MILLION = 1_000_000
 
 @dataclass
 class Side:
-    """One way to copy, which says what it took, and what its runs took."""
+    """One way to copy, and what its runs cost."""
 
     name: str
     run: Callable[[Warehouse], Cost]
@@ -62,7 +62,7 @@ def statement(text: str, warehouse: Warehouse) -> Cost:
 
 
 def plain_within(memory: int, warehouse: Warehouse) -> Cost:
-    """The floor for whoever keeps to this memory: blocks as small as a copy's, and nothing told apart."""
+    """The least that a copy within this memory can cost: blocks as small as a copy's, and no ids told apart."""
     with warehouse.measured() as cost:
         warehouse.command(PLAIN, {"team_id": TEAM}, Budget(memory).insert_settings(staged=False))
     return cost
@@ -79,7 +79,7 @@ class Bench:
         self.database = ""
 
     def seed(self, rows: int, complex_percent: float) -> None:
-        """A fresh pair of tables; the source has PARTS parts that overlap in the whole range of ids."""
+        """Create a fresh pair of tables. The source has PARTS parts that overlap over the whole range of ids."""
         if self.database:
             self.root.command(f"DROP DATABASE {self.database} SYNC")
         self.database = f"bench_{next(self.numbers)}"
@@ -90,7 +90,7 @@ class Bench:
         self.create_postgres()
 
     def create_postgres(self) -> None:
-        """The copy tells its progress to PostHog's row of the migration."""
+        """Create PostHog's tables, because the copy writes its progress to PostHog's migration row."""
         self.server.create_database(self.database)
         with closing(self.server.connect(self.database)) as connection:
             create_postgres(connection)
@@ -118,14 +118,14 @@ class Bench:
                 print(f"  {self.rows:>12,} rows  {side.name:<28} {cost.seconds:7.2f} s", flush=True)
 
     def quiet(self) -> None:
-        """An empty target, and no merge at work from the run before."""
+        """Empty the target, and wait until no merge of the last run is running."""
         with self.connect() as client:
             client.command("TRUNCATE TABLE person_distinct_id2 SYNC")
             while client.query("SELECT count() FROM system.merges").result_rows[0][0]:
                 time.sleep(0.1)
 
     def ours(self, warehouse: Warehouse, range_rows: int | None = None) -> Cost:
-        """The copy as the DAG's task runs it, its ledger and its own measuring included."""
+        """The copy as the DAG's task runs it, including its ledger and its own measuring."""
         with closing(self.server.connect(self.database)) as connection:
             connection.execute("DROP SCHEMA IF EXISTS pdi2_migration CASCADE")
             ledger = Ledger(connection, "bench", "bench")
@@ -147,7 +147,8 @@ class Bench:
 
 
 def against_others(bench: Bench, cases: list[tuple[int, int]]) -> str:
-    """Cases of rows and per cent of complex ids: neither time a row nor memory may grow with the team."""
+    """Runs cases, each a number of rows and a percentage of complex ids: neither time per row nor memory may grow with
+    the team."""
     lines = []
     for rows, share in cases:
         bench.seed(rows, share)
@@ -171,7 +172,7 @@ def vary_ranges(bench: Bench, rows: int) -> str:
 
 
 def halve_memory(bench: Bench, rows: int) -> str:
-    """The control must fail: PostHog's statement under the limit that the copy keeps by default."""
+    """Runs the copy with half its memory limit. As a control, PostHog's statement must fail under the default limit."""
     bench.seed(rows, 2)
     half = MEMORY // 2
     sides = [Side("default limit", bench.ours, MEMORY), Side(f"{half / 1e6:.0f} MB limit", bench.ours, half)]

@@ -54,7 +54,7 @@ def seed(client: Client, rows: int) -> int:
 
 
 def fill_postgres(client: Client, uri: embedded.Postgres) -> None:
-    """In the order of the key, so that every index grows at its end."""
+    """Fills Postgres in key order, so that every index grows at its end."""
     with uri.connect("posthog") as connection:
         connection.execute("SET session_replication_role = replica")
         connection.execute(f"INSERT INTO posthog_team (id, name) VALUES ({TEAM}, 'large')".encode())
@@ -70,7 +70,7 @@ def fill_postgres(client: Client, uri: embedded.Postgres) -> None:
 
 
 def step(name: str, port: int, uri: str, rows: int, answer: Any) -> None:
-    """In a process of its own."""
+    """One step, which runs in its own process."""
     import psycopg
 
     with (
@@ -102,7 +102,7 @@ def measured(name: str, port: int, uri: str, rows: int) -> tuple[Cost, int]:
 
 
 def migrate(rows: int, place: Path) -> list[dict[str, str]]:
-    from demo import clickhouse_server  # the engine's 250 MB stay out of the steps' processes
+    from demo import clickhouse_server  # keeps the engine's 250 MB out of the steps' processes
 
     with embedded.running(place / "postgres") as postgres, clickhouse_server.running(place / "clickhouse") as server:
         postgres.create_database("posthog")

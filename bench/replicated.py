@@ -1,6 +1,6 @@
-"""The copy on two replicas, which are processes of their own with a ZooKeeper, and on a plain table of the same server.
+"""Measures the copy on two replicas, in separate processes with a ZooKeeper, and on a plain table of the same server.
 
-Each way is measured until both replicas have all of it.
+Each copy is measured until both replicas have all of it.
 """
 
 import time
@@ -23,7 +23,7 @@ ROWS, SHARES = 5_000_000, (2, 30)
 
 
 class OnReplicas(Bench):
-    """Without `keeper`, plain tables on the first of the servers."""
+    """The bench on replicated tables; without `keeper`, on plain tables of the first server."""
 
     def __init__(self, servers: list[cluster.Replica], server: embedded.Postgres, runs: int, *, keeper: bool) -> None:
         self.servers = servers if keeper else servers[:1]
@@ -38,7 +38,7 @@ class OnReplicas(Bench):
             path = f"/clickhouse/tables/noshard/{self.database}" if self.keeper else ""
             with self.client(number, self.database) as client:
                 create_clickhouse(client, keeper_path=path)
-                client.command(NO_MERGES)  # a setting does not replicate, and each replica assigns merges
+                client.command(NO_MERGES)  # each replica assigns merges and needs the setting
         self.fill(rows, complex_percent)
         self.create_postgres()
         self.everywhere("person_distinct_id")
@@ -51,7 +51,7 @@ class OnReplicas(Bench):
         return self.client(0, self.database)
 
     def everywhere(self, table: str) -> None:
-        """Returns when every replica has what the first has."""
+        """Waits until every replica has what the first has."""
         for number in range(1, len(self.servers)):
             with self.client(number, self.database) as client:
                 client.command(f"SYSTEM SYNC REPLICA {table} LIGHTWEIGHT")

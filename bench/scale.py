@@ -25,7 +25,7 @@ CONF = {"settle_seconds": 0, "read_cache_seconds": 0}
 
 @dataclass
 class Usage:
-    """Processor seconds, and the greatest memory at one time in bytes (USS, so that nothing is counted twice)."""
+    """Processor seconds, and the greatest memory at any one time in bytes (USS, so that nothing is counted twice)."""
 
     seconds: dict[psutil.Process, tuple[str, float]] = field(default_factory=dict)
     memory: Counter[str] = field(default_factory=Counter)
@@ -51,7 +51,7 @@ class Usage:
 
 
 def _below(up: Up) -> list[psutil.Process]:
-    """Everything that `make up` has started; Postgres's own processes are nobody's children."""
+    """All processes that `make up` has started. Postgres's processes are looked up apart: they are not its children."""
     postmaster = int((up.directory / "postgres" / "postmaster.pid").read_text().split()[0])
     roots = [psutil.Process(postmaster), *psutil.Process(up.pid).children()]
     return [process for root in roots for process in (root, *root.children(recursive=True))]
@@ -64,7 +64,7 @@ def _who(process: psutil.Process) -> str:
 
 
 class Api:
-    """Airflow's, as the user admin."""
+    """Airflow's API, as the user admin."""
 
     def __init__(self, up: Up) -> None:
         self.address = up.address

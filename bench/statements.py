@@ -1,4 +1,4 @@
-"""What the copy is measured against, and the data that all sides copy."""
+"""The statements that the copy is compared with, and the data that all of them copy."""
 
 POSTHOG = """
 INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, is_deleted, version)
@@ -20,8 +20,8 @@ FROM person_distinct_id
 WHERE team_id = {team_id:Int64}
 """
 
-# Complex ids are, in equal shares: re-linked with and without the unlink, delivered twice, deleted, unlinked and
-# linked again. Numbers come in an order that spreads every part over the whole range of ids.
+# Complex ids are, in equal shares, re-linked with the unlink, re-linked without it, delivered twice, deleted, or
+# unlinked and linked again. The order of numbers spreads every part over the whole range of ids.
 SEED = """
 INSERT INTO person_distinct_id (team_id, distinct_id, person_id, _sign, _timestamp, _offset)
 SELECT {team_id:Int64}, id, toUUID(concat(substring(person, 1, 8), '-', substring(person, 9, 4), '-4',

@@ -1,7 +1,7 @@
-"""The comparison of a team that agrees, against the previous release's statements and against one plain pass over each.
+"""Measures the comparison of a team that agrees, against the previous release's statements and one plain pass per side.
 
-The previous release's (commit d0aa518) are in bench/previous, and run one after the other, as its verify did. Postgres
-and ClickHouse are processes of their own, and hold the same ids.
+The statements of the previous release (commit d0aa518) are in bench/previous. They run one after the other, as in its
+verify. Postgres and ClickHouse run in separate processes, and hold the same ids.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""person_distinct_id to person_distinct_id2, live, team by team, proven against Postgres before the switch."""
+"""Moves person_distinct_id to person_distinct_id2: live, team by team, verified against Postgres before the switch."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""One machine, no containers: embedded engines, a model of PostHog's write and read path, and seed data."""
+"""The demo on one machine without containers: embedded databases, seed data, a model of PostHog's writes and reads."""

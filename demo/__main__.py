@@ -89,7 +89,7 @@ def main() -> int:
 
     options = vars(parser.parse_args())
     command = options.pop("command")
-    if command not in ("traffic", "clickhouse"):  # these two have an order of their own
+    if command not in ("traffic", "clickhouse"):  # these two handle signals themselves
         end_in_good_order()
     try:
         return _run(command, options)

@@ -1,4 +1,4 @@
-"""Airflow on this machine: its home in a directory, its two connections to the demo's databases."""
+"""Airflow on this machine, with its home in a directory and connections to the demo's two databases."""
 
 import json
 import os

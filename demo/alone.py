@@ -1,4 +1,4 @@
-"""A directory for one process at a time, and an end in good order however that process is asked to end."""
+"""Gives a process a directory that no other may use meanwhile, and an orderly end however it is asked to end."""
 
 import os
 import shutil
@@ -15,12 +15,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class InUseError(Exception):
-    """What this process needs belongs to another one; nothing was changed."""
+    """Another process uses what this one needs; nothing was changed."""
 
 
 @contextmanager
 def anew(directory: Path) -> Iterator[None]:
-    """Empty `directory` and keep others from doing so. Raises InUseError where another process has it."""
+    """Empty `directory` and keep other processes from using it. Raises InUseError if another process is using it."""
     lock = directory.with_name(f"{directory.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     held = fasteners.InterProcessLock(lock)
@@ -35,16 +35,16 @@ def anew(directory: Path) -> Iterator[None]:
 
 
 def end_in_good_order() -> None:
-    """Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt from now on, once: the end is not interrupted."""
+    """Make Ctrl-C, SIGTERM and a closed terminal raise KeyboardInterrupt once, so that nothing interrupts the end."""
     for number in SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:
     for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
-    if number == signal.SIGHUP:  # nobody reads any more, and to write would fail
+    if number == signal.SIGHUP:  # the terminal is gone, so writing to it would fail
         nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             os.dup2(nowhere, stream.fileno())

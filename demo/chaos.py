@@ -1,4 +1,4 @@
-"""What goes wrong during a soak: drawn by a seed, done to the engines and to the run, told in a line."""
+"""What goes wrong during a soak: mishaps that a seed draws, and that happen to the databases or to the run."""
 
 import os
 import random
@@ -22,7 +22,7 @@ STATEMENTS = {
     "the comparison": "SHA256",
     TRAFFIC: r"INSERT INTO \w+ FORMAT JSONEachRow",
 }
-"""Which statements are hit, by the regular expression that finds them."""
+"""The statements that are hit, as regular expressions."""
 
 TOTAL = "(total) memory limit exceeded: would use 21.20 GiB, maximum: 21.00 GiB"
 MISBEHAVIOURS: dict[str, dict[str, Any]] = {
@@ -43,9 +43,9 @@ OTHER_DIES, OTHER_FREEZES = "the other replica dies and comes back", "the other 
 KEEPER_FREEZES, REFUSED = "Keeper freezes", "no replica sends its parts"
 OF_REPLICAS = [OTHER_DIES, OTHER_FREEZES, KEEPER_FREEZES, REFUSED]
 LONGER = 6
-"""Times the seconds: ClickHouse waits 10 s for Keeper before it ends the session."""
+"""Mishaps of replicas last this many times longer: ClickHouse waits 10 s for Keeper before it ends the session."""
 WAIT_SECONDS = 5.0
-"""For a statement at which ClickHouse is to die; then it is killed between two."""
+"""How long to wait for a statement at which ClickHouse should die. After that it is killed between two statements."""
 
 
 @dataclass
@@ -56,10 +56,10 @@ class Scene:
     clickhouse: Server
     others: Sequence[Replica] = ()
     run: subprocess.Popen[bytes] | None = None
-    """Airflow's, leader of a process group of its own."""
+    """The process of the Airflow run, which leads a process group of its own."""
 
     def inject(self, statements: str, *faults: dict[str, Any]) -> None:
-        """Replaces all faults. The migration is on the first server, the traffic on the last."""
+        """Replaces all faults. The migration uses the first server, the traffic the last."""
         chosen = self.others[-1] if self.others and statements == TRAFFIC else self.clickhouse
         for server in (self.clickhouse, *self.others):
             server.inject(*faults if server is chosen else ())
@@ -95,7 +95,7 @@ class Mishap:
         return f"{self.kind} ({self.statements}, {self.times} times)"
 
     def happen(self, scene: Scene) -> str:
-        """What is known of its effect at once; Scene.met tells what statements it hit."""
+        """Makes it happen; returns what is known at once of its effect. Scene.met counts the statements that it hit."""
         if self.kind == KILLED:
             return kill(scene)
         if self.kind in OF_REPLICAS:
@@ -113,7 +113,7 @@ class Mishap:
 
 
 def drawn(seed: int, count: int, *, replicas: bool = False) -> list[Mishap]:
-    """Every kind comes before one comes again. The same for the same seed."""
+    """Mishaps, the same for the same seed. Every kind comes once before any comes again."""
     chance = random.Random(seed)
     kinds: list[str] = []
     known = KINDS + (OF_REPLICAS if replicas else [])

@@ -1,7 +1,7 @@
-"""chDB behind the demo server: one process's engine made to look like a server's, one statement at a time.
+"""chDB behind the demo server: makes the engine of one process look like a server's, one statement at a time.
 
-The engine gives every statement an id of its own. The client's rides in the setting `query_cache_tag`;
-statements that kill queries, or read `FROM system.processes` or `system.query_log`, are rewritten to see it.
+The engine gives every statement its own id. The client's id is passed in the setting `query_cache_tag`, and statements
+that kill queries, or read `FROM system.processes` or `system.query_log`, are rewritten to see the client's id.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Any
 import chdb
 
 STREAMED = {"Native", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw", "CSV", "RowBinary", "JSONEachRow"}
-"""Formats without head or foot: blocks, one after the other, make a whole. Others are held in memory."""
+"""Formats without a header or footer, whose blocks can be sent one after the other. Others are held in memory."""
 
 HEAD = 1 << 16
 SPACE = rb"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*"
@@ -26,7 +26,7 @@ INSERT = re.compile(
     rb"(?is)" + SPACE + rb"(INSERT\s+INTO\b" + TEXT + rb")(\bSETTINGS\b" + TEXT + rb")?"
     rb"\bFORMAT\s+(\w+)[ \t]*(?:\r?\n|\Z)?"
 )
-"""An insert with data: what precedes its settings, the settings, the format. After the match, the data."""
+"""An insert with data: what precedes its settings, the settings, and the format. The data follows after the match."""
 COMPUTED = re.compile(rb"(?i)\b(?:SELECT|VALUES)\b")
 INPUT = re.compile(rb"(?i)\bFROM\s+input\s*\(")
 EMPTY = re.compile(rb"(?s)" + SPACE + rb";?\s*\Z")
@@ -52,7 +52,7 @@ SHARDS = """<remote_servers><posthog>
         <shard><replica><host>127.0.0.1</host><port>1</port></replica></shard>
         <shard><replica><host>127.0.0.1</host><port>1</port></replica></shard>
     </posthog></remote_servers>"""
-"""A cluster of two shards, neither of which is there."""
+"""A cluster of two shards, neither of which exists."""
 
 
 class ServerError(Exception):
@@ -65,7 +65,7 @@ class ServerError(Exception):
 
 @dataclass
 class Query:
-    """A statement as its client wants it run, and what became known of it since."""
+    """A statement as its client wants it run, and what has become known about it since."""
 
     statement: bytes
     query_id: str
@@ -91,8 +91,9 @@ class Session:
 
 class Engine:
     def __init__(self, path: Path, max_memory: int = 0, more: str = SHARDS) -> None:
-        """`max_memory` is the server's limit, whose errors begin with "(total)"; 0 is the engine's own. `more` is
-        ClickHouse's configuration.
+        """`max_memory` is the server's limit, whose errors begin with "(total)"; 0 means the engine's own limit.
+
+        `more` is added to ClickHouse's configuration.
         """
         path.mkdir(parents=True, exist_ok=True)
         self.path = str(path.resolve())
@@ -153,7 +154,7 @@ class Engine:
 
     @contextmanager
     def _connection(self, query: Query) -> Iterator[Any]:
-        """A connection with the query's settings and database: its own, or its session's, left as it was."""
+        """A connection with the query's settings and database: a new one, or its session's, restored afterwards."""
         settings = {"query_cache_tag": query.query_id, "implicit_select": "0"} | query.settings
         if not query.session_id:
             with chdb.connect(self.path) as connection:
@@ -206,7 +207,7 @@ def _answer(connection: Any, query: Query) -> Iterator[bytes]:
     statement, head = query.statement, query.statement[:HEAD]
     if EMPTY.match(statement):
         raise ServerError(62, "Syntax error: Empty query")
-    if INSERT.match(head) and INPUT.search(head):  # which the engine accepts, and then inserts nothing
+    if INSERT.match(head) and INPUT.search(head):  # the engine accepts this, but inserts nothing
         raise ServerError(48, "INSERT ... SELECT ... FROM input() is not implemented")
     kind = connection._conn.classify_query(statement)
     query.read_only = kind["query_class"].name == "READ_ONLY"
@@ -251,7 +252,7 @@ def _prepare(connection: Any, settings: dict[str, str], database: str) -> None:
 
 
 def _current(connection: Any, settings: dict[str, str]) -> list[str]:
-    """What to SET these settings to, to have them again as they are now."""
+    """SET assignments that restore these settings to what they are now."""
     names = ", ".join(map(_quoted, settings)) or "''"
     changed = f"SELECT name, value FROM system.settings WHERE changed AND name IN ({names})"
     now = {name: f"'{value}'" for name, value in _rows(connection, changed)}  # TSV's escapes are also SQL's
@@ -267,7 +268,7 @@ def _quoted(value: str) -> str:
 
 
 def _server_error(error: Exception) -> ServerError:
-    """The engine's error, without what the binding put before it and without the name at its end."""
+    """The engine's error, without the prefix that the binding adds and without the name at its end."""
     if isinstance(error, ServerError):
         return error
     found = re.search(r"Code: (\d+)\. DB::Exception: (.*?)(?: \([A-Z_0-9]+\))?\s*\Z", str(error), re.DOTALL)

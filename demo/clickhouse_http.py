@@ -1,17 +1,17 @@
-"""ClickHouse's HTTP protocol over one process's chDB, on 127.0.0.1: small, plain demo and test equipment.
+"""ClickHouse's HTTP protocol for the chDB of one process, on 127.0.0.1: a small, plain server for demo and tests.
 
-clickhouse-connect and Airflow's ClickHouseHook cannot tell it from a server. A careful reader should know:
+clickhouse-connect and Airflow's ClickHouseHook cannot tell it from a real server. A careful reader should know:
 
-- Peak memory (`memory_usage` in X-ClickHouse-Summary) is sampled while a statement runs: a floor, absent for
-  short statements. system.query_log has it exactly, after `SYSTEM FLUSH LOGS`.
-- Request bodies are held in memory; so are answers in formats that cannot stream (not in STREAMED).
+- Peak memory (`memory_usage` in X-ClickHouse-Summary) is sampled while a statement runs, so it is a lower bound, and
+  missing for short statements. system.query_log has it exactly, after `SYSTEM FLUSH LOGS`.
+- Request bodies are held in memory, and so are answers in formats that cannot be streamed (not in STREAMED).
 - Answers are never compressed, GET is not read-only. Missing: external tables, ClickHouse's own compression,
   `FROM input()`, progress headers, access management.
-- Data survives kill -9 as in ClickHouse: what was acknowledged is with the kernel, not yet on the disk.
-- `max_memory_usage_for_user` is lifted by any statement beside it that lacks it, such as our samples.
+- Data survives kill -9 as in ClickHouse: what was acknowledged is in the kernel, though not yet on the disk.
+- `max_memory_usage_for_user` stops working while any statement without it runs, such as our samples.
 
-Started with a faults token, it misbehaves on request: `POST /faults`, with that Bearer token, takes a list of
-`Fault`s as JSON. The first to match a statement, with shots left, acts; `GET /faults` tells what each did.
+If it is started with a faults token, it misbehaves on request: `POST /faults`, with that Bearer token, takes a list of
+`Fault`s as JSON. The first fault that matches a statement and has shots left acts. `GET /faults` says what each did.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ STATUS = {194: 401, 131: 413, 159: 408, 48: 501, 76: 503, 209: 503, 439: 503}
 STATUS |= dict.fromkeys((192, 193, 497, 516), 403)
 STATUS |= dict.fromkeys((46, 47, 50, 56, 60, 63, 73, 81, 115, 511), 404)
 STATUS |= dict.fromkeys((6, 8, 15, 25, 26, 27, 36, 38, 41, 43, 44, 53, 62, 72, 117, 321, 457), 400)
-"""HTTP's status for ClickHouse's error code; 500 for every other."""
+"""The HTTP status for each of ClickHouse's error codes; 500 for all others."""
 
 SAMPLE_SECONDS = 0.05
 HOLD_SECONDS = 0.02
@@ -74,7 +74,7 @@ class Answer(StreamingResponse):
 
 
 class Front:
-    """The HTTP side: reads a request into a Query, lets the engine run it, and writes what came of it."""
+    """The HTTP side: reads a request into a Query, lets the engine run it, and writes the answer."""
 
     def __init__(self, engine: Engine, port: int, user: str, password: str, faults_token: str) -> None:
         self.engine, self.user, self.password, self.faults_token = engine, user, password, faults_token
@@ -192,7 +192,7 @@ class Front:
             await asyncio.sleep(min(HOLD_SECONDS, fault.seconds))
 
     async def attended(self, request: Request, query: Query, work: Callable[[], Any]) -> Any:
-        """Do the work in a thread. If the client leaves, a reading statement that wants so is cancelled."""
+        """Do the work in a thread. If the client leaves, a SELECT is cancelled if its settings ask for that."""
         task = asyncio.create_task(run_in_threadpool(work))
         gone = asyncio.create_task(_disconnected(request))
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -205,7 +205,7 @@ class Front:
         return await task
 
     def unbroken(self, body: Iterable[bytes], tag: str) -> Iterator[bytes]:
-        """The body; an error in its middle is written into it, in the way that clients look for it."""
+        """The body. An error in its middle is written into it, in the form that clients look for."""
         try:
             yield from body
         except ServerError as error:
@@ -227,13 +227,13 @@ async def _disconnected(request: Request) -> None:
 
 
 def _begun(pieces: Iterator[bytes]) -> Iterable[bytes]:
-    """The statement, run until it says something, or to its end."""
+    """The answer of a statement that was run until its first output, or to its end."""
     first = next(filter(None, pieces), b"")
     return chain((first,), pieces) if first else ()
 
 
 def _spooled(pieces: Iterator[bytes]) -> Iterable[bytes]:
-    """The statement, run to its end, its answer in memory while small and on disk when not."""
+    """The answer of a statement that was run to its end, kept in memory if it is small and on disk if not."""
     whole = tempfile.SpooledTemporaryFile(1 << 24)  # noqa: SIM115
     whole.writelines(pieces)
     size = whole.tell()

@@ -1,4 +1,4 @@
-"""What a request of ClickHouse's HTTP protocol asks for: its statement, parameters, settings and the rest."""
+"""Reads what a request of ClickHouse's HTTP protocol asks for: its statement, parameters, settings and the rest."""
 
 import zlib
 from collections.abc import Callable

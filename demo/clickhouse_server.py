@@ -1,4 +1,4 @@
-"""The demo ClickHouse server: as a process of its own, to be stopped, killed, started again, given faults."""
+"""The demo ClickHouse server in its own process, which can be stopped, killed, restarted and given faults."""
 
 import http.client
 import json
@@ -31,7 +31,7 @@ def serve(
 ) -> None:
     """Serve the engine in `path` until SIGINT or SIGTERM; `max_memory` is the server's limit in bytes.
 
-    With `replica` it is one of a cluster: what demo.cluster.engine takes.
+    With `replica`, which has the arguments of demo.cluster.engine, it is a replica in a cluster.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     if replica:
@@ -45,12 +45,12 @@ def serve(
             Front(engine, port, user, password, faults_token).http.run()
     finally:
         if replica:
-            os._exit(0)  # an engine whose tables are replicated may hang as it closes
+            os._exit(0)  # an engine with replicated tables may hang as it closes
         engine.close()
 
 
 def serve_parent() -> None:
-    """`serve` with options from standard input, until whoever holds its other end is gone."""
+    """`serve` with options from standard input, until the process at its other end is gone."""
     options = json.loads(sys.stdin.readline())
 
     def outlive_nobody() -> None:
@@ -63,7 +63,7 @@ def serve_parent() -> None:
 
 @dataclass
 class Server:
-    """`serve` in a process of its own: to be stopped, killed, started again where it was, given faults."""
+    """`serve` in its own process, which can be stopped, killed, restarted in the same place and given faults."""
 
     path: Path
     port: int = 0
@@ -81,12 +81,12 @@ class Server:
             [sys.executable, "-c", "from demo.clickhouse_server import serve_parent; serve_parent()"],
             cwd=Path(__file__).parent.parent,
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # an engine with a log says there where that is
+            stdout=subprocess.DEVNULL,  # an engine with a log prints where it is
             text=True,
             start_new_session=True,
         )
         assert self.process.stdin
-        print(json.dumps(self.options()), file=self.process.stdin, flush=True)  # arguments are for all to see
+        print(json.dumps(self.options()), file=self.process.stdin, flush=True)  # not in arguments: all can see those
         deadline = time.monotonic() + 30
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -95,7 +95,7 @@ class Server:
             time.sleep(0.02)
 
     def options(self) -> dict[str, Any]:
-        """Of `serve`."""
+        """The options of `serve`."""
         names = ("port", "user", "password", "faults_token", "max_memory")
         return {name: getattr(self, name) for name in names} | {"path": str(self.path.resolve())}
 
@@ -106,7 +106,7 @@ class Server:
             return False
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """Ask it to end, and insist after a while. Returns its exit code."""
+        """Ask it to end, and kill it if it does not end soon. Returns its exit code."""
         assert self.process
         self.process.send_signal(how)
         try:
@@ -125,11 +125,11 @@ class Server:
         self.start()
 
     def inject(self, *faults: dict[str, Any]) -> None:
-        """Replace the faults by these (Fault's fields)."""
+        """Replace all faults by these; each has the fields of Fault."""
         self.request("POST", "/faults", json.dumps(faults))
 
     def faults(self) -> list[dict[str, Any]]:
-        """The faults, each with how often it `matched` and `fired`."""
+        """The faults, with how often each `matched` and `fired`."""
         return json.loads(self.request("GET", "/faults"))
 
     def request(self, method: str, path: str, body: str | None = None) -> bytes:
@@ -145,7 +145,7 @@ class Server:
 
 @contextmanager
 def running(path: Path, **options: Any) -> Iterator[Server]:
-    """A Server that answers, stopped at the end."""
+    """Start a Server, wait until it answers, and stop it at the end."""
     server = Server(path, **options)
     server.start()
     try:

@@ -1,13 +1,13 @@
-"""Replicas of the embedded engine on one machine: test equipment, and plain about what it is.
+"""Replicas of the embedded engine on one machine, for tests and demos.
 
-What replicates is ClickHouse's own: Replicated tables, their queues, quorums and fetches, with ClickHouse's TestKeeper
-within the process or ZooKeeper beside it. What only clickhouse-server does is ours: the interserver address
-(cluster_engine), the sending of parts (cluster_exchange), HTTP (clickhouse_http). Out of reach stay ON CLUSTER and
-clusterAllReplicas, for no replica has a native port, and users.
+The replication is ClickHouse's own: Replicated tables, their queues, quorums and fetches, with ClickHouse's TestKeeper
+within the process or a separate ZooKeeper. We add what only clickhouse-server does: the interserver address
+(cluster_engine), the sending of parts (cluster_exchange) and HTTP (clickhouse_http). Users do not work, and neither do
+ON CLUSTER and clusterAllReplicas, because no replica has a native port.
 
-Without a Keeper's port two databases of one process, whose tables have one path in TestKeeper and two names of a
-replica, are two replicas, and up in a second: one is away while its tables are detached, and lags under SYSTEM STOP
-FETCHES. To lose Keeper, its session or a replica's process takes processes: `running` has them.
+Without a Keeper port, two databases of one process act as two replicas, if their tables have the same path in
+TestKeeper but different replica names. They are up in a second; a replica is away while its tables are detached, and
+lags under SYSTEM STOP FETCHES. To lose Keeper, its session or a replica takes separate processes: see `running`.
 """
 
 import signal
@@ -40,10 +40,11 @@ CONFIG = """<logger><level>information</level><console>false</console><log>{path
     <background_fetches_pool_size>4</background_fetches_pool_size>
     <background_schedule_pool_size>16</background_schedule_pool_size>
     <remote_servers><posthog>{shards}</posthog></remote_servers>"""
-"""Each has a path for sessions of its own: all embedded engines have one server's UUID and would end each other's."""
+"""Each engine has its own path for sessions, because all embedded engines have the same server UUID, and would end each
+other's sessions."""
 TEST_KEEPER = "<implementation>testkeeper</implementation>"
 REPLICATES = "<internal_replication>true</internal_replication>"
-"""An insert into a Distributed table goes to one replica, and the table behind replicates it."""
+"""An insert into a Distributed table goes to one replica, and the replicated table copies it to the others."""
 DIRECTORIES = """SELECT arrayJoin(data_paths) FROM system.tables WHERE (database, name) IN
     (SELECT (database, table) FROM system.replicas WHERE replica_path = '{replica_path}')"""
 
@@ -94,7 +95,7 @@ def free_port() -> int:
 
 @dataclass
 class Replica(Server):
-    """A Server that is one replica, in a process of its own. Without ZooKeeper it has a TestKeeper to itself."""
+    """A Server that is one replica, in its own process. Without ZooKeeper it has its own TestKeeper."""
 
     name: str = "r1"
     shard: str = "01"
@@ -117,11 +118,11 @@ class Replica(Server):
         self.process.send_signal(signal.SIGCONT)
 
     def exchange(self, **manners: Any) -> None:
-        """How it answers the others' fetches: cluster_exchange says what there is."""
+        """Change how it answers the others' fetches: cluster_exchange lists the options."""
         cluster_exchange.control(self.interserver_port, **manners)
 
     def create_tables(self, database: str, keeper_path: str = KEEPER_PATH) -> None:
-        """PostHog's two."""
+        """Create PostHog's two tables."""
         with clickhouse_connect.get_client(host="127.0.0.1", port=self.port, password=self.password) as client:
             client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
             client.database = database
@@ -132,8 +133,10 @@ class Replica(Server):
 def running(
     directory: Path, count: int = 2, *, database: str = "posthog", sharded: bool = False, **options: Any
 ) -> Iterator[list[Replica]]:
-    """Replicas of one shard, or `sharded`, as PostHog never has these tables, shards of one replica; PostHog's tables
-    are there. `options` are Server's. Everything is killed at the end, whatever state it is in.
+    """Start replicas of one shard with PostHog's tables; `options` are those of Server.
+
+    With `sharded`, start shards of one replica each, although PostHog never shards these tables. Everything is killed
+    at the end, whatever state it is in.
     """
     directory.mkdir(parents=True, exist_ok=True)
     ports = [9001 + number for number in range(count)]
@@ -161,7 +164,7 @@ def running(
 
 @contextmanager
 def servers(directory: Path, replicas: int, **options: Any) -> Iterator[Sequence[Server]]:
-    """A server, or as many replicas, with PostHog's tables in the database default; `options` are Server's."""
+    """Start a server, or several replicas, with PostHog's tables in the database default; `options` are Server's."""
     if replicas > 1:
         with running(directory, replicas, database="default", **options) as several:
             yield several
@@ -173,7 +176,7 @@ def servers(directory: Path, replicas: int, **options: Any) -> Iterator[Sequence
 
 
 def told(servers: Sequence[Server]) -> str:
-    """What `servers` started, for who watches."""
+    """What `servers` started, in words."""
     if len(servers) == 1:
         return "ClickHouse"
     return f"{len(servers)} replicas of ClickHouse (the migration asks the first, the application the last)"

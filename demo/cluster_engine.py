@@ -1,14 +1,16 @@
-"""Gives an embedded engine what only clickhouse-server has and a cluster needs.
+"""Gives an embedded engine what a cluster needs and only clickhouse-server has.
 
-That is an interserver address, without which a replicated table stays read-only. Context::getInterserverIOAddress is
-the one function of the engine that refers to the text of its own error. It is found by that reference and the table of
-functions (.eh_frame_hdr), and is told by a call with a made-up Context where that keeps the address; then it is
-overwritten, in this process's memory, by one that fills in host, port, the scheme "http" and empty credentials, and
-answers the address. ClickHouse calls it before it reads the others, each time a replicated table starts.
+The first thing is an interserver address, without which a replicated table stays read-only. The only function that
+refers to the error text about a missing address is Context::getInterserverIOAddress. We find it by that reference and
+the table of functions (.eh_frame_hdr), and call it with a made-up Context to learn where a Context keeps the address.
+Then we overwrite it, in this process's memory, by a function that fills in host, port, the scheme "http" and empty
+credentials, and returns the address. ClickHouse calls it before it reads the other values, each time a replicated table
+starts.
 
-And it is system.zookeeper: whether that is there is an argument of the function that refers to its comment.
+The second is the table system.zookeeper: an argument of the function that refers to its comment decides whether it
+exists.
 
-x86-64 only, and only in builds that were tried.
+This works on x86-64 only, and only in builds that were tried.
 """
 
 import ctypes
@@ -25,18 +27,18 @@ from typing import Any
 import numpy as np
 
 KNOWN = {"26.9.0": 0x60}
-"""Versions of chdb-core that were tried, and where the credentials' pointer is, in bytes after the host."""
+"""Versions of chdb-core that were tried, with the offset of the pointer to the credentials, in bytes after the host."""
 ADDRESS_ERROR = b"required for replication is not specified"
 KEEPER_COMMENT = b"Exposes data from the [Zoo]Keeper cluster"
 TAKES_ARGUMENT, ASSUMES_TRUE = b"\x41\x89\xcc", b"\x41\xb4\x01"
 """mov r12d, ecx; mov r12b, 1"""
 PART = 64 << 20
 KEPT: list[Any] = []
-"""What the engine points to from then on."""
+"""Objects that the engine points to from then on, so they must stay alive."""
 
 
 class UnknownEngineError(Exception):
-    """No replicated table can be had from this engine here."""
+    """This engine cannot have replicated tables on this machine."""
 
 
 def unknown() -> str | None:
@@ -53,7 +55,7 @@ def unknown() -> str | None:
 
 
 class Library:
-    """The engine's file: which addresses its bytes get, its functions, and who refers to what."""
+    """The engine's file: the addresses that its bytes are loaded at, its functions, and what code refers to."""
 
     def __init__(self, path: str) -> None:
         with open(path, "rb") as file:
@@ -72,14 +74,14 @@ class Library:
         return next(offset - o + a for o, a, length, _ in self.loaded if o <= offset < o + length)
 
     def text(self, words: bytes) -> int:
-        """Address of the text that has these words."""
+        """Address of the text that contains these words."""
         at = self.data.find(words)
         if at < 0:
             raise UnknownEngineError(f"this engine does not say {words.decode()!r}")
         return self.address(max(self.data.rfind(b"\0", 0, at) + 1, self.data.rfind(b"Parameter '", 0, at)))
 
     def references(self, targets: list[int], first: int = 0, last: int = 1 << 62) -> dict[int, list[int]]:
-        """By target, where code between the addresses `first` and `last` loads it: lea register, [rip + distance]."""
+        """By target, where code between the addresses `first` and `last` loads it by lea register, [rip + distance]."""
         found: dict[int, list[int]] = {target: [] for target in targets}
         for offset, address, length, flags in self.loaded:
             begin, end = max(address, first), min(address + length, last)
@@ -95,7 +97,7 @@ class Library:
         return found
 
     def function(self, within: int) -> tuple[int, int]:
-        """Address and size of the function that this address is within."""
+        """Address and size of the function that contains this address."""
         offset, address = self.functions_at
         (count,) = struct.unpack_from("<I", self.data, offset + 8)
         starts = np.frombuffer(self.data, "<i4", 2 * count, offset + 12)[::2].astype(np.int64) + address
@@ -104,7 +106,7 @@ class Library:
 
 
 def prepare(host: str, port: int) -> None:
-    """To be called once, before the engine starts. Raises UnknownEngineError where the engine is another."""
+    """Call this once, before the engine starts. Raises UnknownEngineError if the engine is not a known one."""
     if reason := unknown():
         raise UnknownEngineError(reason)
     import chdb._chdb as engine
@@ -144,7 +146,7 @@ def _give_address(address: int, size: int, host: str, port: int) -> None:
 
 
 def _found(path: str) -> list[tuple[int, int]]:
-    """Address and size of both functions. Looking for them takes seconds, so where they were is kept, and checked."""
+    """Address and size of both functions. The search takes seconds, so its result is kept, and checked before use."""
     library, kept = Library(path), Path(tempfile.gettempdir()) / f"pdi2-engine-{os.getuid()}.json"
     texts = [library.text(words) for words in (ADDRESS_ERROR, KEEPER_COMMENT)]
     build = f"{path} {os.path.getsize(path)}"
@@ -172,9 +174,9 @@ def _loaded_at(path: str) -> int:
 
 
 def _fields(address: int) -> tuple[int, int, int]:
-    """Calls the function with a Context whose words of 16 bits say where they are.
+    """Calls the function with a Context whose 16-bit words are numbered, so that its answer shows where they came from.
 
-    Returns the offset in Context of the pointer to what all contexts share, and there those of host and port.
+    Returns the offset in Context of the pointer to what all contexts share, and the offsets of host and port in that.
     """
     words, slots = 0x400, 16
     shared = (ctypes.c_uint16 * (words * slots))(*range(0x100, 0x100 + words * slots))
@@ -190,7 +192,7 @@ def _fields(address: int) -> tuple[int, int, int]:
 
 
 def _string(text: str) -> bytes:
-    """A std::string of libc++, which keeps up to 22 bytes within itself."""
+    """A std::string of libc++, which stores up to 22 bytes within itself."""
     raw = text.encode()
     if len(raw) > 22:
         raise ValueError(f"{text!r} is longer than 22 bytes")

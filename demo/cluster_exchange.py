@@ -1,8 +1,9 @@
-"""The sending side of ClickHouse's parts exchange, out of the parts' directories: what a replica fetches from another.
+"""The sending side of ClickHouse's parts exchange: sends other replicas the parts that they fetch.
 
-POST /?endpoint=DataPartsExchange:<the replica's path in Keeper>&part=<name>, versions 1 to 10 of the protocol. An
-embedded engine fetches by itself, but only a server answers. `POST /control` with JSON changes how it answers:
-{"refuse": true} is a 503 for every fetch, {"delay": 2.0} seconds before each, {"bytes_per_second": 1000} a throttle.
+It serves POST /?endpoint=DataPartsExchange:<the replica's path in Keeper>&part=<name>, in versions 1 to 10 of the
+protocol. An embedded engine can fetch parts, but only a server sends them. `POST /control` with JSON changes how it
+answers: {"refuse": true} answers every fetch with a 503, {"delay": 2.0} waits that many seconds before each, and
+{"bytes_per_second": 1000} throttles it.
 """
 
 import json
@@ -33,14 +34,14 @@ SINCE = {
     "columns_substreams.txt": 9,
     "invalidated_system_columns.txt": 10,
 }
-"""Files that have no checksum in checksums.txt, and the version of the protocol that began to send them."""
+"""Files that have no checksum in checksums.txt, with the version of the protocol since which they are sent."""
 NEEDED = {"checksums.txt", "columns.txt"}
 PART = re.compile(r"\w+_\d+_\d+_\d+(_\d+)?")
 CHUNK = 1 << 20
 
 
 def checksums(data: bytes) -> dict[str, tuple[int, bytes]]:
-    """Of checksums.txt of format 4: size and hash of each file."""
+    """Size and hash of each file in a checksums.txt of format 4."""
     head, packed = data.split(b"\n", 1)
     if head != b"checksums format version: 4":
         raise ValueError(f"{head!r} is another format of checksums.txt")
@@ -50,14 +51,14 @@ def checksums(data: bytes) -> dict[str, tuple[int, bytes]]:
         name = plain.read(_number(plain)).decode()
         size, digest = _number(plain), plain.read(16)
         files[name] = size, digest
-        if plain.read(1) != b"\0":  # compressed: the same of what is in it
+        if plain.read(1) != b"\0":  # a compressed file: size and hash of its contents
             _number(plain)
             plain.read(16)
     return files
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """ClickHouse's compressed blocks."""
+    """Unpacks ClickHouse's compressed blocks."""
     plain, at = b"", 0
     while at < len(packed):
         method, length, size = struct.unpack_from("<BII", packed, at + 16)
@@ -93,7 +94,7 @@ def _text(text: str) -> bytes:
 
 
 class Exchange(ThreadingHTTPServer):
-    """Serves one process's replicas; `directories_of(replica's path in Keeper)` are those of a table's parts."""
+    """Serves the replicas of one process. `directories_of` finds a table's directories by its path in Keeper."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -160,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def send_part(self, directory: Path, version: int) -> None:
-        with ExitStack() as stack:  # all are open before the first byte goes: a merge may take the part away meanwhile
+        with ExitStack() as stack:  # opens all files before it sends a byte, because a merge may remove the part
             small = {}
             for name, since in SINCE.items():
                 if since <= version and (name in NEEDED or (directory / name).exists()):

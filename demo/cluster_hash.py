@@ -1,7 +1,7 @@
-"""The checksum that ClickHouse keeps of a part's file: CityHash128 of version 1.0.2, seeded, by blocks of 2,048 bytes.
+"""ClickHouse's checksum of a file in a part: CityHash128 of version 1.0.2, seeded, by blocks of 2,048 bytes.
 
-Plain and slow: for the few small files of a part of which checksums.txt has none. The files that it does list are the
-test's examples (tests/demo/test_cluster_engine.py).
+It is plain and slow, for the few small files of a part that have no checksum in checksums.txt. The files that have one
+are the examples of its test (tests/demo/test_cluster_engine.py).
 """
 
 import struct
@@ -14,7 +14,7 @@ Pair = tuple[int, int]
 
 
 def file_hash(data: bytes) -> bytes:
-    """16 bytes, as checksums.txt and the parts exchange have them."""
+    """The 16 bytes that checksums.txt and the parts exchange use."""
     state = (0, 0)
     for at in range(0, len(data), BLOCK):
         state = _hash(data[at : at + BLOCK], state)
@@ -45,7 +45,7 @@ def _pair(low: int, high: int) -> int:
 
 
 def _short(data: bytes) -> int:
-    """Of up to 16 bytes."""
+    """The hash of up to 16 bytes."""
     size = len(data)
     if size > 8:
         a, b = _u64(data, 0), _u64(data, size - 8)
@@ -59,7 +59,7 @@ def _short(data: bytes) -> int:
 
 
 def _murmur(data: bytes, seed: Pair) -> Pair:
-    """Of fewer than 128 bytes."""
+    """The hash of fewer than 128 bytes."""
     (a, b), size = seed, len(data)
     if size <= 16:
         a = _mixed(a * K1) * K1
@@ -79,7 +79,7 @@ def _murmur(data: bytes, seed: Pair) -> Pair:
 
 
 def _weak(data: bytes, at: int, a: int, b: int) -> Pair:
-    """Of 32 bytes."""
+    """The hash of 32 bytes."""
     w, x, y, z = struct.unpack_from("<QQQQ", data, at)
     a += w
     b = _rotated(b + a + z, 21)

@@ -1,4 +1,4 @@
-"""ZooKeeper of Debian's package, in a process of its own: to be stopped, killed, frozen, started again."""
+"""ZooKeeper from Debian's package in its own process, which can be stopped, killed, frozen and restarted."""
 
 import signal
 import socket
@@ -36,7 +36,7 @@ class ZooKeeper:
                 stderr=log,
                 start_new_session=True,
             )
-        self.guard = subprocess.Popen(  # Java does not look whether we live; this does, and ends it with us
+        self.guard = subprocess.Popen(  # ends ZooKeeper when we end, because Java does not notice
             ["sh", "-c", "read _; kill -9 $0", str(self.process.pid)],
             stdin=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def write(file: Path = ROOT / ".env") -> int:
-    """Returns 1, and changes nothing, where there is a file: the databases' volumes keep the passwords they got."""
+    """Returns 1, and changes nothing, if the file exists, because the databases' volumes keep their passwords."""
     lines = (ROOT / ".env.example").read_text().splitlines()
     filled = [f"{line}{_secret()}" for line in lines if line.endswith("=")]
     try:
@@ -24,7 +24,7 @@ def write(file: Path = ROOT / ".env") -> int:
 
 
 def _secret() -> str:
-    """32 bytes as Fernet wants them; good for URIs, JSON and shells too."""
+    """32 bytes in Fernet's encoding, which is safe in URIs, JSON and shells too."""
     return base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 

@@ -1,4 +1,4 @@
-"""One run of a DAG by Airflow, in a process that loads Airflow while the demo's data is still being made.
+"""Runs a DAG in a process that loads Airflow while the demo's data is still being created.
 
 It does what `airflow db migrate` and `airflow dags test` do, without starting Python twice. It prints READY, waits for
 one line on standard input (the DAG's id and the run's conf, as JSON), runs the DAG, and exits with 1 if the run failed.
@@ -16,11 +16,11 @@ READY = "Airflow is ready"
 
 
 class AirflowError(Exception):
-    """Airflow ended before it was asked for anything; its log says why."""
+    """Airflow ended while it was loading; its log says why."""
 
 
 class DagRun:
-    """The process, seen from outside."""
+    """The process, for its parent."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         self.log = log
@@ -36,7 +36,7 @@ class DagRun:
             )
 
     def start(self, dag_id: str, conf: Mapping[str, Any]) -> subprocess.Popen[str]:
-        """Begin the run, once Airflow is loaded. Raises AirflowError where it could not be."""
+        """Begin the run once Airflow is loaded. Raises AirflowError if it could not be loaded."""
         assert self.process.stdin
         assert self.process.stdout
         if self.process.stdout.readline().strip() != READY:
@@ -47,7 +47,7 @@ class DagRun:
 
 @contextmanager
 def loading(environment: Mapping[str, str], log: Path) -> Iterator[DagRun]:
-    """A process that loads Airflow; it does not outlive the block."""
+    """Start a process that loads Airflow; it is killed at the end of the block."""
     run = DagRun(environment, log)
     with run.process:
         try:
@@ -68,7 +68,7 @@ def main() -> int:
 
     initdb()
     bag = DagBag(ROOT / "dags")
-    InProcessTestSupervisor._api_client().get("health")  # what the tasks talk to: it takes seconds to build
+    InProcessTestSupervisor._api_client().get("health")  # the tasks' API, which takes seconds to build
     print(READY, file=told, flush=True)
     dag_id, conf = json.loads(sys.stdin.readline())
     return int(bag.dags[dag_id].test(run_conf=conf).state != DagRunState.SUCCESS)

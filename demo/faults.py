@@ -1,4 +1,4 @@
-"""What the demo ClickHouse server does wrong when it is asked to."""
+"""The faults that the demo ClickHouse server shows on request."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ FAULTS = {
     243: "Cannot reserve 1.00 MiB, not enough space",
     252: "Too many parts (3001). Merges are processing significantly slower than inserts",
 }
-"""ClickHouse's words. The server's limit is a 241 too: give "(total) memory limit exceeded" as `text`."""
+"""ClickHouse's error texts. For a 241 of the server's own limit, give "(total) memory limit exceeded" as `text`."""
 
 ACTIONS = {
     "refuse": "HTTP 503, as from a proxy that finds no server; the statement does not run",
@@ -24,7 +24,7 @@ ACTIONS = {
 
 @dataclass
 class Fault:
-    """What happens to the statements that a regular expression finds, after `skip` of them, `times` times."""
+    """What happens `times` times to statements that match a regular expression, after the first `skip` of them."""
 
     match: str
     action: str

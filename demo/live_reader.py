@@ -1,12 +1,12 @@
 """A process of the application that reads, and compares every answer with Postgres.
 
-An answer may be late, never wrong: where it differs from Postgres, the reader waits until everything that was
-committed before has arrived, and asks the same table again. If the id did not move meanwhile and the answer still
+An answer may be late, but never wrong. If it differs from Postgres, the reader waits until everything that was
+committed before has arrived, and asks the same table again. If the id has not changed meanwhile and the answer still
 differs, it is wrong.
 
-The old table is wrong about some ids for ever, by its own rule. Of those that were there before, the reader
-follows only such as it finds right at first; of those that come, all, for a LiveWriter spares the old table. And where
-a deletion was not told to ClickHouse, a person of that past life is no wrong answer: see demo/past_lives.py.
+By its own rule, the old table is wrong about some ids for ever. So the reader follows only those existing ids that it
+finds right at first. It follows all new ids, because a LiveWriter avoids what the old table gets wrong. And if
+ClickHouse was not told of a deletion, a person from before it is not a wrong answer: see demo/past_lives.py.
 """
 
 import collections
@@ -69,25 +69,25 @@ class LiveReader:
         self.doubts: dict[tuple[int, str], Doubt] = {}
         self.counts: collections.Counter[str] = collections.Counter()
         self.wrong: list[dict[str, Any]] = []
-        """Examples."""
+        """Examples of wrong answers."""
         self.tables: list[tuple[str, Table]] = []
-        """Which table was read since when."""
+        """Which table was read, and since when."""
         [[self.newest]] = self.postgres.execute("SELECT coalesce(max(id), 0) FROM posthog_persondistinctid").fetchall()
         self._sample()
 
     def step(self, low_water: float) -> None:
-        """One look at a few ids. `low_water`: what was committed before this moment has arrived in both tables."""
+        """Look at a few ids. Everything committed before `low_water` has arrived in both tables."""
         self._patiently(partial(self._step, low_water))
 
     def end(self) -> None:
-        """When everything has arrived: every id once more. Gives up where a database stays away."""
+        """Look at every id once more after everything has arrived. Gives up if a database stays away."""
         deadline = time.monotonic() + END_SECONDS
         while not self._patiently(self._look_at_all):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"a database was away for the last {END_SECONDS} s, so the last look is missing")
 
     def _patiently(self, work: Callable[[], None]) -> bool:
-        """Whether the work was done; if not, there are new connections. A reader then shows an error, no answer."""
+        """Whether the work was done; if not, reconnects. A real reader would show an error then, and no answer."""
         try:
             work()
         except (psycopg.OperationalError, ClickHouseFailure):
@@ -123,7 +123,7 @@ class LiveReader:
         self._settle(math.inf)
 
     def _sample(self) -> None:
-        """Some ids of every team; for a reader of the old table, only those that it gets right now."""
+        """Choose some ids of every team; if the old table is read, only ids that it gets right now."""
         table = self.switches.reads()
         for (team_id,) in self.postgres.execute("SELECT id FROM posthog_team").fetchall():
             ids = [*some_ids(self.postgres, team_id, self.chance, SAMPLED_A_TEAM)]
@@ -158,7 +158,7 @@ class LiveReader:
                 self.doubts.setdefault((team_id, distinct_id), Doubt(table, team_id, distinct_id, link, now))
 
     def _settle(self, low_water: float) -> None:
-        """Judges the doubts whose truth has arrived by now."""
+        """Judge the doubts whose truth has arrived by now."""
         for key, doubt in [*self.doubts.items()]:
             if doubt.since < low_water:
                 self.counts[self._judge(doubt)] += 1

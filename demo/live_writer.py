@@ -1,9 +1,10 @@
-"""A process of the application that writes: changes at a steady rate in Postgres, batches to ClickHouse.
+"""A process of the application that writes: changes at a steady rate in Postgres, and batches to ClickHouse.
 
-It makes every change that PostHog makes, but none that the old table's own rule gets wrong however well it is fed:
-an id never returns to a person, moves once a second at most, and is deleted only if its links arrived once. And an
-id whose deletion was told is created again only if the new table never had it: it would hide behind its tombstone
-(PostHog #12610). A writer with the habit `silent` also deletes as PostHog 1.31 to 1.33 do: see demo/past_lives.py.
+It makes every change that PostHog makes, except those that the old table gets wrong by its own rule even if it receives
+everything: an id never returns to a person, moves at most once per second, and is deleted only if each of its links
+arrived once. And if ClickHouse was told of an id's deletion, the id is created again only if the new table never had
+it, because it would hide behind its tombstone there (PostHog #12610). A writer with the habit `silent` also deletes as
+PostHog 1.31 to 1.33 do: see demo/past_lives.py.
 """
 
 import collections
@@ -25,9 +26,9 @@ from demo.topic import AGAIN_SECONDS, Key, Topic
 from demo.writer import Change, Writer
 
 SHARES = {"create": 40, "identify": 28, "merge": 16, "delete": 8, "delete_person": 4, "create_again": 4}
-"""How often each change is tried; what is not possible at the moment becomes the creation of an id."""
+"""How often each change is tried. If it is not possible at the moment, an id is created instead."""
 SILENT_SHARES = {"delete_silently": 16, "create_again": 12}
-"""Besides these, by a writer with the habit `silent`."""
+"""How often a writer with the habit `silent` also tries these."""
 
 TEAMS_SECONDS = 5.0
 ADOPTED_A_TEAM = 100
@@ -42,14 +43,14 @@ class Habits:
     cache_seconds: float = 2.0
     """How old its knowledge of the switches may be."""
     deaf: bool = False
-    """It never hears of the dual write: the old table alone, for ever."""
+    """It never hears of the dual write, and writes only the old table for ever."""
     clock_ahead: float = 0.0
     silent: bool = False
-    """Some of its deletions are those of PostHog 1.31 to 1.33: nothing is sent to ClickHouse. Such ids come back."""
+    """Some of its deletions send nothing to ClickHouse, as in PostHog 1.31 to 1.33. Such ids come back."""
 
     @classmethod
     def parse(cls, text: str) -> "Habits":
-        """`stale:SECONDS`, `deaf`, `silent`, or `clock:SECONDS` (behind where negative)."""
+        """`stale:SECONDS`, `deaf`, `silent`, or `clock:SECONDS` (behind if negative)."""
         match text.split(":"):
             case ["silent"]:
                 return cls(silent=True)
@@ -64,13 +65,13 @@ class Habits:
 
 @dataclasses.dataclass
 class Id:
-    """What a process remembers of an id; no other process changes it."""
+    """What a process remembers about an id, which no other process changes."""
 
     team_id: int
     distinct_id: str
     person: UUID
     past: set[UUID]
-    """Every person it ever had."""
+    """Every person that the id ever had."""
     changed_at: float
     """By time.monotonic()."""
     in_new_table: bool = True
@@ -90,7 +91,7 @@ class LiveWriter(Writer):
         seed: int,
         flush_seconds: float,
     ) -> None:
-        """Process `number` of `processes`, each of which has ids of its own."""
+        """This is process `number` of `processes`, each of which has its own ids."""
         self.connect_postgres = connect_postgres
         self.chance = random.Random(f"{seed} {number}")
         self.shares = SHARES | SILENT_SHARES if habits.silent else SHARES
@@ -103,7 +104,7 @@ class LiveWriter(Writer):
         self.ids: dict[int, list[Id]] = {}
         self.known: dict[Key, Id] = {}
         self.persons: set[UUID] = set()
-        """Those of its own making, whose every id it knows."""
+        """Persons that it created, so that it knows all of their ids."""
         self.free_again: list[Key] = []
         self.counts: collections.Counter[str] = collections.Counter()
         self.names = (f"live {time.time():.0f} {number} {count}" for count in itertools.count())
@@ -117,7 +118,7 @@ class LiveWriter(Writer):
             topic.start()
 
     def step(self) -> None:
-        """One change. Where Postgres goes away meanwhile, this waits until it is back."""
+        """Make one change. If Postgres goes away meanwhile, wait until it is back."""
         self.began = time.monotonic()
         try:
             if self.began > self.teams_expire:
@@ -133,11 +134,11 @@ class LiveWriter(Writer):
             self._reconnect_patiently()
 
     def low_water(self) -> float:
-        """Between two steps: what this process committed before this moment has arrived in both tables."""
+        """The moment before which everything that this process committed has arrived. Call it between two steps."""
         return min(time.monotonic(), *(topic.oldest() for topic in self.topics.values()))
 
     def end(self, within_seconds: float) -> int:
-        """Delivers what is queued; returns how many messages could not be."""
+        """Deliver what is queued; returns how many messages could not be delivered."""
         for topic in self.topics.values():
             topic.ending.set()
         deadline = time.monotonic() + within_seconds
@@ -201,11 +202,11 @@ class LiveWriter(Writer):
         return one.person in self.persons
 
     def _movable(self, one: Id) -> bool:
-        """Not in the second of its last change: the old table could not tell which was the later one."""
+        """Not in the same second as its last change, because the old table could not tell which change was later."""
         return time.monotonic() - one.changed_at > 1
 
     def _deletable(self, one: Id) -> bool:
-        """Its links arrived, each once: a merge takes a link that came twice for two, and keeps one of them."""
+        """Whether each of its links arrived once: a merge would take a repeated link for two, and keep one of them."""
         topic = self.topics[Table.OLD]
         return one.changed_at < topic.oldest() and (one.team_id, one.distinct_id) not in topic.repeated
 
@@ -250,7 +251,7 @@ class LiveWriter(Writer):
         self.teams_expire = time.monotonic() + TEAMS_SECONDS
 
     def _adopt(self, team_id: int, number: int, processes: int) -> None:
-        """Takes charge of some ids that were there before, if the old table knows all of their history."""
+        """Take charge of some existing ids, if the old table knows all of their history."""
         found = some_ids(self.postgres, team_id, self.chance, ADOPTED_A_TEAM * processes)
         mine = [distinct_id for distinct_id, key in found.items() if key % processes == number]
         plain = ids_with_one_row(self.clickhouse, team_id, mine)

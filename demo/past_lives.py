@@ -1,9 +1,9 @@
-"""Ids that were deleted without a word to ClickHouse, as PostHog 1.31 to 1.33 delete (tombstones came in mid-2022).
+"""Ids that were deleted without telling ClickHouse, as PostHog 1.31 to 1.33 delete them (tombstones came in mid-2022).
 
-Whoever reads such an id may go on seeing the person it had: in the old table for ever, in the new one until a
-verification or an audit that began after the deletion. The same holds when the id comes back at version 0, below what
-is left of its past. That is PostHog's doing, so a reader must not hold it against the migration. The writers note each
-such deletion here, in the transaction that deletes; PostHog has no such table.
+A reader of such an id may go on seeing its earlier person: in the old table for ever, in the new table until a
+verification or an audit that began after the deletion. The same holds if the id comes back at version 0, below the rows
+that are left of its past. That is PostHog's fault, so the demo's reader must not blame the migration. The writers note
+each such deletion here, in the transaction that deletes; PostHog has no such table.
 """
 
 from uuid import UUID
@@ -14,7 +14,7 @@ from demo.writer import Change
 
 
 def prepare(postgres: psycopg.Connection) -> None:
-    """Create the table where it is missing; several processes may call this at once."""
+    """Create the table if it is missing; several processes may call this at once."""
     with postgres.transaction():
         postgres.execute("SELECT pg_advisory_xact_lock(hashtext('demo_past_life'))")
         postgres.execute(
@@ -34,6 +34,6 @@ def note(postgres: psycopg.Connection, changes: list[Change]) -> None:
 
 
 def persons_of(postgres: psycopg.Connection, team_id: int, distinct_id: str) -> set[UUID]:
-    """Those whom a reader may see though Postgres has forgotten them."""
+    """The persons that a reader may see although Postgres has forgotten them."""
     query = "SELECT person FROM demo_past_life WHERE team_id = %s AND distinct_id = %s"
     return {person for (person,) in postgres.execute(query, [team_id, distinct_id])}

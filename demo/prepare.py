@@ -1,4 +1,4 @@
-"""`python -m demo seed`: the application's tables and data, in a Postgres and a ClickHouse that run elsewhere."""
+"""`python -m demo seed`: creates the application's tables and data in a Postgres and a ClickHouse run by others."""
 
 import os
 import time
@@ -27,7 +27,7 @@ def run(
     rows: int,
     teams: int,
 ) -> int:
-    """Returns 0 where the data is there, now or before; 1 where an earlier call was interrupted."""
+    """Returns 0 if the data is there, from this call or an earlier one; 1 if an earlier call was interrupted."""
     address: dict[str, Any] = {"host": clickhouse_host, "port": clickhouse_port, "database": clickhouse_database}
     address |= {"username": clickhouse_user, "password": os.environ.get("CLICKHOUSE_PASSWORD", "")}
     with (
@@ -48,7 +48,7 @@ def run(
 
 
 def _reached(connect: Callable[[], Reached]) -> Reached:
-    """A connection, as soon as somebody answers. What a server answered is no reason to wait."""
+    """A connection, as soon as the server is up. If a server answers with an error, this does not wait."""
     deadline = time.monotonic() + WITHIN_SECONDS
     while True:
         try:

@@ -1,7 +1,7 @@
-"""Whose is this distinct_id: the application's answer from either table, and Postgres's, the truth.
+"""Whose is this distinct_id? The application's answer from either table, and Postgres's answer, which is the truth.
 
-ClickHouse keeps ids as bytes. Here they are str; bytes that are not UTF-8 become surrogate escapes, so that
-no two ids become one.
+ClickHouse keeps ids as bytes. Here they are str, and bytes that are not UTF-8 become surrogate escapes, so that no two
+ids become the same.
 """
 
 import random
@@ -32,7 +32,7 @@ class Reader:
 
 
 class Link(NamedTuple):
-    """What Postgres says of an id."""
+    """What Postgres says about an id."""
 
     person: UUID
     version: int
@@ -63,7 +63,7 @@ def truth_of(postgres: psycopg.Connection, team_id: int) -> dict[str, UUID]:
 
 
 def links_of(postgres: psycopg.Connection, team_id: int, distinct_ids: Iterable[str]) -> dict[str, Link]:
-    """What Postgres says of each id; unknown ids are left out."""
+    """What Postgres says about each id; unknown ids are left out."""
     query = """
         SELECT distinct_id, uuid, coalesce(version, 0)
         FROM posthog_persondistinctid JOIN posthog_person ON posthog_person.id = person_id
@@ -73,7 +73,7 @@ def links_of(postgres: psycopg.Connection, team_id: int, distinct_ids: Iterable[
 
 
 def some_ids(postgres: psycopg.Connection, team_id: int, chance: random.Random, limit: int) -> dict[str, int]:
-    """Neighbours in the index of a team's ids, from a place found by chance, with their primary keys."""
+    """Some neighbouring ids of a team, from random places in the index, with their primary keys."""
     query = """
         SELECT distinct_id, id FROM posthog_persondistinctid
         WHERE team_id = %s AND distinct_id >= %s
@@ -88,7 +88,7 @@ def some_ids(postgres: psycopg.Connection, team_id: int, chance: random.Random, 
 
 
 def ids_with_one_row(clickhouse: Client, team_id: int, distinct_ids: Iterable[str]) -> list[str]:
-    """Those of the ids that have a single row in the old table, a link."""
+    """The ids that have a single row in the old table, which is a link."""
     query = """
         SELECT distinct_id FROM person_distinct_id
         WHERE team_id = {team_id:Int64} AND distinct_id IN {distinct_ids:Array(String)}
@@ -99,7 +99,7 @@ def ids_with_one_row(clickhouse: Client, team_id: int, distinct_ids: Iterable[st
 
 
 def seconds_to_count_persons(clickhouse: Client, table: Table, team_id: int) -> float:
-    """How long ClickHouse takes to count a team's persons: the read below most of PostHog's insights."""
+    """How long ClickHouse takes to count a team's persons, the read on which most of PostHog's insights are built."""
     start = time.perf_counter()
     clickhouse.query(f"SELECT uniqExact(person_id) FROM ({_READ[table]})", parameters={"team_id": team_id})
     return time.perf_counter() - start

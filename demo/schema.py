@@ -9,8 +9,8 @@ from clickhouse_connect.driver.client import Client
 
 MIGRATION = "0003_fill_person_distinct_id2"
 KEEPER_PATH = "/clickhouse/tables/noshard/posthog"
-"""That, a dot and the table's name is PostHog's path, and its replica '{replica}-{shard}': with CLICKHOUSE_REPLICATION
-in posthog/clickhouse/table_engines.py of 1.31 to 1.33."""
+"""PostHog's path in Keeper is this, a dot and the table's name; its replica name is '{replica}-{shard}'. Both are from
+posthog/clickhouse/table_engines.py of 1.31 to 1.33, with CLICKHOUSE_REPLICATION."""
 
 
 class Table(StrEnum):
@@ -44,7 +44,7 @@ def create_clickhouse(
 ) -> None:
     """Create the two tables in the client's database: as PostHog 1.31 to 1.33 does, or as `later` releases do.
 
-    With a path in Keeper each is a replica of the table there: at PostHog's, KEEPER_PATH, of that name.
+    With a path in Keeper (PostHog's is KEEPER_PATH), each table is a replica there, with the name `replica`.
     """
     for table in Table:
         definition = sql(f"{table}_later" if later and table is Table.NEW else table)

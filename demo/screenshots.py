@@ -43,7 +43,7 @@ class Up:
 
 @contextmanager
 def running(place: Path, *more: str, rows: int, teams: int) -> Iterator[Up]:
-    """`make up` in a process of its own, below a directory that exists; stopped as Ctrl-C stops it."""
+    """Run `make up` in its own process, below an existing directory; stop it as Ctrl-C does."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     directory, log = place / "everything", place / "log"
@@ -55,7 +55,7 @@ def running(place: Path, *more: str, rows: int, teams: int) -> Iterator[Up]:
             stdout=output,
             stderr=output,
             start_new_session=True,
-            # What runs in the background of a shell ignores it, and so would what it starts.
+            # A process in the background of a shell ignores SIGINT, and its children would too.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
@@ -71,7 +71,7 @@ def running(place: Path, *more: str, rows: int, teams: int) -> Iterator[Up]:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Debian's. Containers and CI run as root, for whom its own sandbox refuses to run, and have little /dev/shm."""
+    """Debian's Chromium. Containers and CI run as root, where its sandbox refuses to run, and have little /dev/shm."""
     with sync_playwright() as playwright:
         yield playwright.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
@@ -135,7 +135,7 @@ def _wait(done: Any) -> None:
 
 
 def _save(page: Page, picture: Path) -> None:
-    """Once nothing moves any more."""
+    """Take a picture once nothing moves any more."""
     time.sleep(2)
     page.screenshot(path=picture)
     print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB")

@@ -1,4 +1,4 @@
-"""Data to migrate: teams of very different size, real ids' histories, and some whose evidence is lost."""
+"""Data to migrate: teams of very different sizes, histories as real ids have them, and some with lost evidence."""
 
 import itertools
 import random
@@ -10,12 +10,12 @@ from clickhouse_connect.driver.client import Client
 from demo.schema import Table, sql
 
 ROWS_PER_ID = 1.065
-"""What the shares in sql/seed_history.sql come to, before a merge takes any."""
+"""The rows per id that follow from the shares in sql/seed_history.sql, before any merge removes rows."""
 
 RARE_IDS = 49
-"""How many ids have one of the histories without a share."""
+"""How many ids have a history without a share."""
 
-# Seconds since 1970: the old table's first row is of June 2021, the dual write began on 14 February 2022 and
+# Seconds since 1970: the old table's first row is from June 2021, the dual write began on 14 February 2022, and
 # everything ends two weeks later.
 TIMES = {"old_begins": 1622505600, "new_begins": 1644796800, "end": 1646006400}
 
@@ -41,12 +41,12 @@ def seed(
     reused_ids: bool = False,
     zipf: bool = False,
 ) -> Seeded:
-    """Fill the empty tables of demo.schema: about `rows` rows in the old one, the same for the same seed.
+    """Fill the empty tables of demo.schema with about `rows` rows in the old one, the same for the same seed.
 
-    The first team has half of all and the last ones a handful each; with `zipf` the size follows from the rank alone.
+    The first team has half of the rows and the last teams a handful each; with `zipf`, sizes follow Zipf's law.
 
-    `reused_ids` adds a few ids that were deleted and created again with a version in the new table above that
-    in Postgres, which no migration can mend.
+    `reused_ids` adds a few ids that were deleted and created again, and have a version in the new table above that in
+    Postgres, which no migration can mend.
     """
     team_ids = random.Random(seed).sample(range(1, 25 * teams), teams)
     for table in _SCRATCH:
@@ -78,14 +78,14 @@ def sizes(ids: int, teams: int, zipf: bool) -> list[int]:
 
 
 def _spans(team_ids: list[int], sizes: list[int]) -> list[tuple[int, int, int]]:
-    """Each team's ids, first and end."""
+    """For each team, the number of its first id and the number after its last."""
     ends = list(itertools.accumulate(sizes))
     return [(team_id, end - size, end) for team_id, size, end in zip(team_ids, sizes, ends, strict=True)]
 
 
 def _fill_clickhouse(clickhouse: Client, rows: int) -> None:
     old, new = sql("seed_old"), sql("seed_new")
-    # Collapsed on the way in: the merge that takes two deliveries of a link for two links.
+    # Collapsed by the insert, like a merge that takes a link delivered twice for two links.
     clickhouse.command(old, parameters={**TIMES, "unlink_eaten": True}, settings={"optimize_on_insert": 1})
     parts = {
         "optimize_on_insert": 0,
@@ -100,7 +100,7 @@ def _fill_clickhouse(clickhouse: Client, rows: int) -> None:
 
 def _fill_postgres(postgres: psycopg.Connection, clickhouse: Client) -> None:
     with postgres.transaction():
-        # A million deferred foreign keys cost more than the rows; the data is made to fulfil them.
+        # Checking a million deferred foreign keys costs more than the rows, and the data fulfils them anyway.
         postgres.execute("SET LOCAL session_replication_role = replica")
         _copy(postgres, clickhouse, "posthog_team (id, name)", "seed_posthog_team")
         _copy(postgres, clickhouse, "posthog_person (id, created_at, uuid, team_id)", "seed_posthog_person")
@@ -116,7 +116,7 @@ def _fill_postgres(postgres: psycopg.Connection, clickhouse: Client) -> None:
 
 
 def _copy(postgres: psycopg.Connection, clickhouse: Client, table: str, query: str) -> None:
-    # ClickHouse's tab-separated text is Postgres's COPY text, down to the escapes and the \\N.
+    # ClickHouse's tab-separated text is the same as Postgres's COPY text, down to the escapes and the \\N.
     with (
         clickhouse.raw_stream(sql(query), parameters=TIMES, fmt="TabSeparated") as source,
         postgres.cursor().copy(f"COPY {table} FROM STDIN") as copy,

@@ -1,11 +1,11 @@
-"""`make soak`: migrations and rollbacks under traffic, with something going wrong every few seconds, and all proven.
+"""`make soak`: migrations and rollbacks under traffic, with something going wrong every few seconds, and all verified.
 
-It does what an operator does. Seeds that are even: triggers the DAG, triggers it again after a clear stop, rolls back,
-restarts readers. Old writes are stopped by the last migration alone, so that a rollback stays possible. Seeds that are
-odd: there are no instance settings, as in PostHog 1.32 and 1.33, so nothing can be rolled back: trials of a few teams,
+It does what an operator does. With an even seed, it triggers the DAG, triggers it again after a failure, rolls back and
+restarts readers. Only the last migration stops old writes, so that a rollback stays possible. With an odd seed, there
+are no instance settings, as in PostHog 1.32 and 1.33, so nothing can be rolled back: there are trials of a few teams,
 then the migration, then audits. The faults go on to the end.
-One writer deletes as PostHog 1.33 does, with no word to ClickHouse, and its ids come back: what that left after the
-last verification is for the audit to repair, and only then must both databases agree.
+One writer deletes as PostHog 1.33 does, without telling ClickHouse, and its ids come back. What that left wrong after
+the last verification is repaired by the audit, and only then must both databases agree.
 """
 
 import json
@@ -31,16 +31,16 @@ from demo.switches import WRITES
 
 CONF = {"settle_seconds": 8, "in_flight_seconds": 3, "read_cache_seconds": 4}
 AUDITED = {"repair": True, "in_flight_seconds": 3}
-"""The traffic's caches last 2 s and its messages are up to 3 s late, but for what a fault holds up."""
+"""The traffic's caches last 2 s, and its messages are up to 3 s late unless a fault holds them up."""
 FILL, ROLLBACK = "fill_person_distinct_id2", "rollback_person_distinct_id2"
 AUDIT = "audit_person_distinct_id2"
 LAST_MIGRATION_AT = 0.5
-"""Share of the time after which no further rollback comes."""
+"""After this share of the time there is no further rollback."""
 REST_SECONDS = 10.0
-"""Reads on the new table before a rollback, or between two audits."""
+"""How long reads stay on the new table before a rollback, and the time between two audits."""
 TEAMS_OF_A_TRIAL = 3
 COMPLETED, ROLLED_BACK = 2, 4
-OVERTIME_SECONDS = 600.0  # at most: for a whole run once more, on a busy machine too
+OVERTIME_SECONDS = 600.0  # enough for one more whole run on a busy machine
 TICK_SECONDS = 0.1
 console = Console(highlight=False, width=160)
 
@@ -63,7 +63,7 @@ class Soak:
         return time.monotonic() - self.began
 
     def go_on(self, mishaps: list[Mishap], every: float) -> None:
-        """Until the time is over and the migration is finished, or the overtime is over too."""
+        """Operate until the time is over and the migration is finished, or the overtime is over too."""
         due = list(enumerate(mishaps, 1))
         while self.now() < self.seconds or (not self.finished() and self.now() < self.seconds + OVERTIME_SECONDS):
             self.operate()
@@ -81,7 +81,7 @@ class Soak:
         blow.effect = mishap.happen(self.scene)
 
     def take_stock(self) -> None:
-        """Of the last mishap, before the next takes its place."""
+        """Note what the last mishap did, before the next one replaces it."""
         if self.blows:
             blow = self.blows[-1]
             blow.effect = blow.effect or f"hit {self.scene.met()} statements"
@@ -137,7 +137,7 @@ class Soak:
         return self.scene.run is None and self.switch() == (COMPLETED, "new")
 
     def switch(self) -> tuple[int, str]:
-        """The migration row's status, and which tables are written by a process that begins now."""
+        """The migration row's status, and which tables a process that starts now would write."""
         if not self.has_settings:
             [(status,)] = self.ask("SELECT status FROM posthog_asyncmigration WHERE name = %s", MIGRATION)
             return status, "new" if status == COMPLETED else "both"
@@ -149,7 +149,7 @@ class Soak:
         return row
 
     def step(self) -> str:
-        """Where the migration is."""
+        """How far the migration is."""
         if not self.scene.run or self.scene.run.poll() is not None:
             return "rest"
         if not self.has_ledger():

@@ -1,4 +1,4 @@
-"""What a soak tells when it is over: each fault with what it met, and each run of a DAG."""
+"""What a soak prints when it is over: each fault with its effect, and each DAG run."""
 
 from dataclasses import dataclass
 
@@ -21,13 +21,13 @@ class Attempt:
 
 @dataclass
 class Blow:
-    """One mishap and what it met."""
+    """One mishap and its effect."""
 
     mishap: Mishap
     at: float
     during: str
     failed_before: int
-    """Tasks, according to the ledger."""
+    """How many tasks had failed before, according to the ledger."""
     effect: str = ""
 
 

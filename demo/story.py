@@ -1,4 +1,4 @@
-"""`make demo`: a whole migration under a live application, from seeded tables to a switched reader, told meanwhile."""
+"""`make demo`: a whole migration under a live application, from seeded tables to a switched reader, step by step."""
 
 import statistics
 import subprocess
@@ -23,8 +23,8 @@ from demo.seed import Seeded, seed
 
 CONF = {"settle_seconds": 3, "in_flight_seconds": 1, "read_cache_seconds": 2}
 TRAFFIC: dict[str, Any] = {"rate": 10, "writers": 1, "cache_seconds": 0.5, "flush_seconds": 0.3}
-"""A change reaches both tables within a second and each process hears of a switch within half of one, so CONF is
-enough. A real installation takes the defaults."""
+"""A change reaches both tables within a second, and each process hears of a switch within half a second, so the short
+times in CONF are enough. A real installation uses the defaults."""
 
 POLL_SECONDS = 0.2
 READS = 5

@@ -21,10 +21,10 @@ _TABLES = {
 class Switches:
     """The switches as they were up to `cache_seconds` ago.
 
-    Where there are no instance settings (PostHog 1.32, 1.33), a process asks once which tables it writes: its plugin
-    server does so at its first write. Reads that once moved to the new table stay there for the life of the object, as
-    in PostHog: a rollback reaches a process only when it restarts. A process that never hears of a change is one whose
-    cache_seconds is math.inf.
+    If there are no instance settings (PostHog 1.32, 1.33), a process asks only once which tables to write, as PostHog's
+    plugin server does at its first write. Once reads have moved to the new table, they stay there for the life of the
+    object, as in PostHog: a rollback reaches a process only when it restarts. With cache_seconds = math.inf, a process
+    never hears of a change.
     """
 
     def __init__(self, postgres: psycopg.Connection, cache_seconds: float = 60.0) -> None:

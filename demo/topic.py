@@ -1,4 +1,4 @@
-"""Kafka and ClickHouse's consumers of it, as far as an application notices: at least once, late, in batches."""
+"""Kafka and its ClickHouse consumers, as far as an application notices: delivery at least once, late, in batches."""
 
 import collections
 import math
@@ -14,9 +14,9 @@ from demo.schema import Table
 from demo.writer import Message, deliver
 
 DUPLICATED = 0.03
-"""Share of batches that arrive twice."""
+"""The share of batches that arrive twice."""
 LATE = 0.1
-"""Share of batches held back for another flush: the two tables get out of step."""
+"""The share of batches that are held back for another flush, so that the two tables get out of step."""
 AGAIN_SECONDS = 0.2
 
 Key = tuple[int, str]
@@ -30,14 +30,14 @@ class Topic(threading.Thread):
         self.table, self.connect, self.flush_seconds = table, connect, flush_seconds
         self.chance = random.Random(f"{seed} {table}")
         self.queue: collections.deque[tuple[float, Message]] = collections.deque()
-        """With the time.monotonic() before each change: what is here has not arrived for certain."""
+        """Messages that may not have arrived yet, each with the time.monotonic() before its change."""
         self.repeated: set[Key] = set()
-        """Ids of which a message was sent more than once."""
+        """Ids for which a message was sent more than once."""
         self.counts: collections.Counter[str] = collections.Counter()
         self.ending = threading.Event()
 
     def oldest(self) -> float:
-        """When the oldest change that has not arrived was made; infinite where all have."""
+        """When the oldest change that has not arrived was made; infinite if all have arrived."""
         try:
             return self.queue[0][0]
         except IndexError:

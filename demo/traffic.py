@@ -1,8 +1,8 @@
-"""`python -m demo traffic`: the application under load, in processes of its own, over the wire protocols.
+"""`python -m demo traffic`: the application under load, in separate processes, over the wire protocols.
 
 Writers change Postgres and deliver to ClickHouse at least once, late and in batches; a reader checks every answer
-against Postgres. It goes on through restarts of either database, until SIGINT, SIGTERM or `seconds` are over; SIGHUP
-starts the reader anew, as an operator does after a rollback, for a process remembers a completed migration for ever.
+against Postgres. It goes on through restarts of either database, until SIGINT, SIGTERM or `seconds` are over. SIGHUP
+restarts the reader, as an operator does after a rollback, because a process remembers a completed migration for ever.
 """
 
 import collections
@@ -37,7 +37,7 @@ Made = TypeVar("Made")
 LOOKS_A_SECOND = 4
 IDLE_SECONDS = 0.05
 END_WITHIN_SECONDS = 60.0
-PASSWORD = "CLICKHOUSE_PASSWORD"  # the environment, for arguments are for all to see
+PASSWORD = "CLICKHOUSE_PASSWORD"  # an environment variable, because everybody can see arguments
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Databases:
 
 @dataclass(frozen=True)
 class Shared:
-    """Between the processes: when writers begin and stop, the low-water mark of each, and where results go."""
+    """What the processes share: when writers begin and stop, the low-water mark of each, and where results go."""
 
     writers_begin: Barrier
-    """Once each has the ids it adopts: none may take for old what another one has just made."""
+    """Writers begin once each has adopted its ids, so that none takes an id that another has just created for old."""
     writers_stop: Event
     low_water: Any
     results: Any
@@ -78,7 +78,7 @@ def write(databases: Databases, shared: Shared, number: int, rate: float, option
         if now < due:
             time.sleep(min(due - now, IDLE_SECONDS))
         else:
-            due = max(due + 1 / rate, now - 1)  # what an outage held up is not made up for
+            due = max(due + 1 / rate, now - 1)  # does not make up for the time of an outage
             writer.step()
     seconds = time.monotonic() - began
     undelivered = writer.end(END_WITHIN_SECONDS)
@@ -101,7 +101,7 @@ def read(databases: Databases, shared: Shared, stops: Event, cache_seconds: floa
 
 
 def _made(make: Callable[[], Made]) -> Made:
-    """As soon as both databases are there."""
+    """What `make` makes, as soon as both databases are up."""
     while True:
         with suppress(psycopg.OperationalError, ClickHouseFailure):
             return make()
@@ -109,7 +109,7 @@ def _made(make: Callable[[], Made]) -> Made:
 
 
 def _live_quietly() -> None:
-    """Only the parent heeds Ctrl-C; and that a database is away is what the counts are for."""
+    """Leave Ctrl-C to the parent, and log nothing when a database is away: the counts show that."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.getLogger("clickhouse_connect").setLevel(logging.CRITICAL)
 
@@ -120,7 +120,7 @@ def _goes_on(stop: Event) -> bool:
 
 
 class Traffic:
-    """All processes of it; `results` are theirs, as far as they have ended."""
+    """All processes of the traffic; `results` has the results of those that have ended."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Traffic:
         return any(process.exitcode is not None for process in [*self.writers, self.reader])
 
     def end(self) -> bool:
-        """Stops the changes, lets everything arrive and be read once more. Whether all processes ended well."""
+        """Stop changes, let everything arrive and be read once more. Returns whether all processes ended well."""
         self.shared.writers_stop.set()
         for writer in self.writers:
             self._take_result(writer)
@@ -173,7 +173,7 @@ class Traffic:
         return process
 
     def _take_result(self, process: BaseProcess) -> None:
-        """A process puts its one result last; the others' may come first, so each is taken for some process."""
+        """Take one result, of any process: each puts one when it ends, and another's may come before this one's."""
         deadline = time.monotonic() + 2 * END_WITHIN_SECONDS
         while time.monotonic() < deadline:
             with suppress(queue.Empty):
@@ -200,7 +200,7 @@ def run(
     seed: int,
     summary: Path | None,
 ) -> int:
-    """Returns 1 where a wrong answer was read, a message could not be delivered, or a process broke."""
+    """Returns 1 if a wrong answer was read, a message could not be delivered, or a process broke."""
     asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: asked.append(number))
@@ -242,7 +242,7 @@ def _together(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Running:
-    """`python -m demo traffic` as a process of its own."""
+    """`python -m demo traffic` in its own process."""
 
     process: subprocess.Popen[str]
 
@@ -250,7 +250,7 @@ class Running:
         self.process.send_signal(signal.SIGHUP)
 
     def end(self) -> dict[str, Any]:
-        """Its summary, once everything has arrived and was read. Raises CalledProcessError if there is none."""
+        """Its summary, once everything has arrived and was read. Raises CalledProcessError if it gives none."""
         self.process.send_signal(signal.SIGTERM)
         text, _ = self.process.communicate()
         if not text:
@@ -260,7 +260,7 @@ class Running:
 
 @contextmanager
 def running(postgres: str, clickhouse_port: int, password: str = "", **options: Any) -> Iterator[Running]:
-    """Traffic that has begun; `options` are those of the command line, a list for one that is given several times."""
+    """Start traffic; `options` are those of the command line, with a list for an option that is given several times."""
     options = {"postgres": postgres, "clickhouse_port": clickhouse_port, **options}
     command = [sys.executable, "-m", "demo", "traffic"]
     for name, value in options.items():
@@ -280,6 +280,6 @@ def running(postgres: str, clickhouse_port: int, password: str = "", **options: 
             raise subprocess.CalledProcessError(process.wait(), command)
         yield Running(process)
     finally:
-        if process.poll() is None:  # after that its number may be somebody else's
+        if process.poll() is None:  # an ended process's id may belong to another one
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -33,7 +33,7 @@ console = Console(highlight=False)
 def run(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bool, replicas: int) -> int:
     """Serve until KeyboardInterrupt; returns 1 if Airflow does not start or ends by itself.
 
-    Raises InUseError, before anything is started, where the port or the directory is taken.
+    Raises InUseError, before anything is started, if the port or the directory is taken.
     """
     if is_taken(port):
         raise InUseError(f"Port {port} is in use, so nothing was started. Choose another: make up PORT={port + 1}")
@@ -81,7 +81,7 @@ def _start(rows: int, teams: int, directory: Path, port: int, rate: float, zipf:
 
 
 def standalone_environment(directory: Path, postgres: embedded.Postgres, password: str, port: int) -> dict[str, str]:
-    """Airflow on the embedded Postgres, on this machine's loopback only, with a password made for this run."""
+    """The environment for Airflow on the embedded Postgres, only on loopback, with passwords made for this run."""
     home = directory / "airflow"
     home.mkdir()
     passwords = home / "passwords.json"
@@ -150,7 +150,7 @@ def is_healthy(address: str) -> bool:
 
 
 def stop(standalone: subprocess.Popen[bytes]) -> None:
-    """SIGINT to Airflow alone, which ends its own children; whatever stays of its session is killed."""
+    """Send SIGINT to Airflow alone, which ends its own children, and kill what is left of its session."""
     standalone.send_signal(signal.SIGINT)
     with suppress(subprocess.TimeoutExpired):
         standalone.wait(STOPPED_WITHIN_SECONDS)

@@ -1,7 +1,7 @@
-"""One process of the application that writes: a change is committed in Postgres, then sent to ClickHouse.
+"""One process of the application that writes: it commits a change in Postgres, and then sends it to ClickHouse.
 
-Between the two lies Kafka, at least once and in no order between its topics. A Writer only queues its
-messages; who delivers them may delay, reorder, repeat or drop them.
+Between the two lies Kafka, which delivers at least once and in no order between its topics. A Writer only queues its
+messages; whoever delivers them may delay, reorder, repeat or drop them.
 """
 
 import itertools
@@ -36,14 +36,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Change:
-    """What became of an id in Postgres: the persons before and after, None where there was or is none."""
+    """What happened to an id in Postgres: its persons before and after; None if it had or has none."""
 
     team_id: int
     distinct_id: str
     unlinked: UUID | None
     linked: UUID | None
     version: int
-    """That of the row sent to the new table."""
+    """The version of the row that is sent to the new table."""
     silent: bool = False
     """Nothing is sent to either table: a deletion of PostHog 1.31 to 1.33, before there were tombstones."""
 
@@ -64,9 +64,9 @@ def _status(postgres: psycopg.Connection, transaction: str) -> str:
 
 
 def deliver(clickhouse: Client, messages: Iterable[Message]) -> None:
-    """Insert a batch as ClickHouse's Kafka consumers do: in the given order, one insert a table.
+    """Insert a batch as ClickHouse's Kafka consumers do: in the given order, one insert per table.
 
-    Not by Client.insert: where the connection is cut it inserts once more, and does not tell.
+    It does not use Client.insert, which silently inserts again if the connection is cut.
     """
     batch = list(messages)
     for table in Table:
@@ -75,13 +75,13 @@ def deliver(clickhouse: Client, messages: Iterable[Message]) -> None:
 
 
 class Writer:
-    """The changes PostHog makes. A LookupError says the id or person is not there; nothing is changed then.
+    """Makes the changes that PostHog makes. Raises LookupError and changes nothing if an id or person does not exist.
 
-    `postgres` must be in autocommit mode. `clock` gives seconds since 1970; a writer whose clock is wrong has
-    a wrong clock. A writer is one Kafka partition: its offsets rise from the greatest each table holds at the
-    start, and those of two writers do not compare.
+    `postgres` must be in autocommit mode. `clock` gives seconds since 1970, and may be wrong. A writer is one Kafka
+    partition: its offsets rise from the greatest offset that each table has at the start, and the offsets of two
+    writers cannot be compared.
 
-    Locks are taken in one order, persons before ids, so that writers do not deadlock.
+    Locks are always taken in the same order, persons before ids, so that writers do not deadlock.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Writer:
         self._undecided: tuple[str, list[Change]] | None = None
 
     def reconnect(self, postgres: psycopg.Connection) -> None:
-        """Go on with a new connection: what was being committed when the last one broke is sent if it was committed."""
+        """Go on with a new connection. What was being committed when the last one broke is sent if it was committed."""
         self.postgres = self.switches.postgres = postgres
         if self._undecided:
             transaction, changes = self._undecided
@@ -115,9 +115,9 @@ class Writer:
             self._undecided = None
 
     def create(self, team_id: int, distinct_id: str, version: int | None = 0) -> UUID:
-        """A new id, or one deleted before, of a new person; its version in Postgres is 0, or null where that is given.
+        """Create an id, or one that was deleted, with a new person. Its version in Postgres is 0, or null if given so.
 
-        ClickHouse gets 0 for either. PostHog's column is nullable and its default is null.
+        ClickHouse gets 0 in both cases. PostHog's column is nullable, and its default is null.
         """
         person = uuid4()
         with self._transaction() as changes:
@@ -134,7 +134,7 @@ class Writer:
         return person
 
     def identify(self, team_id: int, distinct_id: str, person: UUID) -> None:
-        """Link an id to another person, who must exist. To the one it has already: nothing happens."""
+        """Link an id to another person, who must exist. If it already has that person, nothing happens."""
         with self._transaction() as changes:
             target = self._lock_persons(team_id, person)[person]
             link = self._lock_link(team_id, distinct_id)
@@ -165,7 +165,7 @@ class Writer:
             self.postgres.execute("DELETE FROM posthog_person WHERE id = %s", [locked[loser]])
 
     def delete(self, team_id: int, distinct_id: str, *, silently: bool = False) -> None:
-        """Delete an id; its person stays. `silently`: as PostHog 1.31 to 1.33 delete, with no word to ClickHouse."""
+        """Delete an id; its person stays. `silently`: without telling ClickHouse, as PostHog 1.31 to 1.33 delete."""
         with self._transaction() as changes:
             link = self._lock_link(team_id, distinct_id)
             self.postgres.execute("DELETE FROM posthog_persondistinctid WHERE id = %s", [link.id])
@@ -189,14 +189,14 @@ class Writer:
             self.postgres.execute("DELETE FROM posthog_person WHERE id = %s", [locked[person]])
 
     def flush(self) -> list[Message]:
-        """Deliver the outbox and return what it held. After an error it still holds all: at least once."""
+        """Deliver the outbox and return what it held. After an error it still holds everything: at least once."""
         delivered = list(self.outbox)
         deliver(self.clickhouse, delivered)
         self.outbox.clear()
         return delivered
 
     def _lock_persons(self, team_id: int, *persons: UUID) -> dict[UUID, int]:
-        """Lock persons until the transaction ends, and give their primary keys."""
+        """Lock persons until the transaction ends, and return their primary keys."""
         query = """
             SELECT uuid, id FROM posthog_person WHERE team_id = %s AND uuid = ANY(%s) ORDER BY id FOR UPDATE
         """
@@ -207,7 +207,7 @@ class Writer:
         return keys
 
     def _lock_link(self, team_id: int, distinct_id: str) -> _Link:
-        """Lock an id until the transaction ends, and give what it is linked to."""
+        """Lock an id until the transaction ends, and return what it is linked to."""
         query = """
             SELECT id, person_id, coalesce(version, 0) FROM posthog_persondistinctid
             WHERE team_id = %s AND distinct_id = %s
@@ -216,12 +216,12 @@ class Writer:
         row = self.postgres.execute(query, [team_id, distinct_id]).fetchone()
         if row is None:
             raise LookupError(f"team {team_id} has no distinct_id {distinct_id!r}")
-        # Not a join: after waiting for the lock it would still look for the person of before.
+        # Not a join, because after waiting for the lock it would still look up the earlier person.
         [person] = self.postgres.execute("SELECT uuid FROM posthog_person WHERE id = %s", [row[1]]).fetchall()
         return _Link(*row, *person)
 
     def _set_person(self, link: _Link, person_id: int) -> int:
-        """Link an id to a person, and give its new version."""
+        """Link an id to a person, and return its new version."""
         query = """
             UPDATE posthog_persondistinctid SET person_id = %s, version = coalesce(version, 0) + 1
             WHERE id = %s
@@ -232,7 +232,7 @@ class Writer:
 
     @contextmanager
     def _transaction(self) -> Iterator[list[Change]]:
-        """One transaction; its changes are sent once it is committed, and not before."""
+        """One transaction, whose changes are sent only once it is committed."""
         changes: list[Change] = []
         with self.postgres.transaction():
             yield changes
@@ -244,10 +244,10 @@ class Writer:
         self._undecided = None
 
     def _before_commit(self, changes: list[Change]) -> None:
-        """For those who keep a record of their own in the same transaction."""
+        """A hook for subclasses that record something in the same transaction."""
 
     def _send(self, changes: list[Change]) -> None:
-        """Queue what the changes mean to each table that is written: all of it, or nothing where this fails."""
+        """Queue the rows of the changes for each table that is written: all of them, or none if this fails."""
         tables = self.switches.writes()
         for change in changes:
             if change.silent:

@@ -1,4 +1,4 @@
-"""The plugin. Airflow executes this file by itself; the package beside it is kept from that by .airflowignore."""
+"""The Airflow plugin. Airflow executes this file; .airflowignore keeps it from executing the package beside it."""
 
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ class Pdi2Plugin(AirflowPlugin):
     name = "pdi2"
     listeners = [pool]  # noqa: RUF012  (Airflow's own form)
 
-    # Every task loads its plugins, and only the API server needs the page: half a second and more of imports.
+    # Every task loads the plugins, but only the API server needs the page, whose imports take half a second or more.
 
     @cached_property
     def fastapi_apps(self) -> list[Any]:

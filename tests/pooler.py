@@ -1,4 +1,4 @@
-"""A real PgBouncer before a Postgres server: Debian's package, which `make test-pooler` installs."""
+"""A real PgBouncer in front of a Postgres server: Debian's package, which `make test-pooler` installs."""
 
 import os
 import shutil

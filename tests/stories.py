@@ -1,4 +1,4 @@
-"""What the stories of the core are told with: rows by hand, dumps of both databases, and the steps of a run."""
+"""What the core's stories are written with: rows by hand, dumps of both databases, and the steps of a run."""
 
 import re
 import time
@@ -30,7 +30,7 @@ PERSONS = {"A": ALICE, "B": BOB, "C": CAROL}
 ROW_BY_HAND = {"distinct_id": "String", "person_id": "UUID", "team_id": "Int64", "_timestamp": "DateTime"}
 OLD_ROW = {**ROW_BY_HAND, "_sign": "Int8", "_offset": "UInt64"}
 NEW_ROW = {**ROW_BY_HAND, "is_deleted": "Int8" if LATER else "Bool", "version": "Int64"}
-"""To the letter, for ClickHouse 22.12 takes no Int8 for a Bool."""
+"""The exact types, because ClickHouse 22.12 accepts no Int8 for a Bool."""
 
 
 def event(text: str, distinct_id: str | bytes = "id", team_id: int = TEAM) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def event(text: str, distinct_id: str | bytes = "id", team_id: int = TEAM) -> di
 
 
 def insert_old(system: System, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One insert, so one part. Postgres knows the teams: what it does not know is not copied."""
+    """One insert, so one part. Adds the teams to Postgres, because teams that Postgres does not know are not copied."""
     rows = list(rows)
     _know(system, {row["team_id"] for row in rows})
     _insert(system, Table.OLD, OLD_ROW, rows)
@@ -63,7 +63,7 @@ def _know(system: System, team_ids: Iterable[int]) -> None:
 def insert_new(
     system: System, person: UUID, version: int, *distinct_ids: str | bytes, is_deleted: bool = False
 ) -> None:
-    """One insert, so one part; for the id `id` where none is named."""
+    """One insert, so one part; for the id `id` if none is named."""
     row = {"person_id": person, "team_id": TEAM, "_timestamp": 0, "is_deleted": int(is_deleted), "version": version}
     _insert(system, Table.NEW, NEW_ROW, [{**row, "distinct_id": id_} for id_ in distinct_ids or ["id"]])
 
@@ -104,7 +104,7 @@ def many_ids(
     person: str = "toUUID(reinterpretAsUUID(toUInt128(number)))",
     second: str = "1000 + number",
 ) -> None:
-    """One link per id, made in ClickHouse from expressions over `number`."""
+    """One link per id, created in ClickHouse from expressions over `number`."""
     _know(system, [team_id])
     system.clickhouse.command(
         "INSERT INTO person_distinct_id (team_id, distinct_id, person_id, _timestamp, _offset) "
@@ -119,7 +119,7 @@ def merge(system: System, *tables: Table) -> None:
 
 
 def stop_merges(system: System) -> None:
-    """No merge happens but those that a story asks for. SYSTEM STOP MERGES would stop DELETE too."""
+    """Only merges that a story asks for happen. SYSTEM STOP MERGES would stop DELETE too."""
     for table in Table:
         system.clickhouse.command(
             f"ALTER TABLE {table} MODIFY SETTING "
@@ -138,7 +138,7 @@ def rows_of(system: System, table: Table) -> list[tuple[Any, ...]]:
 
 
 def dump(system: System) -> dict[str, Any]:
-    """Everything either database holds: schemas, definitions and rows."""
+    """Everything that both databases hold: schemas, definitions and rows."""
     tables = system.postgres.execute(
         "SELECT table_schema, table_name FROM information_schema.tables "
         "WHERE table_schema NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2"
@@ -168,7 +168,7 @@ def truth_and_old(system: System) -> dict[str, Any]:
 
 
 def a_range_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slice ends with its first range, however soon it is copied."""
+    """A slice ends with its first range, however quickly that is copied."""
     monkeypatch.setattr(copying, "SLICE_SECONDS", 0)
     monkeypatch.setattr(copying, "RANGES_AT_ONCE", 1)
 
@@ -178,7 +178,7 @@ def enable(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None
 
 
 def plan(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> list[int]:
-    """Freezes the teams that are left to do, and names them."""
+    """Freezes the list of teams that are left to do, and returns them."""
     ledger.create()
     batches = planning.freeze(ledger, system.warehouse(), settings, most_batches=1000)
     return [team_id for batch in batches for team_id in batch.team_ids]
@@ -198,7 +198,7 @@ def migrate(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> Non
 
 
 def earlier_run(system: System, *, stop_old_writes: bool = True) -> None:
-    """Every team migrated and reads switched, by the core alone: much faster than through Airflow."""
+    """Migrates every team and switches reads by the core alone, which is much faster than through Airflow."""
     ledger, warehouse = system.ledger("an earlier run"), system.warehouse()
     migrate(system, ledger)
     gate.certify(ledger, warehouse, NO_WAIT)
@@ -213,7 +213,7 @@ def add_teams(system: System, *team_ids: int) -> None:
 
 
 def end_session(system: System, ledger: Ledger) -> None:
-    """Its connection to Postgres is gone, and with it every lock: by the time this returns."""
+    """Ends the ledger's connection to Postgres, and with it every lock, before it returns."""
     pid = ledger.connection.info.backend_pid
     system.postgres.execute("SELECT pg_terminate_backend(%s)", [pid])
     while system.postgres.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone():

@@ -69,7 +69,7 @@ def application(system: LiveSystem, *habits: str) -> Iterator[traffic.Running]:
 
 @contextmanager
 def meanwhile(happens: Callable[[], object]) -> Iterator[None]:
-    """In a thread beside the run; what fails there fails the story."""
+    """Runs this in a thread beside the run. If it fails, the story fails."""
     with ThreadPoolExecutor(1) as pool:
         happening = pool.submit(happens)
         yield
@@ -77,7 +77,7 @@ def meanwhile(happens: Callable[[], object]) -> Iterator[None]:
 
 
 def misbehave(system: LiveSystem, match: str, times: int = 1, **fault: Any) -> None:
-    """Until so many statements were hit."""
+    """Injects a fault, and waits until it has hit `times` statements."""
     system.server.inject({"match": match, "times": times, **fault})
     until(lambda: system.server.faults()[0]["fired"] == times)
 
@@ -91,7 +91,7 @@ def die(system: LiveSystem, match: str) -> None:
 
 @contextmanager
 def held_in_clickhouse(system: LiveSystem, match: str) -> Iterator[Callable[[], bool]]:
-    """Such a statement waits until the block ends; gives whether one does."""
+    """Holds matching statements until the block ends; yields a check whether one is held."""
     system.server.inject({"match": match, "action": "delay", "seconds": HELD_SECONDS})
     try:
         yield lambda: bool(system.server.faults()[0]["fired"])
@@ -101,7 +101,7 @@ def held_in_clickhouse(system: LiveSystem, match: str) -> Iterator[Callable[[], 
 
 @contextmanager
 def held_in_postgres(system: LiveSystem, table: str, what: str = "") -> Iterator[Callable[[], bool]]:
-    """Whoever adds such a line to the ledger waits until the block ends; gives whether somebody does."""
+    """Holds whoever adds such a line to the ledger until the block ends; yields a check whether somebody is held."""
     condition = f"WHEN (NEW.what = '{what}')" if what else ""
     with psycopg.connect(system.uri, autocommit=True) as holder:
         holder.execute(
@@ -118,7 +118,7 @@ def held_in_postgres(system: LiveSystem, table: str, what: str = "") -> Iterator
 
 
 def restart_postgres(system: LiveSystem, hold: Callable[[LiveSystem], Any]) -> None:
-    """While a statement waits."""
+    """Restarts Postgres while a statement is held."""
     with hold(system) as reached:
         until(reached)
         system.postgres_server.stop()
@@ -126,7 +126,7 @@ def restart_postgres(system: LiveSystem, hold: Callable[[LiveSystem], Any]) -> N
 
 
 def told(system: LiveSystem) -> list[Any]:
-    """What the tasks failed of."""
+    """Why tasks failed."""
     with psycopg.connect(system.uri) as postgres:
         return postgres.execute("SELECT at, detail FROM pdi2_migration.event WHERE what = 'task_failed'").fetchall()
 
@@ -190,7 +190,7 @@ def test_a_run_gets_past(seeded: LiveSystem, happenings: list[Callable[[LiveSyst
 
 
 def test_a_run_gets_past_one_after_the_other(seeded: LiveSystem) -> None:
-    """The core of the stories above in one: what `make test` runs."""
+    """The essence of the stories above in one, which `make test` runs."""
     happenings = [
         partial(die, match=COPY),
         partial(misbehave, match=COPY, action="cut_after"),
@@ -242,7 +242,8 @@ def test_a_run_stops_clearly_and_the_next_one_finishes(
 
 
 def stopped(system: LiveSystem, *words: str) -> None:
-    """Reads are where they were, and PostHog's administrators are told what, where, what is safe and what to do."""
+    """Reads are where they were, and PostHog's administrators are told what happened, where, what is safe and what to
+    do."""
     assert system.status() == 3
     assert system.switches()["reads"] == "old"
     description = system.value("SELECT description FROM posthog_asyncmigrationerror ORDER BY id DESC LIMIT 1")
@@ -298,7 +299,7 @@ KILLED_AT: list[tuple[Callable[[LiveSystem], Any], dict[str, Any]]] = [
     (partial(held_in_postgres, table="event", what="report"), {"stop_old_writes": False}),
     (partial(held_in_postgres, table="event", what="old_writes_stopped"), {}),
 ]
-"""In the order of a run, within steps and between the two writes of one; with the run's parameters."""
+"""In the order of a run, within steps and between the two writes of a step; with the run's parameters."""
 
 
 @each_of_them
@@ -317,7 +318,7 @@ def test_a_run_that_is_killed_at_every_step_is_finished_by_the_next_ones(seeded:
 
 
 def kill_a_run(reached: Callable[[], bool], conf: dict[str, Any]) -> None:
-    """Airflow, in processes of its own, by SIGKILL as soon as the run is where it should be."""
+    """Runs Airflow in its own processes, and kills them with SIGKILL as soon as the run has got where it should."""
     command = ["airflow", "dags", "test", FILL, "--conf", json.dumps(conf)]
     run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

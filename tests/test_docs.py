@@ -1,4 +1,4 @@
-"""What the documents promise about the code, as far as it can be told."""
+"""What the documents promise about the code, as far as it can be checked."""
 
 import ast
 import pkgutil
@@ -19,7 +19,7 @@ HOLE = "\x01"
 
 
 def text_of(node: ast.AST) -> str | None:
-    """A string of the source, with holes for what is filled in; None for anything else."""
+    """A string in the source, with holes for what is filled in; None for anything else."""
     if isinstance(node, ast.JoinedStr):
         return "".join(str(part.value) if isinstance(part, ast.Constant) else HOLE for part in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
@@ -31,7 +31,7 @@ def trees() -> Iterator[tuple[Path, ast.Module]]:
 
 
 def raised() -> set[str]:
-    """The message of every error of this package: what is given to an exception of its own, as text."""
+    """The message of every error in this package: the text that is given to one of its own exceptions."""
     own = {node.name for _, tree in trees() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
     return {
         text
@@ -45,7 +45,7 @@ def raised() -> set[str]:
 
 
 def listed() -> dict[str, re.Pattern[str]]:
-    """The runbook's messages: N, M and … stand for anything."""
+    """The runbook's messages, in which N, M and … stand for anything."""
     found = re.findall(r"^\| `([^`]+)` \|", RUNBOOK, re.MULTILINE)
     return {one: re.compile(re.sub(r"\\?\bN\b|\\?\bM\b|…", ".*", re.escape(one)), re.DOTALL) for one in found}
 
@@ -96,7 +96,7 @@ def test_every_document_that_is_named_exists() -> None:
 
 
 def test_the_installed_package_is_a_plugin_with_all_its_files() -> None:
-    """For an Airflow whose DAGs come as a bundle, which brings no plugins."""
+    """For an Airflow whose DAGs come as a bundle, because a bundle has no plugins."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     [(_, entry)] = [line.split(" = ") for line in setup["options.entry_points"]["airflow.plugins"].split("\n") if line]

@@ -1,4 +1,4 @@
--- What a reader of the new table sees, a row a bucket. The hash is the first 8 bytes of md5 as a signed integer,
+-- What a reader of the new table sees, one row per bucket. The hash is the first 8 bytes of md5 as a signed integer,
 -- as truth_digest.sql of Postgres computes it.
 SELECT team_id,
        bitAnd(reinterpretAsInt64(reverse(substring(MD5(distinct_id), 1, 8))), {mask:Int64}) AS bucket,

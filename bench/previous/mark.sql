@@ -1,4 +1,5 @@
--- Where Postgres stands: whatever a later look may show is of this transaction or of a newer one; and the teams' rows.
+-- Where Postgres stands, and the teams' rows. Every row that is new to a later look was written by this transaction or
+-- by a newer one.
 SELECT wanted.team_id, txid_snapshot_xmin(txid_current_snapshot()),
        count(mapping.id), coalesce(sum(mapping.id), 0)::text, coalesce(max(mapping.id), 0)
 FROM unnest(%(team_ids)s::bigint[]) AS wanted (team_id)

@@ -1,4 +1,4 @@
--- PostHog 1.31 to 1.33. Boolean is Int8 below ClickHouse 21.12, and Bool from there on.
+-- As in PostHog 1.31 to 1.33. Boolean is Int8 before ClickHouse 21.12, and Bool since then.
 CREATE TABLE person_distinct_id2
 (
     team_id     Int64,

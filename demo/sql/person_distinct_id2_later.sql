@@ -1,4 +1,4 @@
--- From PostHog 1.34 on, with what releases after it added and dropped.
+-- As in PostHog since 1.34, with what later releases added and dropped.
 CREATE TABLE person_distinct_id2
 (
     team_id     Int64,

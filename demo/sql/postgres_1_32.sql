@@ -1,4 +1,4 @@
--- What PostHog 1.32 has otherwise, after postgres.sql: its settings are django-constance's, so there is no
+-- What is different in PostHog 1.32, to run after postgres.sql: its settings are in django-constance, so there is no
 -- posthog_instancesetting; Django keeps no defaults in the database; and the reason of an error has 400 characters.
 
 DROP TABLE posthog_instancesetting;

@@ -1,4 +1,4 @@
--- A pair counts only if none of its rows that are still there unlinks it; of an id's pairs the latest wins.
+-- A pair (id and person) counts only if none of its remaining rows unlinks it. Of an id's pairs, the latest wins.
 SELECT distinct_id, argMax(person_id, linked_at) AS person_id
 FROM
 (

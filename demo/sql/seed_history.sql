@@ -1,9 +1,9 @@
 -- What can happen to a distinct_id, step by step. A step names a person (1 to 3) and a time (1 < 2 < 3).
---   share    of 10,000 ids; 0: rare, a few ids of each whatever the size
+--   share    out of 10,000 ids; 0: rare, a few ids of each whatever the size
 --   old      rows of the old table: (person, _sign, time)
---   new      rows of the new table, those of the dual-written time only: (person, is_deleted, version, time)
+--   new      rows of the new table, only from the time of the dual write: (person, is_deleted, version, time)
 --   owner    the person in Postgres, 0 for none
---   version  in Postgres
+--   version  the version in Postgres
 CREATE TABLE seed_history ENGINE = Memory AS
 SELECT *
 FROM values(

@@ -1,4 +1,4 @@
--- One row a distinct_id: which history it has, with which persons and at which times.
+-- One row per distinct_id: which history it has, with which persons and at which times.
 CREATE TABLE seed_id
 (
     n              UInt64,

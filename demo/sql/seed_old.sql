@@ -1,4 +1,4 @@
--- In the order of time and in several blocks: each becomes a part with ids from all over the key range.
+-- In order of time and in several blocks, each of which becomes a part with ids from all over the key range.
 INSERT INTO person_distinct_id (distinct_id, person_id, team_id, _sign, _timestamp, _offset)
 SELECT
     distinct_id,

@@ -1,2 +1,2 @@
--- Ids are numbered through all teams; a team has those from first to before end.
+-- Ids are numbered across all teams. A team has the ids from first (included) to end (not included).
 CREATE TABLE seed_team (team_id Int64, first UInt64, end UInt64) ENGINE = Memory

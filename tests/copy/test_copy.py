@@ -40,7 +40,7 @@ DATETIME_MAX = 2**32 - 1
 
 NEEDS_MORE = pytest.mark.skipif(bool(ENGINE), reason="older engines copy these ids in less memory")
 
-# What each history, inserted a row at a time in the order of the text, leaves live, however far merges got.
+# The person whom each history leaves live, however far merges got. Its rows are inserted one by one, in order.
 LIVE = {
     "+A1": "A",
     "-A1": None,
@@ -73,21 +73,21 @@ LIVE = {
 
 @pytest.fixture
 def ledger(system: System, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    """Merges happen only where a story says so, and each range is a slice."""
+    """Merges happen only when a story asks for them, and each range is a slice."""
     stop_merges(system)
     a_range_a_slice(monkeypatch)
     return system.ledger()
 
 
 def deliver_by_rounds(system: System, histories: dict[str, str]) -> None:
-    """Histories by id; a round inserts the next event of each, so no insert collapses a pair."""
+    """Inserts histories by id. Each round inserts the next event of each id, so that no insert collapses a pair."""
     events = {id_: history.split() for id_, history in histories.items()}
     for turn in range(max(map(len, events.values()))):
         insert_old(system, [event(parts[turn], id_) for id_, parts in events.items() if turn < len(parts)])
 
 
 def in_small_slices(ledger: Ledger) -> None:
-    """As after many halvings."""
+    """Slices are small, as after many halvings."""
     ledger.remember_slice_rows(TEAM, 1000)
 
 
@@ -111,7 +111,7 @@ def forget_the_copy(system: System, team_id: int = TEAM) -> None:
 
 
 def lose_postgres_at_slice(system: System, number: int) -> None:
-    """The checkpoint of that slice never arrives: its session ends while it is written."""
+    """The checkpoint of that slice never arrives, because its session ends while it is being written."""
     system.postgres.execute(
         f"""
         CREATE FUNCTION pdi2_migration.lose_connection() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -283,7 +283,7 @@ def test_odd_ids_arrive_as_they_were(system: System, ledger: Ledger) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("simple", [True, False], ids=["simple ids", "ids of many rows"])
 def test_odd_ids_may_part_slices(system: System, ledger: Ledger, simple: bool) -> None:
-    """Each odd id, or each beginning with it, has rows enough to fill a slice."""
+    """Each odd id, or the ids that begin with it, have enough rows to fill a slice."""
     for id_ in ODD_IDS:
         many_ids(system, 1100, id_=f"unhex('{id_.hex()}')" + " || hex(number)" * simple)
     plan(system, ledger)
@@ -382,7 +382,7 @@ def fat(size: int) -> str:
 def test_a_slice_that_meets_the_memory_limit_is_split(
     system: System, ledger: Ledger, ids: int, size: int, links: int, budget: int
 ) -> None:
-    """Ids so long that the rows of a first slice, which are counted and not weighed, do not fit."""
+    """Ids are so long that the rows of a first slice, whose size only counts rows, do not fit."""
     for link in range(links):
         many_ids(system, ids, id_=fat(size), person=f"reinterpretAsUUID({link})", second=f"{link}")
     plan(system, ledger)
@@ -577,11 +577,11 @@ def test_a_live_update_in_the_middle_of_a_slice_wins(
 
 
 def test_a_link_that_has_reached_the_old_table_alone_is_no_failure(system: System, ledger: Ledger) -> None:
-    """It came after the ids were told apart, and its row of the new table is still on the way."""
+    """The link came after the ids were told apart, and its row for the new table is still on the way."""
     many_ids(system, 100)
     plan(system, ledger)
     copy_team(ledger, system.warehouse(), TEAM)
-    system.postgres.execute("DELETE FROM pdi2_migration.slice")  # as if killed before the checkpoint: a copy again
+    system.postgres.execute("DELETE FROM pdi2_migration.slice")  # as if killed before the checkpoint: copied again
     warehouse = Meanwhile(system, "copied", lambda: insert_old(system, [event("+A7", "late")]))
     copy_team(ledger, warehouse, TEAM)
 

@@ -1,4 +1,4 @@
-"""What the application does to ids at the worst moments of a copy and its proof, statement by statement."""
+"""The application changes ids at the worst moments of a copy and its verification, statement by statement."""
 
 import pytest
 from conftest import System
@@ -21,7 +21,7 @@ MOMENTS = {
 
 
 def before(writer: Writer) -> None:
-    """Ids of every kind, each of its own person, in the old table alone."""
+    """Ids of every kind, each with its own person, only in the old table."""
     for number in range(30):
         writer.create(TEAM, f"simple {number}")
     for id_ in ("moved", "winner", "deleted", "again", "moved and deleted"):
@@ -53,7 +53,7 @@ def meanwhile(writer: Writer) -> None:
 def test_ids_created_moved_merged_deleted_and_created_again_end_as_postgres_has_them(
     system: System, moment: str, first: Table
 ) -> None:
-    """One table hears of it at once, and merges; the other one when all is proven."""
+    """One table gets the change at once, and merges; the other gets it once everything is verified."""
     add_teams(system, TEAM)
     stop_merges(system)
     writer = system.writer()

@@ -1,4 +1,4 @@
-"""A paused migration: what is at work ends with its slice, nothing else begins, and nothing is lost or repeated."""
+"""A paused migration: what is running ends with its slice, nothing else begins, and nothing is lost or repeated."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def slices(system: System) -> list[tuple[Any, ...]]:
 
 
 def pause_after_the_first_slice(system: System) -> None:
-    """Somebody pauses the very moment a first slice is finished."""
+    """Somebody pauses the migration at the very moment when the first slice is finished."""
     system.postgres.execute(
         """
         CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS $$

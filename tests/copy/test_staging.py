@@ -1,4 +1,4 @@
-"""The tables that a copy makes for itself: what waits in them, what becomes of it, and that none of them stays."""
+"""The tables that a copy creates for itself: what waits in them, what happens to it, and that none of them stays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -109,7 +109,7 @@ def test_tables_of_killed_copies_are_found_and_dropped(system: System) -> None:
     [("decide_by_latest", "latest"), ("copy_decided", "target"), ("copy_simple", "target"), ("staging_attach", "")],
 )
 def test_rows_that_get_lost_are_noticed_and_copied(system: System, ledger: Ledger, statement: str, table: str) -> None:
-    """In a helper, in the staging table, or on the way from there to the new table."""
+    """They get lost in a helper, in the staging table, or on the way from there to the new table."""
     insert_old(system, [event("+A20000", str(number)) for number in range(0, 4_000, 2)])
 
     class Losing(Warehouse):
@@ -330,8 +330,8 @@ STAGED = """
 def test_what_was_copied_taken_away_and_copied_again_is_there(
     replicated: ReplicatedSystem, replicated_ledger: Ledger
 ) -> None:
-    """ClickHouse remembers the content of attached parts (`blocks/all_replace_from_...`), and leaves out a repetition:
-    seen on 26.9 whatever the settings of deduplication."""
+    """ClickHouse remembers the content of attached parts (`blocks/all_replace_from_...`), and skips a repetition. Seen
+    on 26.9 with any settings of deduplication."""
 
     def attached_again(stamp: int) -> int:
         """What a copy without a stamp of its own would give."""

@@ -1,4 +1,4 @@
-"""Many small teams share statements and an Airflow task, and each keeps its own line, checkpoint, proof and failure."""
+"""Many small teams share statements and an Airflow task, but each has its own line, checkpoint, proof and failure."""
 
 import re
 from collections.abc import Callable
@@ -50,7 +50,7 @@ HISTORIES = {
 
 @pytest.fixture
 def ledger(system: System) -> Ledger:
-    """Teams with the same ids and different histories of them. Merges happen only where a story says so."""
+    """Teams have the same ids with different histories. Merges happen only when a story asks for them."""
     stop_merges(system)
     for shift, team_id in enumerate(TEAMS):
         of_team = list(HISTORIES)[shift % 5 :]

@@ -1,4 +1,4 @@
-"""The ledger where an earlier release of this package made it, and for a role that did not make its schema."""
+"""A ledger that an earlier release of this package created, and a role that did not create the ledger's schema."""
 
 from collections.abc import Iterator
 
@@ -48,7 +48,7 @@ def test_a_ledger_that_is_current_is_left_alone(system: System) -> None:
 
 @pytest.fixture
 def guest(system: System) -> Iterator[Ledger]:
-    """A role that may use the schema made for it, and may make none."""
+    """A role that may use the schema that was created for it, but may create none."""
     system.postgres.execute("DROP ROLE IF EXISTS guest")
     system.postgres.execute("CREATE ROLE guest LOGIN")
     system.postgres.execute("CREATE SCHEMA pdi2_migration")

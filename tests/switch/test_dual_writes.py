@@ -1,7 +1,7 @@
-"""The dual write: switched on as a whole, and proven by what reached the tables before a row is copied.
+"""The dual write: switched on as a whole, and proven by what reached the tables before any row is copied.
 
-Time is told by the messages' own timestamps: the switch was thrown an hour ago, and each write is so many seconds
-old when the proof looks.
+Only the messages' timestamps tell the time: the switch was turned on an hour ago, and each write has a given age when
+the proof looks.
 """
 
 import math
@@ -44,7 +44,7 @@ def writer(system: System, age: int) -> Writer:
 
 
 def stale_writer(system: System, age: int) -> Writer:
-    """One that never hears of the dual write: its cache was filled before."""
+    """A writer that never hears of the dual write, because its cache was filled before."""
     found = writer(system, age)
     found.switches = Switches(system.postgres, cache_seconds=math.inf)
     found.switches.writes()
@@ -52,7 +52,7 @@ def stale_writer(system: System, age: int) -> Writer:
 
 
 def pass_time(system: System, seconds: int) -> None:
-    """As if the switch had been thrown that much earlier."""
+    """As if the switch had been turned on that much earlier."""
     _shift(system, "dual_writes_enabled", "enabled_at", seconds)
 
 
@@ -372,7 +372,7 @@ def test_merges_of_either_table_hide_no_miss_and_make_none(system: System, ledge
 
 @pytest.mark.parametrize("and_then", ["it is there", "it is gone again"])
 def test_an_id_that_comes_back_below_its_past_blames_no_writer(system: System, ledger: Ledger, and_then: str) -> None:
-    """PostHog 1.31 to 1.33 delete without a tombstone, so a merge drops the row of version 0 for one of the past."""
+    """PostHog 1.31 to 1.33 delete without a tombstone, so a merge drops the row of version 0 and keeps an old one."""
     enabled_an_hour_ago(system, ledger)
     early, late = writer(system, BEFORE_THE_WINDOW), writer(system, IN_THE_WINDOW)
     early.create(TEAM, "id")

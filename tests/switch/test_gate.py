@@ -68,7 +68,7 @@ def events(system: System, what: str) -> int:
 
 
 def unchanged(system: System, error: type[MigrationError], work: Callable[[], object], match: str) -> None:
-    """The step is refused for good, with a next step, and neither database changed."""
+    """The step is refused for good, the error says what to do, and neither database has changed."""
     before = dump(system)
     with pytest.raises(error, match=match) as refused:
         work()
@@ -429,7 +429,7 @@ def test_the_gate_asks_the_ledger_for_the_approval(system: System, ledger: Ledge
         unchanged(system, GateError, lambda: switch(system, ledger, APPROVED), "This run requires an approval")
 
     ledger.record("switch_approved", by="ann")
-    refused()  # of nothing that was certified
+    refused()  # nothing was certified
     judge(system, ledger, APPROVED)
     refused()
     ledger.record("approval_asked")
@@ -438,7 +438,7 @@ def test_the_gate_asks_the_ledger_for_the_approval(system: System, ledger: Ledge
     refused()
     ledger.record("switch_approved", by="ann")
     judge(system, ledger, APPROVED)
-    refused()  # of an earlier certificate
+    refused()  # the approval is of an earlier certificate
     ledger.record("switch_approved", by="ann")
     switch(system, ledger, APPROVED)
     assert system.switches()["reads"] == "new"
@@ -493,7 +493,7 @@ def test_the_way_back_is_told_before_and_after_the_switch(system: System, ledger
 
 
 def test_without_instance_settings_the_switch_itself_ends_the_way_back(system: System, ledger: Ledger) -> None:
-    """As in PostHog 1.32 and 1.33: a new process that sees the row complete writes the new table alone."""
+    """As in PostHog 1.32 and 1.33: a new process that sees the row complete writes only the new table."""
     system.postgres.execute("DROP TABLE posthog_instancesetting")
     migrate(system, ledger)
     judge(system, ledger)

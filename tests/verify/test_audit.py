@@ -1,4 +1,4 @@
-"""The audit finds drift at any time, tells it by kind, and touches nothing unless it is told to."""
+"""The audit finds drift at any time, reports it by kind, and changes nothing unless it is told to."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -64,7 +64,7 @@ def audit(system: System, settings: Settings = LOOK, failing: Iterable[int] = ()
 
 
 def drift(system: System) -> None:
-    """A link lost, an id lost, a deletion lost, and an id that was deleted and created again."""
+    """A lost link, a lost id, a lost deletion, and an id that was deleted and created again."""
     writer = system.writer()
     carol = writer.create(TEAM, "new")
     writer.identify(TEAM, "id", carol)

@@ -23,18 +23,18 @@ STATE = {
     "posthog_person": "id, uuid, team_id",
     "posthog_persondistinctid": "id, distinct_id, person_id, team_id, version",
 }
-"""What a restore of Postgres brings back."""
+"""What restoring Postgres brings back."""
 
 TEAMS = (1, 2)
 IDS = ("o'brien", "")
 EXAMPLES = 3 if ENGINE else 20
-"""An older engine starts anew for every statement."""
+"""An older engine starts again for every statement."""
 SECONDS = itertools.count(1_600_000_000)
 
 
 @dataclass
 class Application:
-    """A writer of all teams, with what the stories need to know of its past."""
+    """A writer for all teams, with what the stories need to know about its past."""
 
     writer: Writer
     clickhouse: Any
@@ -43,7 +43,7 @@ class Application:
     backup: tuple[dict[str, list[Any]], dict[int, list[UUID]]] | None = None
 
     def create(self, team_id: int, id_: str, no_version: bool = False) -> None:
-        """PostHog's column has no default: rows of before it came have no version, and count as 0."""
+        """PostHog's column has no default: rows from before it existed have no version, which counts as 0."""
         if not self._exists(team_id, id_):
             self.persons[team_id].append(self.writer.create(team_id, id_))
             if no_version:
@@ -69,8 +69,9 @@ class Application:
             self.create(team_id, id_)
 
     def delete(self, team_id: int, id_: str, tombstone: str) -> None:
-        """As PostHog does it today, with a tombstone above the id's version; as in mid-2022, with one of version 0; as
-        1.33, which writes nothing to ClickHouse at all (PostHog's branches 1.31 to 1.33; PostHog #12610).
+        """Deletes as PostHog does today, with a tombstone above the id's version; as it did in mid-2022, with a
+        tombstone of version 0; or as 1.33, which writes nothing to ClickHouse (PostHog's branches 1.31 to 1.33; PostHog
+        #12610).
         """
         if self._exists(team_id, id_):
             sent_before = len(self.writer.outbox)
@@ -104,9 +105,10 @@ class Application:
         self.persons = {team_id: list(uuids) for team_id, uuids in persons.items()}
 
     def write_every_id(self, no_version: bool) -> None:
-        """The application's next write of each: one version more, or 0 of one that comes back.
+        """The application's next write of each id: the version plus one, or 0 for an id that comes back.
 
-        Where its own tombstone stands it hides such an id by itself (PostHog #12610), and no migration may touch that.
+        If the application's own tombstone is there, it hides such an id (PostHog #12610), and no migration may change
+        that.
         """
         newest = (
             "SELECT team_id, distinct_id FROM person_distinct_id2 GROUP BY 1, 2 "
@@ -121,7 +123,7 @@ class Application:
         self.deliver(1.0, newest_first=False)
 
     def deliver(self, share: float, newest_first: bool) -> None:
-        """Some of what is under way arrives, in an order that Kafka never promised between two tables."""
+        """Some of what is on its way arrives, in any order, because Kafka promises none between two tables."""
         outbox = self.writer.outbox
         count = round(share * len(outbox))
         self._deliver(outbox[-count:][::-1] if newest_first and count else outbox[:count])
@@ -133,7 +135,7 @@ class Application:
             deliver(self.clickhouse, self.delivered[start : start + count])
 
     def _deliver(self, messages: list[Message]) -> None:
-        """An insert a few messages: a great one would collapse most pairs before anybody saw them."""
+        """One insert per few messages, because a large insert would collapse most pairs before anybody saw them."""
         for few in chunked(messages, 2):
             deliver(self.clickhouse, few)
         self.delivered += messages
@@ -256,7 +258,7 @@ def assert_right_now_and_after_the_next_write(system: System, application: Appli
 
 
 def rows_above_postgres(system: System) -> list[tuple[Any, ...]]:
-    """What would hide an id's next write, but for the application's own tombstones of ids that Postgres has not."""
+    """What would hide an id's next write, except the application's own tombstones for ids that Postgres lacks."""
     versions = {
         (team_id, id_): version
         for team_id, id_, version in system.postgres.execute(
@@ -294,7 +296,7 @@ def test_what_arrived_once_and_in_order_is_copied_with_nothing_left_to_repair(
     before: list[tuple[Any, ...]],
     dual: list[tuple[Any, ...]],
 ) -> None:
-    """The property above lets verify mend what the copy broke; here the copy is alone, and little hides it."""
+    """In the property above, verify repairs what the copy breaks. Here only the copy runs, so its faults show."""
     application, ledger = fresh()
     live(system, application, before)
     enable(system, ledger)
@@ -310,7 +312,7 @@ def test_what_arrived_once_and_in_order_is_copied_with_nothing_left_to_repair(
 
 
 def test_the_histories_reach_what_is_hard(system: System, fresh: Callable[[], tuple[Application, Ledger]]) -> None:
-    """One history by hand, with every operation, so that the property above cannot pass by doing nothing."""
+    """One history written by hand, with every operation, so that the property above cannot pass by doing nothing."""
     application, ledger = fresh()
     live(
         system,
@@ -329,7 +331,7 @@ def test_the_histories_reach_what_is_hard(system: System, fresh: Callable[[], tu
             ("deliver", 1.0, False),
         ],
     )
-    if not ENGINE:  # an older one merges nothing by itself here, and so loses no evidence
+    if not ENGINE:  # an older engine merges nothing by itself here, so it loses no evidence
         assert system.disagreements(Table.OLD) == {2: {""}}
     enable(system, ledger)
     live(system, application, [("delete", 1, "", "none"), ("create", 1, ""), ("deliver", 1.0, False)])

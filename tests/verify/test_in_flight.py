@@ -1,4 +1,4 @@
-"""Traffic goes on while a team is verified: what is only on its way is told from what is wrong, in one wait."""
+"""Traffic goes on while a team is verified: one wait tells what is only on its way from what is wrong."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,14 +28,14 @@ def ledger(system: System) -> Ledger:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds of each wait, which takes none."""
+    """The seconds that each wait would take; it takes none."""
     waits: list[float] = []
     monkeypatch.setattr("pdi2.core.verify.settling.sleep", waits.append)
     return waits
 
 
 def meanwhile(monkeypatch: pytest.MonkeyPatch, happening: Callable[[], object]) -> None:
-    """What happens during a wait."""
+    """Makes something happen during a wait."""
     monkeypatch.setattr("pdi2.core.verify.settling.sleep", lambda _: happening())
 
 

@@ -36,7 +36,7 @@ OTHER = TEAM + 1
 
 @pytest.fixture
 def ledger(system: System) -> Ledger:
-    """Two teams of two ids, verified, all in the past; a switch is all that is left."""
+    """Two teams of two ids each, verified some time ago: only the switch is left."""
     stop_merges(system)
     two_ids_each(system, TEAM, OTHER)
     ledger = system.ledger()
@@ -62,7 +62,7 @@ def findings(system: System) -> list[tuple[Any, ...]]:
 
 
 def lost(system: System, change: Callable[[Writer], object]) -> None:
-    """A change that reached Postgres and nothing else."""
+    """A change that reached only Postgres."""
     writer = system.writer()
     change(writer)
     writer.outbox.clear()
@@ -161,7 +161,7 @@ def test_a_change_on_its_way_is_no_finding(system: System, ledger: Ledger, monke
 def test_where_the_mark_tells_nothing_the_team_is_compared_as_a_whole(
     system: System, ledger: Ledger, mark: str
 ) -> None:
-    """A ledger of an earlier release, another server, or a verification of long ago."""
+    """The ledger is from an earlier release, the server is another one, or the verification was long ago."""
     relink(system)
     system.postgres.execute(f"UPDATE pdi2_migration.team SET mark = {mark} WHERE team_id = {TEAM}".encode())
     assert switch(system, ledger).teams == {TEAM}
@@ -184,7 +184,7 @@ def test_very_many_changes_are_compared_as_a_whole(
 def test_ids_beyond_what_is_listed_are_not_forgotten(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A team verified long ago makes the list long; of another team it then has only ids from before its own mark."""
+    """A team verified long ago makes the list long. Of another team it has only ids older than that team's mark."""
     monkeypatch.setattr("pdi2.core.verify.rechecking.MOST_CHANGED", 2)
     system.postgres.execute(
         f"UPDATE pdi2_migration.team SET mark = mark || '{{\"at\": 0}}' WHERE team_id = {TEAM}".encode()
@@ -200,7 +200,7 @@ def test_ids_beyond_what_is_listed_are_not_forgotten(
 
 def test_a_difference_that_cannot_be_repaired_stops_the_switch(system: System, ledger: Ledger) -> None:
     class Undone(Warehouse):
-        """Somebody removes at once what is written."""
+        """Somebody deletes at once what is written."""
 
         def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
             super().insert(table, columns, rows)

@@ -1,4 +1,4 @@
-"""Each way the new table can differ from Postgres is found, told, repaired, and stays repaired."""
+"""Each way in which the new table can differ from Postgres is found, reported and repaired, and stays repaired."""
 
 import hashlib
 from collections.abc import Sequence
@@ -44,18 +44,18 @@ from demo.schema import Table
 COPIED = -3_000_000_000
 PERSON = {"A": ALICE, "B": BOB, "C": CAROL}
 Row = tuple[str, int]
-"""A person's letter, small where the row is a tombstone, and a version."""
+"""A person's letter, lower-case if the row is a tombstone, and a version."""
 
 
 @pytest.fixture
 def ledger(system: System) -> Ledger:
-    """Merges happen only where a story says so."""
+    """Merges happen only when a story asks for them."""
     stop_merges(system)
     return system.ledger()
 
 
 def given(system: System, truth: Row | None, rows: list[Row], distinct_id: str = "id") -> None:
-    """What Postgres says of an id, and its rows in the new table, each a part."""
+    """Inserts what Postgres says about an id, and its rows in the new table, each as a part."""
     if truth:
         insert_truth(system, PERSON[truth[0]], truth[1], distinct_id)
     for letter, version in rows:
@@ -163,7 +163,7 @@ def test_what_is_repaired_is_no_finding_again_and_later_updates_win(
 def test_rows_that_contradict_each_other_at_one_version_are_decided_by_postgres(
     system: System, ledger: Ledger, order: str, version: int, neighbours: bool
 ) -> None:
-    """Whichever the reader happens to see today: other parts of the table, or a merge, would decide anew."""
+    """Whichever row the reader happens to see today: with other parts, or after a merge, it may see the other."""
     if neighbours:
         insert_new(system, CAROL, 1, "another", is_deleted=True)
     given(system, ("B", version), [(letter, version) for letter in order.split()])
@@ -205,7 +205,7 @@ def test_more_differences_than_one_statement_takes(system: System, ledger: Ledge
 
 
 def test_a_merge_between_copy_and_verify_changes_nothing(system: System, ledger: Ledger) -> None:
-    """A link that came twice and its unlink: a merge leaves a link, and what is copied depends on it."""
+    """A link that came twice and its unlink: a merge leaves one link, so what is copied depends on the merge."""
     for number, turn in enumerate(["+A1", "+A1", "-A2"]):
         insert_old(system, [event(turn, "gone"), event(f"+B{number + 1}", "kept")])
     insert_truth(system, BOB, 0, "kept")
@@ -250,7 +250,7 @@ def test_a_difference_in_flight_is_no_finding(system: System, ledger: Ledger) ->
 def test_a_merge_during_the_repair_swallows_nothing_for_good(
     system: System, ledger: Ledger, truth: Row | None, rows: list[Row]
 ) -> None:
-    """Until the row that stands above is gone, a merge keeps that one alone."""
+    """Until the row with the higher version is gone, a merge keeps only that row."""
 
     class Merging(Warehouse):
         def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -266,7 +266,7 @@ def test_a_merge_during_the_repair_swallows_nothing_for_good(
 
 
 def test_an_update_during_the_repair_wins(system: System, ledger: Ledger) -> None:
-    """The application moves the id on after the second look; its row comes after the repair."""
+    """The application changes the id after the second look, and its row arrives after the repair."""
     given(system, ("A", 1), [("B", COPIED)])
     enable(system, ledger)
     writer = system.writer()
@@ -285,7 +285,7 @@ def test_an_update_during_the_repair_wins(system: System, ledger: Ledger) -> Non
 def test_a_row_that_arrives_during_the_repair_is_not_taken_for_one_that_stands_above(
     system: System, ledger: Ledger
 ) -> None:
-    """The application writes once more after the second look, and the row is there when those that go are listed."""
+    """The application writes again after the second look, and its row is there when the rows to delete are listed."""
     given(system, ("A", 1), [("B", 9)])
     enable(system, ledger)
     writer = system.writer()
@@ -334,7 +334,7 @@ def test_an_odd_id_is_repaired_under_its_own_name(system: System, ledger: Ledger
 
 
 def test_no_two_ids_share_a_finding(system: System, ledger: Ledger) -> None:
-    """Bytes are told as Postgres writes them, and so is a text that looks like that."""
+    """Bytes are shown as Postgres writes them, and so is text that looks like that."""
     for id_ in [b"\0", b"\\x00", b"\\x5c783030"]:
         insert_new(system, ALICE, COPIED, id_)
     assert verify(system, ledger) == {"resurrected": 3}
@@ -502,7 +502,7 @@ def test_the_digests_of_a_verified_team_are_of_what_was_repaired(system: System,
 def test_a_comparison_needs_little_memory_whatever_the_parts(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, bytes_a_row: int
 ) -> None:
-    """A plan that is far too hopeful only costs the ranges that are halved."""
+    """A plan that is far too optimistic costs no more than halving the ranges."""
     monkeypatch.setattr(slices, "BYTES_A_ROW", bytes_a_row)
     parts, rows = 30, 10_000
     for part in range(parts):

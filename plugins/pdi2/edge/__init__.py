@@ -1,8 +1,8 @@
 """Where the migration touches Airflow: connections, task functions, retries."""
 
 POOL = "pdi2_copies"
-"""Airflow's pool of the copies: its slots are how many run at once."""
+"""Airflow's pool for the copies: as many run at once as it has slots."""
 VERDICT = "verdict"
-"""The key of what preflight found is left to do, an XCom."""
+"""The key of the XCom in which preflight says what is left to do."""
 END = "end"
-"""The task that a run reaches unless a task before it failed."""
+"""The last task, which a run reaches unless an earlier task failed."""

@@ -1,4 +1,4 @@
-"""The approval of the switch, by a person in Airflow's UI; the ledger has who approved or rejected what."""
+"""The approval of the switch by a person in Airflow's UI. The ledger records who approved or rejected what."""
 
 from typing import Any, NoReturn
 
@@ -34,8 +34,11 @@ class Approve(ApprovalOperator):
                 raise
 
     def _wait_for_the_answer(self, context: Context) -> NoReturn:
-        """Airflow tries again where it took a quick answer for a lost task. It still has the answer, and to ask once
-        more would delete it."""
+        """Waits for the answer to the question that was already asked.
+
+        If an answer comes quickly, Airflow may take the task for lost and run it again. Airflow still has the answer
+        then, and asking again would delete it.
+        """
         self.log.info("This certificate was put to a person before: their answer to that counts.")
         self.defer(
             trigger=HITLTrigger(

@@ -1,4 +1,4 @@
-"""The tasks of the audit. It owns nothing of the migration, holds no lock, and no migration waits for it."""
+"""The tasks of the audit. It owns nothing of the migration and holds no lock, and no migration waits for it."""
 
 import logging
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def looking(purpose: str) -> Iterator[Workbench]:
 
 @task
 def choose_teams() -> list[dict[str, Any]]:
-    """Every team after the switch, the verified ones before it; one mapped task per batch of teams."""
+    """Chooses every team, or before the switch only the verified ones; one mapped task per batch of teams."""
     with looking("choose_teams") as bench:
         most = conf.getint("core", "max_map_length")
         batches = auditing.plan(bench.ledger, bench.warehouse, bench.settings, most)
@@ -41,7 +41,7 @@ def choose_teams() -> list[dict[str, Any]]:
 
 @task(map_index_template=TEAM_LABEL)
 def compare(batch: dict[str, Any]) -> None:
-    """Compares the batch's teams with Postgres, id by id. One team's failure stops no other."""
+    """Compares the batch's teams with Postgres, id by id. A team that fails does not stop the others."""
     failures: list[Exception] = []
     old_differs: dict[int, int | None] = {}
     with looking("audit") as bench:
@@ -68,7 +68,7 @@ def compare(batch: dict[str, Any]) -> None:
 
 @task(trigger_rule="all_done")
 def report_drift() -> dict[str, Any]:
-    """Reports the drift by kind, as the ledger has it; fails if some is left, or if a team was not compared."""
+    """Reports the drift in the ledger by kind; fails if some is left, or if a team was not compared."""
     ledger = open_ledger()
     with ledger.connection:
         audit, told = auditing.judge(ledger)

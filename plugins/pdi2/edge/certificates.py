@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def write(ledger: Ledger, report: dict[str, Any]) -> None:
-    """Two files, and an event of the ledger that names them. Raises MigrationError where they cannot be written."""
+    """Writes two files, and records an event that names them. Raises MigrationError if they cannot be written."""
     drawn_up = certificate.draw_up(ledger, report)
     ledger.keep_certificate(drawn_up.files)
     place = configuration.certificates()

@@ -1,4 +1,4 @@
-"""What Airflow 3.1 and 3.2 have elsewhere than 3.3, or not at all."""
+"""Names that Airflow 3.1 and 3.2 have in other places than 3.3, or not at all."""
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException, AirflowSkipException
@@ -7,7 +7,7 @@ except ImportError:  # 3.1
 
 try:
     from airflow.sdk.exceptions import TaskAwaitingInput
-except ImportError:  # 3.1 and 3.2: a task that waits for a person is deferred, to Airflow's triggerer
+except ImportError:  # 3.1 and 3.2: a task that waits for a person is deferred to Airflow's triggerer
     from airflow.providers.common.compat.sdk import TaskDeferred as TaskAwaitingInput  # type: ignore[assignment]
 
 try:

@@ -1,7 +1,7 @@
-"""What holds for every run: section [pdi2] of Airflow's configuration, that is airflow.cfg or AIRFLOW__PDI2__NAME.
+"""The options for every run, from section [pdi2] of Airflow's configuration: airflow.cfg or AIRFLOW__PDI2__NAME.
 
-A DAG file is parsed over and over. Reading Airflow's configuration then costs nothing; a Variable would ask the
-metadata database each time. What is wrong here is an import error of the DAG, which Airflow's UI shows at the top.
+Airflow parses a DAG file over and over. Reading its configuration costs nothing then, while a Variable would query the
+metadata database each time. A wrong option is an import error of the DAG, which Airflow's UI shows at the top.
 """
 
 import json
@@ -29,7 +29,7 @@ class ConfigurationError(Exception):
 
 
 def schedule(option: str = "schedule") -> str | None:
-    """When the migration (or with "audit_schedule" the audit) runs by itself, as cron or a preset; None: by hand."""
+    """When the migration (or the audit, with "audit_schedule") runs by itself, as cron or a preset; None: by hand."""
     text = _text(option)
     if text and not croniter.is_valid(text):
         raise ConfigurationError(option, f"{text!r} is neither a cron expression nor a preset such as @daily.")
@@ -37,7 +37,7 @@ def schedule(option: str = "schedule") -> str | None:
 
 
 def params() -> dict[str, Param]:
-    """The form's fields. `defaults`, a JSON object, changes what is filled in, and so what a scheduled run does."""
+    """The form's fields. `defaults`, a JSON object, changes what they contain, and so what a scheduled run does."""
     defaults = _json_object("defaults")
     try:
         Settings.validated({}, defaults)
@@ -49,7 +49,7 @@ def params() -> dict[str, Param]:
 
 
 def deadline() -> Any:
-    """A DeadlineAlert that tells the notifier of a run not over `deadline_minutes` after it was queued; None: none."""
+    """A DeadlineAlert that calls the notifier if a run is not over `deadline_minutes` after it was queued, or None."""
     minutes = conf.getint(SECTION, "deadline_minutes", fallback=0)
     if not minutes:
         return None
@@ -67,7 +67,7 @@ def deadline() -> Any:
 
 
 def notifier() -> Callable[..., Any] | None:
-    """Called with Airflow's context when a run fails: an Airflow notifier, or a function `(context, **kwargs)`."""
+    """What Airflow calls with its context when a run fails: an Airflow notifier or a function `(context, **kwargs)`."""
     path, kwargs = _text("notifier"), _json_object("notifier_kwargs")
     if path is None:
         return None
@@ -90,7 +90,7 @@ def notifier() -> Callable[..., Any] | None:
 
 
 def certificates() -> str:
-    """Where `report` writes the certificate: any path or address that Airflow's ObjectStoragePath takes."""
+    """Where `report` writes the certificate: any path or address that Airflow's ObjectStoragePath accepts."""
     return _text("certificates") or f"file://{AIRFLOW_HOME}/certificates"
 
 

@@ -1,4 +1,4 @@
-"""Opens what a task works with: the ledger on Postgres, ClickHouse, and the run's validated settings."""
+"""Opens what a task works with: the ledger in Postgres, ClickHouse, and the run's validated settings."""
 
 import json
 import logging
@@ -34,17 +34,18 @@ FORBIDS_CONNECTING = {
     704: "use_query_cache = 1",
     719: "use_query_cache = 1",
 }
-"""The client library reads all settings as it connects, and sends none with that."""
+"""Settings of a profile, by error code, with which the client library cannot connect: it reads all of the server's
+settings then, and sends none of ours with that query."""
 CONNECT_SECONDS = 10
 PUT_OFF_SECONDS = 60
-"""How long a task leaves its worker slot to others while the server is busy, a replica away or the migration paused: no
-try of Airflow's is used up."""
+"""How long a task gives up its worker slot while the server is busy, a replica is away or the migration is paused. This
+uses up none of Airflow's tries."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """What a task has before it."""
+    """What a task works with."""
 
     ledger: Ledger
     warehouse: Warehouse
@@ -59,7 +60,7 @@ def open_ledger() -> Ledger:
 
 
 def connect_postgres() -> Any:
-    """Within a time: a pooler whose server is away keeps a connection waiting for minutes."""
+    """Connects with a timeout, because a pooler whose server is away keeps a connection waiting for minutes."""
     connection = PostgresHook.get_connection(POSTGRES)
     connection.extra = json.dumps({"connect_timeout": CONNECT_SECONDS, **connection.extra_dejson})
     return PostgresHook(connection=connection).get_conn()
@@ -76,9 +77,9 @@ def current_settings(schema: Mapping[str, Mapping[str, Any]] = SCHEMA) -> Settin
 
 @contextmanager
 def opened(purpose: str) -> Iterator[Workbench]:
-    """For tasks that may write: the run must own the migration, and a failure is recorded in the ledger.
+    """Opens both databases for tasks that may write: the run must own the migration; failures go to the ledger.
 
-    ClickHouse's replica has caught up: what other replicas took until now is seen by the task's statements.
+    Our ClickHouse replica has caught up, so the task's statements see what other replicas have received until now.
     """
     settings = current_settings()
     context = get_current_context()
@@ -104,7 +105,7 @@ def opened(purpose: str) -> Iterator[Workbench]:
 
 
 def reach(found: list[str], stack: ExitStack) -> tuple[Ledger | None, Warehouse | None]:
-    """Connects to both databases for preflight; what cannot be reached goes to `found` with its next step."""
+    """Connects to both databases for preflight; adds to `found` which cannot be reached, and what to do about it."""
     ledger = warehouse = None
     try:
         ledger = open_ledger()
@@ -117,13 +118,13 @@ def reach(found: list[str], stack: ExitStack) -> tuple[Ledger | None, Warehouse 
         warehouse = stack.enter_context(open_warehouse("preflight", Settings().max_memory_usage))
     except (AirflowException, ClickHouseError) as error:
         if getattr(error, "code", None) is not None and uncut(error) is Reaction.RETRY:
-            raise  # the server answers, and it passes
+            raise  # the server answers, and the failure passes by itself
         found.append(_closed(error) or _unreachable(CLICKHOUSE, "ClickHouse", error))
     return ledger, warehouse
 
 
 def _closed(error: Exception) -> str | None:
-    """Where the profile forbids the client library's own look at the server's settings, it does not connect."""
+    """The problem if the user's profile keeps the client library from reading the server's settings as it connects."""
     if setting := FORBIDS_CONNECTING.get(getattr(error, "code", None) or 0):
         return (
             f"With {setting} in its profile, the ClickHouse user cannot even read the server's settings, as the client "

@@ -1,4 +1,4 @@
-"""The end of a run: it is red in Airflow whatever way it failed, and one cause is one red task."""
+"""The end of a run. However a run fails, it is red in Airflow, and each cause makes one task red."""
 
 import logging
 from typing import Any
@@ -21,11 +21,11 @@ RED = ("failed", "upstream_failed")
 
 @task
 def report() -> dict[str, Any]:
-    """Facts in the ledger however the run ended, and Errored with the reason if it failed.
+    """Reports how the run ended, and marks the migration row Errored with the reason if it failed.
 
-    A task that failed makes the run red by `end`, which then is not reached. Where none did and the run did not get
-    through all the same, because somebody marked it or its tasks by hand, it is red by this task. (Airflow skips what
-    is left of a run that is marked, but for teardowns, and then takes the state of the tasks that nothing follows.)
+    If a task failed, the run is red because it does not reach `end`. If no task failed but somebody marked the run or
+    its tasks by hand, so that it did not get through, this task makes it red. (When a run is marked, Airflow skips its
+    remaining tasks except teardowns, and then takes the run's state from the tasks that nothing follows.)
     """
     states = _states_of("preflight", "plan_teams", "stop_old_writes")
     facts, through = None, False
@@ -54,7 +54,7 @@ def report() -> dict[str, Any]:
 
 
 def _states_of(*task_ids: str) -> dict[str, str | None]:
-    """Airflow's word for tasks of this run; None: it did not get so far."""
+    """Airflow's states of tasks of this run; None if the run did not get to the task."""
     context = get_current_context()
     run = context["dag_run"]
     found = context["ti"].get_task_states(run.dag_id, task_ids=list(task_ids), run_ids=[run.run_id])

@@ -1,4 +1,4 @@
-"""What tasks say they did: in their log, and as XCom, so that Airflow's own page shows it for each team."""
+"""What tasks report about their work, in their log and as XCom, so that Airflow's own page shows it for each team."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,7 +34,7 @@ def of_plan(ledger: Ledger, batches: Sequence[Sequence[int]]) -> str:
 
 
 def of_copy(ledger: Ledger, team_ids: Sequence[int]) -> dict[str, Any]:
-    """Rows of the old table and rows copied, slices, seconds of ClickHouse, greatest memory in MB (None: not seen)."""
+    """Rows in the old table, rows copied, slices, seconds in ClickHouse, and peak memory in MB (None: not measured)."""
     teams = ledger.teams_of(team_ids)
     peaks = [team.peak_memory for team in teams if team.peak_memory]
     return {
@@ -48,7 +48,7 @@ def of_copy(ledger: Ledger, team_ids: Sequence[int]) -> dict[str, Any]:
 
 
 def of_verification(ledger: Ledger, team_ids: Sequence[int]) -> dict[str, Any]:
-    """Teams, those of them that are verified, and findings by kind: how many are repaired, how many remain."""
+    """How many teams there are and are verified, and by kind how many findings are repaired and how many remain."""
     teams = ledger.teams_of(team_ids)
     found = postgres.execute(ledger.connection, "findings_of_teams", {"team_ids": [*team_ids]})
     return {

@@ -1,8 +1,8 @@
-"""Who may see the page and who may act, how it opens the ledger, and what it says where it cannot.
+"""Who may see the page and who may act on it, how it opens the ledger, and what it says if it cannot.
 
-Whoever may read the DAG's runs reads; whoever may trigger the DAG may pause and resume. GET changes nothing: it has
-a read-only transaction. The page shows what clients sent as distinct_ids, so every answer
-forbids all but its own files.
+Whoever may read the DAG's runs may read the page; whoever may trigger the DAG may pause and resume. A GET changes
+nothing, because its transaction is read-only. The page shows distinct_ids that clients have sent, so the headers of
+every answer forbid everything but the page's own files.
 """
 
 import json
@@ -56,7 +56,7 @@ async def add_headers(request: Request, answer: Callable[[Request], Awaitable[Re
 
 @app.exception_handler(psycopg.Error)
 def unreadable(request: Request, error: Exception) -> JSONResponse:
-    """The cause goes to the log alone: it may name hosts and users."""
+    """Logs the cause, and does not show it, because it may name hosts and users."""
     log.error("The migration page cannot read the ledger", exc_info=error)
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
         return _unavailable("There is no ledger yet, or it is of an earlier release: the next run makes what it lacks.")
@@ -86,7 +86,7 @@ def _unavailable(detail: str) -> JSONResponse:
 
 
 def same_origin(request: Request) -> None:
-    """A browser names the page that a POST comes from; the session's cookie alone is no proof of intent."""
+    """Refuses a POST from other sites, by the origin that a browser sends: a session cookie alone proves no intent."""
     origin = urlsplit(request.headers.get("origin", ""))
     if not origin.netloc or origin.netloc not in (request.headers["host"], urlsplit(API_BASE_URL).netloc):
         raise HTTPException(403, "Only Airflow's own pages may ask for this.")
@@ -101,12 +101,12 @@ def acts(request: Request, user: Any) -> bool:
 
 
 def _begin() -> Connection[Any]:
-    """A session as the tasks begin theirs: the limits of a role that suit an application are not the page's."""
+    """Begins a session as tasks do, with our own limits, because those of its role are meant for an application."""
     return sessions.begin(_connect)
 
 
 def _connect() -> Any:
-    """Within a time: no thread of the API server may wait for a dead database."""
+    """Connects with a timeout, because no thread of the API server may wait for a dead database."""
     connection = AirflowConnection.get_connection_from_secrets(POSTGRES)
     connection.set_extra(json.dumps({"connect_timeout": CONNECT_SECONDS, **connection.extra_dejson}))
     return PostgresHook(connection=connection).get_conn()
@@ -114,7 +114,7 @@ def _connect() -> Any:
 
 @contextmanager
 def reading() -> Iterator[Connection[Any]]:
-    """One moment of the ledger, in a transaction that cannot write."""
+    """A read-only transaction that sees the ledger as of one moment."""
     with _begin() as connection:
         connection.read_only = True
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ

@@ -23,7 +23,7 @@ from pdi2.edge.runs import FILL, ROLLBACK
 PREFIX = "/pdi2"
 ROOT = API_ROOT_PATH.rstrip("/")
 CERTIFICATE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'self'"
-"""A certificate is one file, with its style in it. It needs no script, no form and no origin."""
+"""A certificate is one file that contains its style. It needs no script, no form and no origin."""
 RUNS_LISTED = 20
 FILES = {path.name: str(path) for path in (files("pdi2") / "web").iterdir()}
 
@@ -50,7 +50,7 @@ def file(name: str) -> FileResponse:
 
 @app.get("/runbook")
 def runbook() -> FileResponse:
-    """As it is written. An installation that copied the package's folder alone may have left it behind."""
+    """The runbook as it is written. It may be missing if only the package's folder was copied to install it."""
     if not RUNBOOK.is_file():
         raise HTTPException(404, "The runbook was not installed with the package: see docs/runbook.md of the project.")
     return FileResponse(str(RUNBOOK), media_type="text/plain; charset=utf-8")
@@ -60,7 +60,7 @@ def runbook() -> FileResponse:
 def status(
     request: Request, user: GetUserDep, session: SessionDep, dag: Text = None, run: Text = None
 ) -> dict[str, Any]:
-    """A run (the newest of the ledger, where none is named), what Airflow says of it, and where the operator acts."""
+    """A run (the ledger's newest if none is named), what Airflow says about it, and links to where an operator acts."""
     wanted = f"{dag} {run}" if dag and run else None
     with reading() as connection:
         owner = watching.run(connection, wanted)
@@ -95,7 +95,7 @@ def status(
 
 @app.get("/runs")
 def list_of_runs(session: SessionDep) -> dict[str, Any]:
-    """The newest runs of the three DAGs with their outcome, and those that the ledger alone still knows."""
+    """The newest runs of the three DAGs with their outcomes, and runs that only the ledger still knows."""
     with reading() as connection:
         owners = {line["airflow_run"]: line for line in watching.runs(connection, RUNS_LISTED)}
     listed = runs.newest(session, RUNS_LISTED)
@@ -110,7 +110,7 @@ def list_of_runs(session: SessionDep) -> dict[str, Any]:
 
 @app.get("/certificates/{run_id}")
 def certificate(run_id: Id, form: Literal["html", "json"] = "html", download: bool = False) -> Response:
-    """What `report` wrote of the ledger's run of that number, to read here or to keep."""
+    """The certificate that `report` wrote for the ledger's run with that number, to read here or to download."""
     with reading() as connection:
         found = watching.certificate(connection, run_id)
     if found is None:
@@ -186,7 +186,7 @@ def events(milestones: bool = True, limit: Limit = 50, offset: Offset = 0) -> di
 
 @app.post("/pause", status_code=204, dependencies=[Depends(may_act), Depends(same_origin)])
 def pause(user: GetUserDep) -> None:
-    """Copies stop after their current slices, and no team begins, until somebody resumes."""
+    """Pauses the migration: copies stop after their current slices, and no team begins until somebody resumes."""
     with acting(user) as ledger:
         run = ledger.current_run()
         if run is None or run.ended_at:
@@ -203,7 +203,7 @@ def resume(user: GetUserDep) -> None:
 
 
 def _newer(session: Session, owner: dict[str, Any] | None) -> DagRun | None:
-    """A run of the migration that came after the ledger's owner and has changed nothing, or not yet."""
+    """A migration run that came after the ledger's owner and has changed nothing, or nothing yet."""
     newest = runs.newest_of(session, FILL)
     if newest is None or (owner and (runs.name(newest) == owner["airflow_run"] or _before(newest, owner))):
         return None
@@ -215,20 +215,20 @@ def _before(dag_run: DagRun, owner: dict[str, Any]) -> bool:
 
 
 def _gone(line: dict[str, Any]) -> dict[str, Any]:
-    """A run of another Airflow, or one that this Airflow has forgotten."""
+    """The line of a run from another Airflow, or of one that this Airflow has forgotten."""
     kind = "migration" if line["settings"] else "rollback"
     known = {name: line[name] for name in ("airflow_run", "actor", "started_at", "ended_at", "outcome")}
     return {**known, "dag_id": None, "kind": kind, "certificate": line["id"] if line["certificate"] else None}
 
 
 def _run_link(airflow_run: str) -> str:
-    """The ledger calls a run of Airflow by its DAG's id and its own."""
+    """The link to a run. The ledger names an Airflow run by its DAG's id and its own id."""
     dag_id, _, run_id = airflow_run.partition(" ")
     return f"{ROOT}/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
 
 
 def _add_logs(team: dict[str, Any]) -> None:
-    """Where Airflow shows the logs of the team's tasks; None for a team that no run has planned yet."""
+    """Adds links to the logs of the team's tasks in Airflow; None for a team that no run has planned yet."""
     airflow_run, map_index = team.pop("airflow_run"), team.pop("map_index")
     team["logs"] = airflow_run and {
         name: f"{_run_link(airflow_run)}/tasks/team.{name}/mapped/{map_index}" for name in ("copy", "verify")

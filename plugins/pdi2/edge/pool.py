@@ -1,4 +1,4 @@
-"""Copies share an Airflow pool: its slots are how many run at once, and an operator may change them meanwhile."""
+"""The Airflow pool that copies share: as many run at once as it has slots, which an operator may change at any time."""
 
 import logging
 from typing import Any
@@ -16,9 +16,10 @@ SLOTS = 2
 
 @hookimpl
 def on_starting(component: Any) -> None:
-    """Creates the pool as Airflow starts, where there is none yet: nothing is scheduled into a pool that is not there.
+    """Creates the pool when Airflow starts, if it is missing: Airflow schedules no task into a missing pool.
 
-    Called for every component, before it tells which one it is; and for every task, which may not touch the metadata.
+    Airflow calls this for every component, before it is known which one it is, and for every task, which may not
+    access the metadata database.
     """
     if isinstance(component, TaskRunnerMarker):
         return
@@ -34,7 +35,7 @@ def on_starting(component: Any) -> None:
 
 @hookimpl
 def on_dag_run_running(dag_run: Any, msg: str) -> None:
-    """The scheduler's word that a run begins: creates the pool where somebody deleted it since Airflow started."""
+    """Creates the pool when the scheduler starts a run, if somebody deleted it since Airflow started."""
     from sqlalchemy.orm import object_session
 
     if dag_run.dag_id == FILL and (session := object_session(dag_run)) and _create_where_missing(session):
@@ -42,7 +43,7 @@ def on_dag_run_running(dag_run: Any, msg: str) -> None:
 
 
 def _create_where_missing(session: Any) -> bool:
-    """Within the session's transaction, which the caller commits."""
+    """Creates the pool within the session's transaction, which the caller commits."""
     from airflow.models.pool import Pool
 
     if Pool.get_pool(POOL, session=session) is not None:

@@ -1,4 +1,4 @@
-"""The one place that tells Airflow which failures a retry can help."""
+"""The one place that tells Airflow which failures to retry."""
 
 import logging
 import random
@@ -26,7 +26,7 @@ EXHAUSTED = (
 
 
 def hopeless(error: BaseException) -> str | None:
-    """Why a retry cannot help, with the next step; None where it may."""
+    """Why a retry cannot help, and what to do next; None if it may help."""
     if uncut(error) is Reaction.RETRY:
         return None
     told = isinstance(error, MigrationError)
@@ -39,7 +39,7 @@ if RetryPolicy is not None:
     from airflow.sdk.definitions.retry_policy import RetryDecision
 
     class RetryWhatHelps(RetryPolicy):
-        """Later, with a growing, jittered delay, for a busy cluster or a lost connection; never for the rest."""
+        """Retries after a growing, jittered delay if a cluster was busy or a connection was lost; otherwise never."""
 
         def evaluate(
             self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
@@ -55,14 +55,14 @@ if RetryPolicy is not None:
             )
 
     def last_words(context: Context) -> None:
-        """What happens next, or what to do, as the last line of a failed task's log: called at failures and retries.
+        """Ends a failed task's log with what happens next or what to do. Called after failures and before retries.
 
-        Airflow 3.3 writes a policy's reason into the group that it folds around the traceback, and ends that group
-        after this callback. So the group ends here; Airflow's page shows nothing of an end that ends nothing.
+        Airflow 3.3 writes a policy's reason into the log group that it collapses around the traceback, and ends that
+        group after this callback. So the group is ended here; Airflow's page does not show the second end.
         """
         exception, ti = context.get("exception"), context["ti"]
         if not isinstance(exception, Exception) or isinstance(exception, AirflowException):
-            return  # Airflow's own: it says so itself
+            return  # Airflow logs its own exceptions itself
         reason = RetryWhatHelps().evaluate(exception, ti.try_number, ti.max_tries, context).reason or ""
         log.info("::endgroup::")
         log.error(reason if describe(exception) in reason else f"{describe(exception)}\n{reason}")
@@ -78,7 +78,7 @@ if RetryPolicy is not None:
 else:
 
     class Deciding:
-        """Airflow's `task` before 3.3: what a retry cannot help fails at once, and the rest waits ever longer."""
+        """Airflow's `task` before 3.3: fails at once if a retry cannot help, or retries after ever longer waits."""
 
         def __init__(self, decorator: Any) -> None:
             self.decorator = decorator
@@ -115,7 +115,7 @@ else:
 
 
 def raise_together(failures: list[Exception]) -> None:
-    """One failure as it is; several as one that can be retried if a retry helps any of them."""
+    """Raises one failure as it is, and several as one error, which is retried if a retry helps any of them."""
     if len(failures) == 1:
         raise failures[0]
     if failures:

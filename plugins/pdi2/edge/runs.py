@@ -1,4 +1,4 @@
-"""What Airflow alone knows of the runs: how they stand, which tasks wait for their next try, what a dry run planned."""
+"""What only Airflow knows about runs: their states, which tasks wait for their next try, and what a dry run planned."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ GOING_ON = (DagRunState.QUEUED, DagRunState.RUNNING)
 
 
 def run(session: Session, airflow_run: str) -> DagRun | None:
-    """The ledger calls a run of Airflow by its DAG's id and its own."""
+    """The run with the ledger's name for it, which is its DAG's id and its own id."""
     dag_id, _, run_id = airflow_run.partition(" ")
     return session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
 
@@ -39,7 +39,7 @@ def newest_of(session: Session, dag_id: str) -> DagRun | None:
 
 
 def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
-    """By task and state how many there are; which wait for another try, and the engine that does not answer them."""
+    """How many tasks there are by task id and state, which wait for another try, and which engine does not answer."""
     of_run = (TaskInstance.dag_id == dag_run.dag_id, TaskInstance.run_id == dag_run.run_id)
     columns = (TaskInstance.task_id, TaskInstance.state, func.count())
     states: dict[str, dict[str, int]] = {}
@@ -61,7 +61,7 @@ def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
 
 
 def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at: datetime | None) -> datetime | None:
-    """The end of the first try that `engine` did not answer; it answered whatever is older than the last row."""
+    """The end of the first try that `engine` did not answer, since the last row: until then the engine did answer."""
     tries = select(func.min(TaskInstanceHistory.end_date)).where(
         TaskInstanceHistory.dag_id == dag_run.dag_id,
         TaskInstanceHistory.run_id == dag_run.run_id,
@@ -71,7 +71,7 @@ def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at
 
 
 def told(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, Any]]:
-    """By run, as the ledger calls it, what its tasks left as XCom for the page: problems, message, plan."""
+    """By the ledger's name of a run, what its tasks left for the page as XComs: problems, message, plan."""
     chosen = select(XComModel.dag_id, XComModel.run_id, XComModel.key, XComModel.value).where(
         XComModel.dag_run_id.in_([dag_run.id for dag_run in dag_runs]),
         XComModel.key.in_(("problems", "message", "plan")),
@@ -83,7 +83,7 @@ def told(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, An
 
 
 def summary(dag_run: DagRun, ledger: Mapping[str, Any] | None, told: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the list of runs. `ledger` is its line there, None where it never owned the migration."""
+    """A line in the list of runs. `ledger` is the run's line in the ledger; None if it never owned the migration."""
     return {
         "airflow_run": name(dag_run),
         "dag_id": dag_run.dag_id,
@@ -137,7 +137,7 @@ def _retrying(waiting: list[TaskInstance]) -> dict[str, Any]:
 
 
 def _due(task: TaskInstance) -> datetime | None:
-    """By the retry policy's own delay. A task that was killed has none: Airflow's default decides."""
+    """When the task is tried again, by the retry policy's delay. None after a kill, when Airflow's default decides."""
     if task.end_date is None or task.retry_delay_override is None:
         return None
     return task.end_date + timedelta(seconds=task.retry_delay_override)

@@ -1,4 +1,4 @@
-"""The tasks of the DAGs: each opens its databases, calls the core, and says in the log what came of it."""
+"""The tasks of the DAGs. Each opens its databases, calls the core, and logs the result."""
 
 import logging
 from collections.abc import Callable
@@ -45,7 +45,7 @@ FOLLOWED_BY = {
     checks.Verdict.NOTHING: END,
 }
 NEW_TABLE = Asset("person_distinct_id2")
-"""Updated at the switch and never before; its event carries the certificate."""
+"""Airflow's asset of the new table. It is updated only by the switch, with the certificate in the event."""
 POOL_NEEDED = (
     f"The copies wait for slots of Airflow's pool {POOL}. Where none begins, look at Admin, Pools: a task in a pool "
     "that does not exist is never scheduled, and Airflow does not say so. The plugin creates it as Airflow starts; by "
@@ -58,7 +58,7 @@ default_args = RETRY_ARGS
 
 @task.branch
 def preflight() -> str:
-    """Checks everything, changes nothing; ends the run here, green, where there is nothing to do."""
+    """Checks everything and changes nothing. If there is nothing to do, the run ends here, green."""
     found: list[str] = []
     try:
         settings = current_settings()
@@ -76,14 +76,14 @@ def preflight() -> str:
             back = way_back(Switches(ledger.connection), settings.stop_old_writes, settings.read_cache_seconds)
             log.info(back.text)
     tell("message", result.message)
-    # A branch that skips tasks leaves no return value.
+    # As an XCom of its own, because a branch that skips tasks leaves no return value.
     tell(VERDICT, str(result.verdict))
     return FOLLOWED_BY[result.verdict]
 
 
 @task
 def enable_dual_writes() -> dict[str, Any]:
-    """Has the application write both tables, and sets the migration row to Starting."""
+    """Makes the application write both tables, and sets the migration row to Starting."""
     settings = current_settings()
     ledger = open_ledger()
     with ledger.connection, open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
@@ -126,7 +126,7 @@ def plan_teams() -> list[dict[str, Any]]:
 
 @task(map_index_template=TEAM_LABEL, pool=POOL)
 def copy(batch: dict[str, Any]) -> dict[str, Any]:
-    """Copies the batch's teams from their checkpoints. One team's failure stops no other."""
+    """Copies the batch's teams from their checkpoints. A team that fails does not stop the others."""
     _each_team(
         batch,
         "copy",
@@ -138,7 +138,7 @@ def copy(batch: dict[str, Any]) -> dict[str, Any]:
 
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
 def verify(batch: dict[str, Any]) -> dict[str, Any]:
-    """Proves the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
+    """Verifies the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
     ledger = open_ledger()
     with ledger.connection:
         copied = ledger.ended(batch["team_ids"])
@@ -155,7 +155,7 @@ def verify(batch: dict[str, Any]) -> dict[str, Any]:
 
 @task.short_circuit(trigger_rule="none_failed", ignore_downstream_trigger_rules=True)
 def certify() -> dict[str, Any] | None:
-    """The gate: every team verified in the ledger. A trial and a dry run end here, green."""
+    """The gate: checks that the ledger has every team as verified. A trial or a dry run ends here, green."""
     if current_settings().dry_run:
         return None
     with opened("certify") as bench:
@@ -168,7 +168,7 @@ def certify() -> dict[str, Any] | None:
 
 @task(outlets=[NEW_TABLE])
 def switch_reads() -> None:
-    """Switches reads to the new table, in one transaction with the gate; later, while the migration is paused."""
+    """Switches reads to the new table, in one transaction with the gate. Waits while the migration is paused."""
     with opened("switch_reads") as bench:
         gate.switch_reads(bench.ledger, bench.warehouse, bench.settings)
         get_current_context()["outlet_events"][NEW_TABLE].extra = bench.ledger.latest("reads_switched") or {}
@@ -181,7 +181,7 @@ def switch_reads() -> None:
     trigger_rule="none_failed_min_one_success",
 )
 def stop_old_writes() -> PokeReturnValue:
-    """Waits until no reader can still use the old table, then ends the writes to it."""
+    """Waits until no reader can still use the old table, and then stops the writes to it."""
     if not current_settings().stop_old_writes:
         raise AirflowSkipException("stop_old_writes is off: both tables stay written, and a rollback stays possible.")
     ledger = open_ledger()
@@ -208,7 +208,7 @@ def roll_back() -> None:
 
 
 def tell(key: str, value: Any) -> None:
-    """As XCom, for the migration page: of a run that does not own the ledger, Airflow alone knows."""
+    """Leaves an XCom for the migration page, because only Airflow knows about a run that does not own the ledger."""
     get_current_context()["ti"].xcom_push(key, value)
 
 
@@ -226,9 +226,9 @@ def _each_team(
     together: Callable[[Workbench, list[int]], list[int]],
     alone: Callable[[Workbench, int], object],
 ) -> None:
-    """Several teams together as far as it goes, then those that are left alone: one team's failure stops no other.
+    """Does as many teams as possible together, and the others one by one. A team that fails does not stop the others.
 
-    What waits is put off only where nothing failed.
+    If some teams must wait, the task is put off, but only if no team failed.
     """
     failures: list[Exception] = []
     put_off = False
@@ -237,7 +237,7 @@ def _each_team(
         nonlocal put_off
         try:
             with opened(f"{purpose} {named(team_ids)}") as bench:
-                # Airflow calls on_kill of the task when it is killed: no orphan may go on in ClickHouse.
+                # Airflow calls the task's on_kill when it kills the task, so that nothing goes on in ClickHouse.
                 vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
                 if len(team_ids) > 1:
                     return together(bench, team_ids)

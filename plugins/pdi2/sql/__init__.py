@@ -1,10 +1,10 @@
-"""Every statement the migration issues, one file each, named by what it does, in folders named like the rooms of core.
+"""Every statement that the migration runs: one file each, named by what it does, in folders named like those of core.
 
-Values are bound by the drivers: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Three things are put into the
-text here, and nowhere else: `{name:Identifier}`, because ClickHouse binds those in few places; `{name:Literal}`, a long
-list as the driver writes it, because a bound one would go into the address of the request; and `{name:Engine}`, an
-engine's definition as system.tables has it of a table that is there. Where several statements share a rule, it has a
-file of its own, and `/* include name */` stands for it.
+The drivers bind values: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Only three things are put into the text,
+and only here: `{name:Identifier}`, because ClickHouse binds identifiers in few places; `{name:Literal}`, a long list as
+the driver writes it, because a bound list would become part of the request's address; and `{name:Engine}`, an engine's
+definition from system.tables. A rule that several statements share has its own file, and is included with
+`/* include name */`.
 """
 
 import re
@@ -20,11 +20,11 @@ INCLUDE = re.compile(r"/\* include (\w+) \*/")
 PUT_IN = re.compile(r"\{(\w+):(Identifier|Literal|Engine)\}")
 SIMPLE = re.compile(r"[a-z_]\w*", re.ASCII)
 PLAIN = re.compile(r"[\w:,]*", re.ASCII)
-"""A text that needs no escaping, which takes clickhouse-connect longer than the statement if it is long."""
+"""A text that needs no escaping. For a long text, clickhouse-connect takes longer to escape it than the statement."""
 
 
 def clickhouse(name: str, parameters: Mapping[str, Any] | None = None) -> str:
-    """The statement, with what is put in. Raises ValueError where an identifier would need quotes."""
+    """The statement's text, with everything put in. Raises ValueError if an identifier would need quotes."""
     given = {} if parameters is None else parameters
 
     def text_of(found: re.Match[str]) -> str:
@@ -41,7 +41,7 @@ def clickhouse(name: str, parameters: Mapping[str, Any] | None = None) -> str:
 
 
 def to_bind(name: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What is left of the parameters for the driver, once the others are put in."""
+    """The parameters that the driver must bind, because they are not put into the text."""
     put_in = {found[1] for found in PUT_IN.finditer(_text("clickhouse", name))}
     return {key: value for key, value in (parameters or {}).items() if key not in put_in}
 

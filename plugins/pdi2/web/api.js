@@ -1,4 +1,4 @@
-// The page's own JSON. A session that has ended, or a ledger that cannot be read, is told in words.
+// Fetches the page's JSON. If the session has ended or the ledger cannot be read, the page says so in words.
 
 export async function get(path, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined);

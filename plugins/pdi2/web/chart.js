@@ -1,4 +1,4 @@
-// Rows a second over time, as bars with an axis. What they show is said in words as well.
+// Rows per second over time, as bars with an axis. The page also says in words what they show.
 
 import { el, speed } from "./dom.js";
 import { time } from "./time.js";
@@ -44,7 +44,7 @@ function bars(title, { rows_per_second: rates, peak }, { began, width }) {
   ];
 }
 
-// The next of 1, 2, 5, 10, 20 … so that the axis has plain numbers.
+// Rounds up to 1, 2, 5, 10, 20 … so that the axis has plain numbers.
 function ceiling(value) {
   const unit = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 5, 10].map((step) => step * unit).find((step) => step >= value) ?? value;

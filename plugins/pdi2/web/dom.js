@@ -10,14 +10,14 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Leaves an element alone that says the same already, so that nothing flickers and no screen reader repeats itself.
+// Leaves an element alone if it already says the same, so that nothing flickers and no screen reader repeats itself.
 export function say(element, ...children) {
   const made = element.cloneNode(false);
   made.append(...children.filter((child) => child !== null && child !== undefined));
   if (!element.isEqualNode(made)) element.replaceChildren(...made.childNodes);
 }
 
-// What unfolds stays unfolded while the page is drawn anew; `name` tells one from the other.
+// A part that was unfolded stays unfolded when the page is drawn again; `name` identifies it.
 const unfolded = new Set();
 export function fold(name, summary, ...children) {
   const note = (event) => (event.currentTarget.open ? unfolded.add(name) : unfolded.delete(name));
@@ -29,7 +29,7 @@ export const pairs = (facts) =>
     .filter(([, value]) => value !== null && value !== undefined)
     .map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, ...[value].flat())));
 
-// Characters that show nothing, or that turn the text around them, are written out.
+// Characters that are invisible, or that change the direction of the text around them, are written out.
 export const visible = (text) =>
   text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character) => `\\u{${character.codePointAt(0).toString(16)}}`);
 
@@ -61,7 +61,7 @@ function leave(event) {
   outside.click();
 }
 
-// Airflow's own choice between light and dark, where this page is shown within Airflow; else the system's.
+// Follows Airflow's choice of light or dark if this page is shown within Airflow, or else the system's.
 export function followTheme() {
   if (window.parent === window) return;
   const airflow = window.parent.document.documentElement;

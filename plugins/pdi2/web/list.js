@@ -1,10 +1,10 @@
-// A table of lines from the server: sorted, filtered and paged there, so that thousands of lines stay fast.
+// A table of lines that the server sorts, filters and pages, so that thousands of lines stay fast.
 
 import { get } from "./api.js";
 import { el, number, say } from "./dom.js";
 
 export class List {
-  // columns: [{title, cell(line) -> nodes, sort?, numeric?}]; key(line) tells lines apart
+  // columns: [{title, cell(line) -> nodes, sort?, numeric?}]; key(line) identifies a line
   constructor(place, { path, caption, columns, key, sort, empty, pageSize = 25 }) {
     Object.assign(this, { path, columns, key, empty, pageSize });
     this.query = sort ? { sort, descending: true } : {};
@@ -23,7 +23,7 @@ export class List {
     this.#showSort();
   }
 
-  // Asks for a page anew whenever the form changes; typing waits for a pause.
+  // Fetches the page again whenever the form changes, or after a pause in typing.
   filterBy(form) {
     let timer;
     const change = () => {

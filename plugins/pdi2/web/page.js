@@ -41,7 +41,7 @@ function show(seen) {
   say($("throughput"), ...throughput(seen.throughput));
   say($("switch"), ...pairs(switches(seen)));
   say($("findings-sum"), sumOfFindings(seen.findings));
-  // Of a run that another one followed: the ledger has gone on with its teams.
+  // Hidden for a run that another one followed, because the ledger has gone on with its teams.
   for (const id of ["throughput-section", "teams-section", "findings-section", "events-section"]) $(id).hidden = !run.newest;
 }
 
@@ -116,7 +116,7 @@ function progress(seen) {
   ));
 }
 
-// Airflow's own count of a step's tasks, while there is more than one.
+// Airflow's count of a step's tasks, if there is more than one.
 function counts({ task, state }, { airflow: { states = {} } }) {
   const found = Object.entries(states[task] ?? {}).filter(([name]) => name !== "success" && name !== "skipped");
   if (state !== "now" || !found.length) return [];
@@ -146,7 +146,7 @@ function sumOfFindings(kinds) {
   return words.length ? words.join("; ") : "None so far.";
 }
 
-// What was seen last stays, dimmed, with the time it is of.
+// What was seen last stays, dimmed, with the time when it was seen.
 let seenAt;
 function trouble(error) {
   $("trouble").hidden = !error;
@@ -178,7 +178,7 @@ async function look() {
 document.addEventListener("visibilitychange", () => document.hidden || look());
 followTheme();
 followZone();
-// Airflow shows this tab on every DAG; on one that is not about the migration it says so and rests.
+// Airflow shows this tab on every DAG. On a DAG that is not part of the migration, it says so and does nothing.
 if (!shownIn || shownIn.endsWith("_person_distinct_id2")) look();
 else {
   $("verdict").hidden = true;

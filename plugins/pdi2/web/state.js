@@ -55,7 +55,7 @@ function retrying({ airflow: { retrying: found }, now }) {
   );
 }
 
-// Grouped by cause, and the cause first.
+// Failures, grouped by cause, with the cause first.
 function failures({ failures: groups = [] }) {
   return groups.map((group) => {
     const who = group.teams ? counted(group.teams, "team") : group.task;
@@ -70,7 +70,7 @@ function failures({ failures: groups = [] }) {
   });
 }
 
-// A row of docs/runbook.md, in place.
+// A row of docs/runbook.md, shown where it is needed.
 export function row(found, name) {
   if (!found) return null;
   const facts = { Meaning: found.meaning, "Safe?": found.safe, "What to do": found.do };
@@ -80,7 +80,7 @@ export function row(found, name) {
 
 const marked = (text) => text.replaceAll("**", "").split("`").map((part, at) => (at % 2 ? el("code", {}, part) : part));
 
-// A run that changed nothing, or not yet: a dry run's plan, preflight's reasons.
+// A run that changed nothing, or nothing yet: the plan of a dry run, or the reasons of preflight.
 export function other(found) {
   if (!found) return [];
   const what = { "dry run": "Dry run", trial: "Trial", migration: "Run", audit: "Audit", rollback: "Rollback" }[found.kind];

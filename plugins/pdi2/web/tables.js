@@ -8,7 +8,7 @@ import { duration, seconds, time } from "./time.js";
 const badge = (status) => el("span", { class: `badge ${status}` }, status.replace("_", " "));
 const distinctId = (text) => el("bdi", { class: "id" }, text === "" ? '""' : visible(text));
 
-// What ClickHouse calls it comes first; the sentence around it is in the title and in the dialog.
+// ClickHouse's name for the error comes first; the whole sentence is in the title and in the dialog.
 export function causeFirst(error) {
   const found = error.match(/ClickHouse error \d+ \(\w+\).*|(ClickHouse|Postgres) does not answer.*/);
   return visible(found ? found[0] : error.split("\n")[0]);

@@ -1,4 +1,4 @@
-// Times in Airflow's own time zone (the one its picker chose), by 24 hours, with the zone's name where it matters.
+// Times in the time zone picked in Airflow, on a 24-hour clock, with the zone's name where it matters.
 
 import { el } from "./dom.js";
 
@@ -47,7 +47,7 @@ export function duration(seconds) {
 
 export const seconds = (from, to) => (new Date(to) - new Date(from)) / 1000;
 
-// Whoever picks another zone in Airflow sees it here too.
+// If somebody picks another zone in Airflow, this page follows.
 export function followZone() {
   window.addEventListener("storage", (event) => event.key === PICKED && location.reload());
 }

@@ -1,4 +1,4 @@
 """Kindness to the cluster: waits while ClickHouse is busy, or its replicas lag or have no Keeper.
 
-The tables are only read; the ledger is told of long waits.
+The tables are only read. Long waits are recorded in the ledger.
 """

@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_SECONDS = 2.0
 WAIT_IN_SLOT_SECONDS = 60.0
-"""Then the task is put off, and its worker slot is free meanwhile."""
+"""After this wait the task is put off, which frees its worker slot."""
 
 TELL_EVERY_SECONDS = 20.0
 UNKNOWN_TABLE = 60
 PARTS_SHARE = 0.5
-"""Of the number of parts at which ClickHouse delays inserts."""
+"""The new table may have this share of the number of parts at which ClickHouse starts to delay inserts."""
 USUAL_DELAYED_AT = 1_000
 MOST_LAG_SECONDS = 60
 LEAST_FREE_DISK = 0.05
@@ -29,7 +29,7 @@ MOST_MEMORY = 0.9
 
 
 def look(warehouse: Warehouse) -> tuple[str | None, int]:
-    """Why no slice should begin now (None: nothing is in the way), and how many parts the new table has room for."""
+    """Why no slice should begin now (None: it may begin), and how many more parts the new table has room for."""
     parts, delayed_at, lag, active, total_replicas, away, memory = warehouse.rows("pressure")[0]
     memory_limit = _memory_limit(warehouse)
     policy, free, total = disks_of_new(warehouse)
@@ -59,7 +59,7 @@ def look(warehouse: Warehouse) -> tuple[str | None, int]:
 
 
 def _memory_limit(warehouse: Warehouse) -> int:
-    """The server's, in bytes; 0 where there is none, or where ClickHouse before 23.2 does not tell it."""
+    """The server's memory limit in bytes; 0 if there is none, or if ClickHouse is older than 23.2 and does not tell."""
     try:
         return int(warehouse.rows("memory_limit")[0][0])
     except DatabaseError as error:
@@ -76,7 +76,7 @@ def disks_of_new(warehouse: Warehouse) -> tuple[str, float, float]:
 
 
 def wait_while_paused(ledger: Ledger, team_ids: Sequence[int]) -> None:
-    """Returns when nobody has paused the migration. Raises WaitError after WAIT_IN_SLOT_SECONDS."""
+    """Returns once the migration is not paused. Raises WaitError after WAIT_IN_SLOT_SECONDS."""
     what = f"The work on {named(team_ids)}"
     try:
         patiently(lambda: "somebody has paused the migration" if ledger.paused() else None, what)
@@ -85,7 +85,7 @@ def wait_while_paused(ledger: Ledger, team_ids: Sequence[int]) -> None:
 
 
 def refuse_while_paused(ledger: Ledger, what: str) -> None:
-    """Raises WaitError while somebody has paused the migration."""
+    """Raises WaitError if the migration is paused."""
     if pause := ledger.paused():
         raise WaitError(
             f"{what} waits: {pause.actor} paused the migration at {pause.at:%Y-%m-%d %H:%M:%S %Z}. What is finished "
@@ -94,7 +94,7 @@ def refuse_while_paused(ledger: Ledger, what: str) -> None:
 
 
 def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int]) -> int:
-    """Returns when the server is free, with how many parts the new table has room for.
+    """Waits until the server is free, and returns how many more parts the new table has room for.
 
     Raises WaitError after WAIT_IN_SLOT_SECONDS.
     """
@@ -116,9 +116,9 @@ def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int
 
 
 def patiently(look: Callable[[], str | None], what: str, record: Callable[[str, str], None] | None = None) -> float:
-    """Looks until there is no reason to wait, and returns the seconds waited. The log tells a reason again and again;
-    `record` is told once, and of giving up.
+    """Calls `look` until it gives no reason to wait, and returns the seconds waited.
 
+    A reason is logged again and again, but passed to `record` only when it is new and when the wait is given up.
     Raises WaitError after WAIT_IN_SLOT_SECONDS.
     """
     began = time.monotonic()

@@ -1,7 +1,7 @@
-"""The replicas of both tables: waiting for the connection's own, and for the others before readers may ask them.
+"""The replicas of both tables: waits for the one we are connected to, and for the others before readers may ask them.
 
-docs/clusters.md has the design and its reasons. The settings that replicas need go with every statement: CONSISTENT
-in clickhouse.py.
+docs/clusters.md explains the design. The settings that replicas need are sent with every statement: see CONSISTENT in
+clickhouse.py.
 """
 
 import logging
@@ -23,24 +23,24 @@ log = logging.getLogger(__name__)
 NEW_TABLE = "person_distinct_id2"
 SYNC = {"person_distinct_id": "sync_old", NEW_TABLE: "sync_new"}
 SYNC_SECONDS = 10
-"""How long one statement waits; then the log says for what, and the next one waits."""
+"""How long one statement waits. Then the log says what for, and the next statement goes on waiting."""
 UNREADABLE = {60, 497}
-"""No such table, no such grant: what reading system.zookeeper may end with."""
+"""No such table, or no grant: the errors that reading system.zookeeper may end with."""
 TIMED_OUT, UNFINISHED = 159, 341
 SYNTAX = 62
-"""ClickHouse 22.12 knows no LIGHTWEIGHT: it waits for merges too."""
+"""ClickHouse 22.12 does not know LIGHTWEIGHT, and waits for merges too."""
 CONNECTED, SWITCH_WAITS = "connected_to", "switch_waits"
 PATIENCE_SECONDS = 1800
 """How long a run waits for the replicas at the switch, from its first look."""
 
 
 class ReplicaError(MigrationError):
-    """Some replica does not get what is copied; reads stay on the old table."""
+    """Some replica does not receive what was copied; reads stay on the old table."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A table of the connection's replica, as system.replicas has it. `delay` is in seconds."""
+    """One table on the replica we are connected to, as system.replicas shows it. `delay` is in seconds."""
 
     table: str
     keeper_path: str
@@ -58,19 +58,21 @@ class State:
 
     @property
     def is_cut_off(self) -> bool:
-        """From Keeper; this passes."""
+        """Whether the replica has lost Keeper, which passes by itself."""
         return bool(self.is_readonly or not self.total) and not self.is_forgotten
 
     @property
     def is_forgotten(self) -> bool:
-        """By Keeper, which can be reached, and does not have what belongs to the replica."""
+        """Whether Keeper can be reached but no longer has the replica's data."""
         return bool(self.is_readonly and not self.is_session_expired and "No node" in self.keeper_exception)
 
 
 @dataclass(frozen=True)
 class Replica:
-    """One of the new table's, as Keeper has it. `lacks` counts the parts that the connection's replica has and this one
-    does not; None where Keeper may not be read and it is not known.
+    """A replica of the new table, as Keeper shows it.
+
+    `lacks` counts the parts that the replica we are connected to has and this one does not. It is None if that is not
+    known, because we may not read Keeper.
     """
 
     name: str
@@ -80,7 +82,7 @@ class Replica:
 
 
 def states(warehouse: Warehouse) -> list[State]:
-    """Of the tables that are replicated."""
+    """The state of each of the two tables that is replicated."""
     return [State(*map(_plain, row)) for row in warehouse.rows("replicas")]
 
 
@@ -91,9 +93,9 @@ def _plain(value: Any) -> Any:
 
 
 def catch_up(warehouse: Warehouse) -> None:
-    """Returns when the connection's replica has all that was inserted into either table, on any replica, before now.
+    """Waits until the replica we are connected to has everything inserted so far into either table, on any replica.
 
-    Raises WaitError where that takes long.
+    Raises WaitError if that takes long.
     """
     for state in states(warehouse):
         if state.queue:
@@ -102,7 +104,7 @@ def catch_up(warehouse: Warehouse) -> None:
 
 
 def _sync(warehouse: Warehouse, table: str) -> str | None:
-    """Waits for SYNC_SECONDS at most; why it must go on, if it must."""
+    """Waits for at most SYNC_SECONDS; returns why the wait must go on, or None if it is over."""
     settings = {"receive_timeout": SYNC_SECONDS}
     try:
         try:
@@ -129,9 +131,9 @@ def _progress(state: State) -> str:
 
 
 def follow(ledger: Ledger, warehouse: Warehouse) -> None:
-    """What was verified on another replica than the connection leads to now is verified again.
+    """If the connection leads to another replica than before, has every team verified again.
 
-    What that one had and no other fetched yet may be lost with it.
+    The earlier replica may be lost, together with rows that no other replica had fetched yet.
     """
     for state in states(warehouse):
         before = (ledger.latest(CONNECTED) or {}).get("replica")
@@ -148,15 +150,15 @@ def follow(ledger: Ledger, warehouse: Warehouse) -> None:
 
 
 def survey(warehouse: Warehouse) -> list[dict[str, Any]]:
-    """What is known of the new table's replicas now; empty where there are none."""
+    """What is known now about the new table's replicas; empty if the table is not replicated."""
     return [asdict(one) for state in _of_new(warehouse) for one in _look(warehouse, state, _parts(warehouse))]
 
 
 def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
-    """Returns the replicas once each has what the connection's has of the new table now; empty where there are none. A
-    reader may ask any of them, and one that is away now may come back.
+    """Waits until every replica has all the parts of the new table that ours has now; returns the replicas.
 
-    Raises WaitError where that takes long, ReplicaError where it takes too long.
+    Every replica counts, because a reader may ask any of them, and one that is away now may come back. The list is
+    empty if the table is not replicated. Raises WaitError if the wait is long, ReplicaError if it is too long.
     """
     parts = _parts(warehouse)
     found: list[Replica] = []
@@ -189,8 +191,9 @@ def _parts(warehouse: Warehouse) -> set[str]:
 
 
 def _look(warehouse: Warehouse, state: State, parts: set[str], or_wait: bool = False) -> list[Replica]:
-    """All that are registered, with how many of these parts each lacks. Where Keeper may not be read that is not known;
-    then `or_wait` has ClickHouse wait for all.
+    """All registered replicas, with how many of these parts each lacks.
+
+    If we may not read Keeper, that number is not known; with `or_wait`, ClickHouse then waits for all replicas.
     """
     if state.is_cut_off or state.is_forgotten:  # a look into Keeper would take minutes
         return [Replica(state.replica, active=False, here=True, lacks=None)]
@@ -230,13 +233,13 @@ def _names(rows: Iterable[tuple[Any, ...]]) -> set[str]:
 
 
 def lacking(parts: set[str], there: set[str]) -> int:
-    """How many of the parts are not there, nor within a larger one that came of a merge or a mutation."""
+    """How many of the parts are neither there nor contained in a larger part that a merge or a mutation has made."""
     larger = [_extent(name) for name in there - parts]
     return sum(not any(_covers(one, _extent(name)) for one in larger) for name in parts - there)
 
 
 def _extent(part: str) -> tuple[str, int, int, int]:
-    """Partition, first and last block, and mutation, of a name such as all_0_5_1_8: ClickHouse's MergeTreePartInfo."""
+    """Partition, first block, last block and mutation of a name like all_0_5_1_8 (ClickHouse's MergeTreePartInfo)."""
     partition, first, last, _level, *mutation = part.split("_")
     return partition, int(first), int(last), int(mutation[0]) if mutation else 0
 

@@ -1,4 +1,4 @@
-"""A team's ids from the old table to the new one: a team of the ledger in, finished slices in the ledger out.
+"""Copies a team's ids from the old table to the new one, and records finished slices in the ledger.
 
-Writes copies, whose versions are below whatever the application writes, and tables of its own, which it drops.
+Writes the copies, whose versions are below everything the application writes, and helper tables, which it drops.
 """

@@ -1,7 +1,7 @@
 """Copies a team, a slice of its distinct_ids at a time. A finished slice is a checkpoint in the ledger.
 
-A slice is as many ranges of the key as are copied in SLICE_SECONDS. Each is as large as the memory of a statement
-allows, and a statement that meets the query's limit halves it.
+A slice is as many ranges of the key as can be copied in SLICE_SECONDS. Each range is as large as the memory limit of a
+statement allows, and is halved when a statement meets that limit.
 """
 
 import logging
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 LEAST_MEMORY = 32_000_000
 SLICE_SECONDS = 30.0
-"""A slice ends with the ranges at work then: so much is lost at most where a copy is killed."""
+"""A slice ends with the ranges that are being copied at this time. At most one slice is lost if a copy is killed."""
 RANGES_AT_ONCE = 5
 KEPT = "What is finished is kept; reads stay on the old table."
 
@@ -49,7 +49,7 @@ class CopyError(MigrationError):
 
 @dataclass(frozen=True)
 class Filled:
-    """Ranges that are in a slice's target, and the ids of them that should be there."""
+    """Ranges that were copied to a slice's target, and the number of their ids that should be there."""
 
     ranges: list[Slice]
     ids: int
@@ -59,7 +59,7 @@ class Filled:
 def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
     """Copies what is not copied yet; finished slices stay finished.
 
-    Raises BusyError where a later try can help, CopyError or the database's error where it cannot.
+    Raises BusyError if a later try can help, CopyError or the database's error if it cannot.
     """
     team = ledger.team(team_id)
     lower, done = ledger.checkpoint(team_id)
@@ -79,9 +79,10 @@ def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
 
 
 def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> list[int]:
-    """Copies small teams by shared statements; returns those that are left to be copied alone.
+    """Copies small teams with shared statements; returns the teams that still have to be copied one by one.
 
-    Where those statements fail, each of their teams is: one fails alone. Raises BusyError where a later try can help.
+    If a shared statement fails, its teams are copied one by one, so that a bad team fails alone. Raises BusyError if a
+    later try can help.
     """
     ended = ledger.ended(team_ids)
     ledger.set_copied(ended)
@@ -99,12 +100,12 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
                     ledger.set_failed(teams.ids, describe(error))
                 raise _given_up(ledger, warehouse, teams, error) from error
             log.warning("%s could not be copied together, so each is now done by itself: %s", teams, describe(error))
-        ledger.start_copy(set(teams.ids) - ended, attempts=-1)  # alone each begins anew, and it is the same attempt
+        ledger.start_copy(set(teams.ids) - ended, attempts=-1)  # each starts again alone, in the same attempt
     return [team_id for team_id in team_ids if team_id not in ended]
 
 
 def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]:
-    """Returns the teams of which all ids that are live are in the new table."""
+    """Returns the teams whose live ids are all in the new table."""
     missing = 0
     with warehouse.measured() as cost:
         expected = pieces.copy_wholes(warehouse, teams)
@@ -121,9 +122,10 @@ def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]
 
 
 def _copy_slice(ledger: Ledger, warehouse: Warehouse, left: list[Slice], rows: int, rows_in_team: int) -> int:
-    """Copies what one slice holds of the ranges, and takes it away from them. Each has about `rows` rows.
+    """Copies one slice from the start of `left`, and removes its ranges from `left`. Each range has about `rows` rows.
 
-    Where that meets the query's memory limit, what is left is cut smaller. Returns the rows that each range has then.
+    If a statement meets the query's memory limit, the remaining ranges are cut smaller. Returns the rows that each
+    remaining range has.
     """
     [team_id] = left[0].ids
     room = wait_while_busy(ledger, warehouse, [team_id])
@@ -158,7 +160,7 @@ def _copy_slice(ledger: Ledger, warehouse: Warehouse, left: list[Slice], rows: i
 
 
 def _fill(warehouse: Warehouse, tables: Tables, ranges: list[Slice], room: int) -> Iterator[Filled]:
-    """Copies range after range until the slice is long enough or has as many parts as there is room for."""
+    """Copies range after range until the slice has taken long enough or has filled the room for parts."""
     until = time.monotonic() + SLICE_SECONDS
     done = rows = parts = 0
     while done < len(ranges):
@@ -177,10 +179,10 @@ def _fill(warehouse: Warehouse, tables: Tables, ranges: list[Slice], room: int) 
 
 
 def _hand_over_slice(warehouse: Warehouse, tables: Tables, filled: list[Filled]) -> None:
-    """Hands the slice over to the new table, with what a failed statement left behind: copies like any other.
+    """Hands the slice over to the new table. What a failed statement left in it goes too: those copies are valid.
 
-    Counts differ where a slice is copied again, a live update replaced a copy, or ids came meanwhile: then id by id.
-    Raises CopyError if an id that is live is not in the new table.
+    Counts differ if a slice is copied again, a live update replaced a copy, or new ids arrived. The slice is then
+    checked id by id. Raises CopyError if a live id is not in the new table.
     """
     doubtful = [one for one in filled if not one.counts_up]
     if tables.staged:
@@ -208,7 +210,7 @@ def _ranges(filled: list[Filled]) -> list[Slice]:
 
 
 def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error: DatabaseError) -> MigrationError:
-    """What to raise: BusyError where a later try can help. After a memory limit that try gets half the memory."""
+    """The error to raise: BusyError if a later try can help. After a memory limit, that try gets half the memory."""
     if reaction(error) is Reaction.FAIL:
         return CopyError(
             f"The {piece} cannot be copied: {describe(error)} {KEPT} Remove the cause and trigger a new run."

@@ -1,9 +1,9 @@
-"""Copies a piece, which is a range of a team's key or small teams as wholes, by a few statements, and counts it.
+"""Copies a piece (a range of a team's key, or several small teams as wholes) with a few statements, and counts it.
 
-Almost every id has a single row and goes straight through. Of the others, which are told apart first, the latest link
-and unlink decide nearly all, and the few that are left go by the rule of winners.sql. Every statement may be run again:
-a copied row has a negative version that grows with the time of its event, so it never hides what the application wrote,
-and of two copies of an id the later event wins.
+Almost every id is simple: it has a single row, which is copied as it is. The complex ids are told apart first. Their
+latest link and unlink decide nearly all of them, and the rule of winners.sql decides the few that are left. Every
+statement may be run again: a copied row has a negative version that grows with the time of its event, so it never hides
+what the application wrote, and if an id is copied twice, the later event wins.
 """
 
 import math
@@ -24,35 +24,35 @@ ALL_ROWS = {"steps": 1, "step": 0}
 
 @dataclass(frozen=True)
 class Budget:
-    """What a statement may use, in bytes, and what follows from it. Bytes a row were measured on ClickHouse 26.9."""
+    """The memory that a statement may use, in bytes, and what fits in. Measured per row on ClickHouse 26.9."""
 
     memory: int
 
     @property
     def range_rows(self) -> int:
-        """Telling complex ids apart takes up to 45 bytes a row."""
+        """Telling complex ids apart takes up to 45 bytes per row."""
         return self.memory // 60
 
     @property
     def deciding_rows(self) -> int:
-        """Deciding by the latest events takes up to 210 bytes a row."""
+        """Deciding by the latest events takes up to 210 bytes per row."""
         return self.memory // 350
 
     @property
     def rule_rows(self) -> int:
-        """The rule and the insert of what it yields take about 185 bytes a row."""
+        """Applying the rule and inserting its result takes about 185 bytes per row."""
         return self.memory // 250
 
     @property
     def complex_ids(self) -> int:
-        """The set of their hashes takes up to 16 bytes an id, in statements that also insert."""
+        """The set of their hashes takes up to 16 bytes per id, in statements that also insert."""
         return self.memory // 200
 
     def insert_settings(self, *, staged: bool) -> dict[str, Any]:
-        """A block read is a block written: rows of one part come in key order, and need no sorting again.
+        """Settings that write each block as it was read: the rows of one part are in key order and need no new sort.
 
-        Each thread writes blocks, in about ten times their size. Outside a staging table blocks stay under 10 MB,
-        which makes compact parts: wide ones take twice the memory to write.
+        Writing a block takes each thread about ten times the block's size in memory. Outside a staging table blocks
+        stay under 10 MB, which makes compact parts, because writing wide parts takes twice the memory.
         """
         block = min(14_000_000, self.memory // 14) if staged else min(9_000_000, self.memory // 20)
         return {
@@ -67,7 +67,7 @@ class Budget:
 
 
 def tell_apart(warehouse: Warehouse, tables: Tables, ranges: Sequence[Slice]) -> int:
-    """Collects the hashes of complex ids; returns how many of the ranges were looked through before they were many."""
+    """Collects the hashes of complex ids until they are many; returns how many of the ranges that took."""
     settings = _settings(warehouse, staged=False)
     create_anew(warehouse, tables, "complex_ids")
     taken = 0
@@ -80,15 +80,18 @@ def tell_apart(warehouse: Warehouse, tables: Tables, ranges: Sequence[Slice]) ->
 
 
 def copy_wholes(warehouse: Warehouse, teams: Teams) -> Counter[int]:
-    """Copies small teams by the rule alone, because to tell ids apart takes longer than it saves.
+    """Copies small teams by the rule alone, because telling their ids apart would take longer than it saves.
 
-    Returns the ids that should be there now, by team, counted on the old table.
+    Returns the number of ids that should be there now, by team, counted on the old table.
     """
     return _by_rule(warehouse, {**teams.parameters, "target": NEW_TABLE, "stamp": 0, "source": OLD_TABLE, **ALL_ROWS})
 
 
 def copy(warehouse: Warehouse, tables: Tables, piece: Slice) -> int:
-    """Copies what was told apart; returns the ids that should be there now, counted on the old table."""
+    """Copies a piece whose complex ids were told apart.
+
+    Returns the number of ids that should be there now, counted on the old table.
+    """
     of = piece.parameters | tables.parameters
     with _as_a_set(warehouse, tables):
         settings = _settings(warehouse, staged=tables.staged)
@@ -114,7 +117,10 @@ def _by_rule(warehouse: Warehouse, of: Mapping[str, Any]) -> Counter[int]:
 
 @contextmanager
 def _as_a_set(warehouse: Warehouse, tables: Tables) -> Iterator[None]:
-    """The hashes of complex ids as a set that is built once, not by every statement. What it takes, those may not."""
+    """Keeps the hashes of complex ids as a set, built once and not by every statement.
+
+    Meanwhile the statements may use less memory, by as much as the set takes.
+    """
     create_anew(warehouse, tables, "complex_set")
     warehouse.execute("complex_set_fill", tables.parameters)
     warehouse.set_aside = warehouse.rows("complex_set_bytes", tables.parameters)[0][0]
@@ -126,9 +132,9 @@ def _as_a_set(warehouse: Warehouse, tables: Tables) -> Iterator[None]:
 
 
 def _decided(warehouse: Warehouse, tables: Tables, piece: Slice) -> tuple[int, int, int]:
-    """Decides complex ids by their latest events, in as many parts of the key as that needs to keep to its memory.
+    """Decides complex ids by their latest events, in as many parts of the key as the memory limit requires.
 
-    Returns their rows, how many of them copy_decided.sql copies, and how many are left for the rule.
+    Returns the rows of these ids, how many of the ids copy_decided.sql copies, and how many are left for the rule.
     """
     complex_rows = warehouse.rows("told_apart", tables.parameters)[0][1]
     if not complex_rows:
@@ -150,7 +156,7 @@ def _rows(warehouse: Warehouse, piece: Slice) -> int:
 
 
 def _extracted(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[dict[str, Any]]:
-    """Extracts the rows of complex ids in as many steps as the rule needs to keep to its memory."""
+    """Extracts the rows of complex ids; returns as many steps as the rule needs to keep to its memory limit."""
     rows = warehouse.rows("told_apart", tables.parameters)[0][1]
     steps = math.ceil(rows / Budget(warehouse.memory_left).rule_rows)
     if rows:
@@ -160,19 +166,20 @@ def _extracted(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[dict[
 
 
 def copied(warehouse: Warehouse, piece: Piece) -> Counter[int]:
-    """The copies of the piece's ids in the new table, by team."""
+    """The number of copies of the piece's ids in the new table, by team."""
     return Counter(dict(warehouse.rows("copied", piece.parameters)))
 
 
 def rows_there(warehouse: Warehouse, ranges: list[Slice]) -> int:
-    """All rows of neighbouring ranges in the new table; the primary index tells most of them, so it takes no time."""
+    """Counts all rows of neighbouring ranges in the new table. It takes no time: the primary index counts most rows."""
     return int(warehouse.rows("rows_there", join(ranges).parameters)[0][0]) if ranges else 0
 
 
 def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:
-    """Looks id by id, where a count did not come up, for what is live and not in the new table in whatever version.
+    """After a wrong count, looks id by id for live ids of which the new table has no row of any version.
 
-    Under traffic a link reaches the old table before the new one: it is copied. Returns how many ids are missing still.
+    Under traffic a link reaches the old table before the new one, so such ids are copied. Returns how many ids are
+    still missing.
     """
     settings = _settings(warehouse, staged=False)
     of = piece.parameters | tables.parameters | {"target": NEW_TABLE}

@@ -1,9 +1,9 @@
-"""The tables that a copy makes for itself, and drops: those in which a slice waits until it is whole, and helpers.
+"""The tables that a copy creates and drops: the staging table, where a slice waits until it is whole, and helpers.
 
-A staging table has the structure of the new one, is never replicated, and has no merges. ClickHouse begins to merge
-parts while a copy still writes others, and merges take the copy's processors: of 12M rows on two of them, more than
-half of its time. What waits becomes the new table's by links, in about 2 ms a part, and is merged then; the other
-replicas fetch it whole.
+A staging table has the structure of the new table, is never replicated, and has no merges. Otherwise ClickHouse would
+merge parts while the copy still writes others, and merges take the copy's processors: with 12M rows on two processors,
+more than half of its time. The finished parts are handed to the new table by hard links, in about 2 ms per part, and
+are merged there; the other replicas fetch them whole.
 """
 
 import logging
@@ -26,21 +26,23 @@ NEW_TABLE = "person_distinct_id2"
 
 
 REPLICATED = re.compile(r"^Replicated(\w+)\('(?:[^'\\]|\\.)*', '(?:[^'\\]|\\.)*'(?:, )?")
-"""What replication adds to an engine, as system.tables.engine_full has it: a path in Keeper, the replica's name."""
+"""What replication adds to an engine in system.tables.engine_full: a path in Keeper and the replica's name."""
 FORBIDDEN_SETTING = {164, 452}
-"""The user's profile is read-only, or constrains a setting."""
+"""The user's profile is read-only, or forbids a setting."""
 OTHERS_FOLLOW = {159, 341}
-"""The wait for the other replicas was too long, or one is away (ClickHouse's ErrorCodes.cpp)."""
+"""The wait for the other replicas took too long, or one of them is away (ClickHouse's ErrorCodes.cpp)."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Names: of the table that copies are written to, and of helpers: the hashes of a piece's complex ids, the same as
-    a set in memory, what the latest events of those ids decide, and the rows of those that are left.
+    """The names of the table that copies are written to and of its helpers.
 
-    `stamp` is the _partition of the copies. A replicated table silently leaves out a part of which it attached the
-    same content before, even if that was taken away since; so what is attached there carries the microsecond of its
-    copy, and is never the same. Everywhere else it is 0, and nothing reads it.
+    The helpers hold the hashes of a piece's complex ids, the same hashes as a set in memory, what the latest events
+    decide for these ids, and the rows of the ids that are left undecided.
+
+    `stamp` is the _partition of the copies. A replicated table silently skips a part with the same content as one that
+    it attached before, even if that part is gone by now. So the copies of a replicated table carry the microsecond of
+    their copy, and no two parts are the same. For other tables `stamp` is 0. Nothing reads it.
     """
 
     target: str
@@ -61,9 +63,10 @@ class Tables:
 
 @contextmanager
 def tables_for(warehouse: Warehouse, piece: Slice | Teams, rows: int) -> Iterator[Tables]:
-    """Exist for as long as they are needed. Copies of few rows are written to the new table at once, and so are all
-    where ClickHouse refuses to let a staging table's parts become the new table's, as it does where that is
-    partitioned; the log says so.
+    """Creates the tables of a copy, and drops them at the end.
+
+    Copies of few rows are written directly to the new table. So are all copies if ClickHouse refuses to hand a staging
+    table's parts over to the new table, as it does if the new table is partitioned; the log says so.
     """
     name = f"{NEW_TABLE}_staging_{piece.ids[0]}".replace("-", "minus_")
     helpers = (f"{name}_ids", f"{name}_set", f"{name}_latest", f"{name}_rows")
@@ -78,9 +81,9 @@ def tables_for(warehouse: Warehouse, piece: Slice | Teams, rows: int) -> Iterato
 
 
 def _staged(warehouse: Warehouse, tables: Tables) -> Tables | None:
-    """Makes the staging table. None where it, still empty, cannot be handed over as it will be when it is full."""
+    """Creates the staging table; None if a trial hand-over of the empty table fails."""
     (engine,) = (row[0].decode() for row in warehouse.rows("staging_engine"))
-    _drop(warehouse, tables.target)  # what a killed copy has left there is nobody's
+    _drop(warehouse, tables.target)  # a killed copy may have left one
     plain, replicated = REPLICATED.subn(r"\1(", engine)
     if replicated:
         tables = replace(tables, stamp=time.time_ns() // 1000)
@@ -101,7 +104,7 @@ def _staged(warehouse: Warehouse, tables: Tables) -> Tables | None:
 
 
 def create_anew(warehouse: Warehouse, tables: Tables, helper: str) -> None:
-    """An empty helper for a piece: sooner made than that of the last one is emptied."""
+    """Creates an empty helper for a piece, which is faster than emptying the one of the last piece."""
     _drop(warehouse, tables.parameters[helper])
     warehouse.define(f"{helper}_create", tables.parameters)
 
@@ -113,10 +116,10 @@ def waiting(warehouse: Warehouse, tables: Tables) -> tuple[int, int]:
 
 
 def hand_over(warehouse: Warehouse, tables: Tables) -> Error | None:
-    """What waits in the staging table is the new table's too from now on, at once and whole.
+    """Adds all rows of the staging table to the new table, in one step.
 
-    Returns why not every active replica has it by then, if it may be theirs all the same: whether it is here must be
-    counted.
+    Returns an error if not every active replica has confirmed the rows. The rows may have arrived all the same, so the
+    caller must count them.
     """
     if not waiting(warehouse, tables)[0]:
         return None
@@ -133,7 +136,7 @@ def hand_over(warehouse: Warehouse, tables: Tables) -> Error | None:
 
 
 def forget_all(warehouse: Warehouse) -> None:
-    """Drops what copies that were killed have left. Only for who knows that no copy is at work."""
+    """Drops what killed copies have left. Call this only when no copy is running."""
     for (table,) in warehouse.rows("staging_tables"):
         forget(warehouse, table.decode())
 

@@ -1,4 +1,4 @@
-"""ClickHouse and Postgres as the migration speaks to them: named statements in, whole answers out.
+"""Runs named statements on ClickHouse and Postgres, with complete answers, and says what a failure means.
 
-And what a failure means. Nothing here knows of the migration.
+Nothing here knows about the migration.
 """

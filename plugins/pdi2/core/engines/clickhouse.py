@@ -1,4 +1,4 @@
-"""Runs the named statements of pdi2/sql/clickhouse: bound, limited, recognisable, measured."""
+"""Runs the named statements of pdi2/sql/clickhouse: binds values, sets limits, marks and measures each statement."""
 
 import logging
 import re
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 PRIORITY = 10
-"""Behind every statement that has a priority of its own (1 is the first, 0 is none)."""
+"""After all statements with a higher priority (1 is the highest, 0 means none)."""
 THREADS = 2
-"""Of a statement. Each thread has memory of its own, so the number of the server's cores must not decide."""
+"""Threads per statement. Each thread takes memory, so the number of the server's cores must not decide."""
 CONSISTENT = {
     "insert_quorum_timeout": 20_000,
     "insert_quorum_parallel": 1,
@@ -36,34 +36,34 @@ CONSISTENT = {
     "async_insert": 0,
     "max_parallel_replicas": 1,
 }
-"""With Warehouse.quorum: an insert is acknowledged once most replicas have it, each is written even if it repeats an
-earlier one, and one replica answers a SELECT. No difference where a table is not replicated. docs/clusters.md says why,
-one by one."""
+"""Together with Warehouse.quorum: an insert is acknowledged once most replicas have it, and is written even if it
+repeats an earlier one; a single replica answers a SELECT. None of this matters if a table is not replicated.
+docs/clusters.md gives the reason for each setting."""
 LONGEST_STATEMENT = 1 << 24
-"""Bytes. ClickHouse's own 256 KB are less than the ids that go into one statement."""
+"""In bytes. ClickHouse's default of 256 KB is less than the ids that go into one statement."""
 IN_MEMORY = {"max_bytes_before_external_group_by": 0, "max_bytes_ratio_before_external_group_by": 0}
-"""The GROUP BY that ClickHouse has since 26.8 may crash the server where it spills and meets a memory limit."""
+"""The GROUP BY of ClickHouse 26.8 and later may crash the server if it spills to disk and meets a memory limit."""
 INSERT = re.compile(r"^INSERT INTO", re.MULTILINE)
 DELETE = re.compile(r"^DELETE FROM (\w+)$", re.MULTILINE)
 REMOVING = {"lightweight_deletes_sync": 0, "mutations_sync": 0, "lightweight_delete_mode": "alter_update"}
-"""A DELETE is a mutation in the background. A server that does not know the first setting waits by itself."""
+"""A DELETE runs as a mutation in the background. A server that does not know the first setting waits for it anyway."""
 LOOKS = 8
-"""Of new connections, at the servers they lead to."""
+"""How many new connections are opened to see which servers they lead to."""
 TELL_EVERY_SECONDS = 20.0
 SMALLEST_PEAK = 1_000_000
-"""Bytes below which a statement was caught before it began to work."""
+"""In bytes. A lower figure means that the statement had not begun to work when it was looked at."""
 
 
 @dataclass
 class Cost:
-    """What a stretch of statements took; peak_memory in bytes, None where they were too quick to be seen."""
+    """What a series of statements took; peak_memory in bytes, None if they were too quick to be seen."""
 
     seconds: float = 0.0
     peak_memory: int | None = None
 
 
 def spilling(memory: int) -> dict[str, int]:
-    """Settings of a statement whose GROUP BY goes to disk above two thirds of `memory` bytes: that of before 26.8."""
+    """Settings for a GROUP BY that spills to disk above two thirds of `memory` bytes, by the algorithm before 26.8."""
     return {"max_bytes_before_external_group_by": memory * 2 // 3, "enable_adaptive_aggregator": 0}
 
 
@@ -75,7 +75,7 @@ def _tell_of_silence(text: str, over: threading.Event) -> None:
 
 
 class Warehouse(AbstractContextManager["Warehouse"]):
-    """One client of ClickHouse, for one purpose (`team 12`) that shows in every statement's log comment."""
+    """One ClickHouse client for one purpose, such as `team 12`, which the log comment of every statement shows."""
 
     def __init__(self, connect: Callable[[], Client], purpose: str, max_memory_usage: int) -> None:
         self._connect = connect
@@ -84,13 +84,13 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         self._purpose = re.sub(r"\W+", "-", purpose)
         self.max_memory_usage = max_memory_usage
         self.set_aside = 0
-        """Bytes of it that a table in memory takes."""
+        """Bytes of max_memory_usage that a table in memory takes."""
         self.refused: str | None = None
-        """What the server said where the user may not even have a whole answer."""
+        """What the server said, if the user's profile does not even allow the settings in WHOLE."""
 
     @property
     def memory_left(self) -> int:
-        """What a statement may use; 0 is no limit, to ClickHouse too."""
+        """The memory that a statement may use. 0 means no limit, for ClickHouse too."""
         return max(self.max_memory_usage - self.set_aside, 1) if self.set_aside else self.max_memory_usage
 
     def __exit__(
@@ -104,7 +104,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def rows(
         self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
-        """Every row of the named SELECT; String columns come as bytes, for a distinct_id may hold any."""
+        """Every row of the named SELECT. String columns come as bytes, because a distinct_id may hold any bytes."""
         text = sql.clickhouse(name, parameters)
         with self._attended(text):
             result = self._client.query(
@@ -124,10 +124,10 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def command(
         self, text: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
     ) -> None:
-        """An INSERT ... SELECT carries its settings itself: to set and reset them takes chDB's client 15 ms."""
+        """An INSERT ... SELECT has its settings in its text, because setting and resetting them takes chDB 15 ms."""
         chosen = self._settings(settings)
         if not INSERT.search(text):
-            chosen = {name: value for name, value in chosen.items() if name not in WHOLE}  # it answers nothing
+            chosen = {name: value for name, value in chosen.items() if name not in WHOLE}  # it returns no rows
         else:
             query_id = {"query_id": chosen.pop("query_id")}
             text = _with_settings(text, chosen)
@@ -136,7 +136,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             self._client.command(text, parameters=dict(parameters or {}), settings=chosen)
 
     def define(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Runs the named statement, which makes or drops a table and needs no setting."""
+        """Runs the named statement, which creates, changes or drops a table and needs no other settings."""
         chosen = self._settings()
         needed = {name: chosen[name] for name in ("query_id", "log_comment", *OF_TABLES) if name in chosen}
         text = sql.clickhouse(name, parameters)
@@ -144,9 +144,9 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             self._client.command(text, settings=needed)
 
     def remove(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """Runs the named DELETE of rows of the new table, in the background.
+        """Runs the named DELETE on the new table, in the background.
 
-        A table with projections refuses a lightweight one (344), and gets one that writes the parts it touches anew.
+        A table with projections refuses a lightweight DELETE (344). It gets a DELETE that rewrites the affected parts.
         """
         text = sql.clickhouse(name, parameters)
         if self.rows("has_projections")[0][0]:
@@ -155,45 +155,47 @@ class Warehouse(AbstractContextManager["Warehouse"]):
 
     def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
         settings = self._settings()
-        token = {"insert_deduplication_token": settings["query_id"]}  # 23.10 heeds it alone, if not replicated
+        token = {"insert_deduplication_token": settings["query_id"]}  # all that 23.10 heeds, if not replicated
         with self._attended(f"INSERT INTO {table}"):
             self._client.insert(table, rows, column_names=columns, settings=settings | token)
 
     @cached_property
     def known(self) -> dict[str, Setting]:
-        """All settings of this server with their values for this user, whose profile may forbid the very look."""
+        """All settings of this server with their values for this user, whose profile may forbid even this query."""
         try:
             found = self._ask_first("settings")
-        except DatabaseError as error:  # preflight tells of it; with these settings any other statement fails too
+        except DatabaseError as error:  # preflight reports it; every other statement would fail on these settings too
             self.refused = describe(error)
             found = self._ask_first("settings")
         return {name: Setting(value, least, most, bool(readonly)) for name, value, least, most, readonly in found}
 
     @cached_property
     def quorum(self) -> str | int:
-        """What an insert into the new table waits for: most replicas. With "auto" the only one would wait for a second
-        to fetch, in vain (319). Which it is, is looked up once: a task has a Warehouse of its own.
+        """How many replicas an insert into the new table waits for: most of them, or none if there is only one.
+
+        With "auto", a single replica would wait in vain for a second one to fetch (319). This is looked up once per
+        Warehouse, and each task has its own.
         """
         return 0 if self._ask_first("only_replica") else "auto"
 
     def _ask_first(self, name: str) -> Sequence[Sequence[Any]]:
-        """The named look, on which the settings of all other statements depend."""
+        """Runs a named query that the settings of all other statements depend on."""
         there = self._client.server_settings
         whole = {name: value for name, value in WHOLE.items() if name not in LATE or name in there}
         text = sql.clickhouse(name)
         return self._client.query(text if self.refused else _with_settings(text, whole)).result_rows
 
     def servers(self) -> set[str]:
-        """Names of the servers that new connections lead to: several behind a balancer."""
+        """The names of the servers that new connections lead to: several if there is a load balancer."""
         found = set()
         for _ in range(LOOKS):
-            self._client.close_connections()  # its pool would keep to one server
+            self._client.close_connections()  # its pool would stay with one server
             found.add(str(self._client.command(sql.clickhouse("host"))))
         return found
 
     @contextmanager
     def measured(self) -> Iterator[Cost]:
-        """Measures this client's statements; the figures are there when the block ends."""
+        """Measures this client's statements; the figures are complete when the block ends."""
         cost = Cost()
         done = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(cost, done), daemon=True)
@@ -207,7 +209,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             watcher.join()
 
     def _watch(self, cost: Cost, done: threading.Event) -> None:
-        """A second client looks at system.processes: chDB tells a statement's memory nowhere else."""
+        """Reads system.processes with a second client, because chDB shows a statement's memory nowhere else."""
         try:
             with self._connect() as client:
                 while not done.wait(POLL_SECONDS):
@@ -215,18 +217,19 @@ class Warehouse(AbstractContextManager["Warehouse"]):
                     peak = seen.result_rows[0][0]
                     if peak > SMALLEST_PEAK:
                         cost.peak_memory = max(cost.peak_memory or 0, peak + self.set_aside)
-        except ClickHouseError as error:  # the statement itself says what becomes of the work
+        except ClickHouseError as error:  # if the work fails too, its own statement says so
             log.info("The memory of the statements is not measured further: %s", describe(error))
 
     def kill(self) -> None:
-        """Ends whatever statement of this client is still at work; from any thread or signal handler."""
+        """Ends whatever this client is still running. May be called from any thread or signal handler."""
         with self._connect() as client:
             client.command(sql.clickhouse("kill"), parameters={"log_comment": self._comment})
 
     @contextmanager
     def _attended(self, text: str) -> Iterator[None]:
-        """The log tells of a statement that takes long. One whose answer the client no longer waits for goes on in
-        ClickHouse, and keeps the session: it is killed there, and the next one gets a session of its own.
+        """Logs a statement that takes long, and kills it in ClickHouse if the client has stopped waiting for it.
+
+        Otherwise it would go on there and keep the session; the next statement gets a new session.
         """
         over = threading.Event()
         threading.Thread(target=_tell_of_silence, args=(text, over), daemon=True).start()
@@ -246,13 +249,13 @@ class Warehouse(AbstractContextManager["Warehouse"]):
 
     def _open(self) -> Client:
         client = self._connect()
-        client.query_limit = 0  # a connection may ask the library to cut every answer short
+        client.query_limit = 0  # a connection may have set a limit that cuts every answer short
         return client
 
     def sent(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The settings of a statement, with `more`, as far as this server has them.
+        """The settings of a statement, with `more`, as far as this server knows them.
 
-        What makes answers whole is always sent; of the rest, what is not so anyway.
+        The settings in WHOLE are always sent, the others only if the server has a different value.
         """
         chosen = {
             **WHOLE,

@@ -1,14 +1,14 @@
-"""Settings that make an answer whole and exact, whatever the ClickHouse user's profile says, and what forbids them.
+"""Settings that make an answer complete and exact whatever the ClickHouse user's profile says, and how it forbids them.
 
-A profile's limits on rows are lifted, for each statement keeps to a memory limit of its own. Its limit on time is kept:
-what runs into it is cut smaller.
+A profile's limits on rows are lifted, because each statement has its own memory limit. A profile's time limit is kept:
+a statement that runs into it is cut smaller.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-LIMITS = (  # where 0 is none
+LIMITS = (  # 0 means no limit
     "limit",
     "offset",
     "max_rows_to_read",
@@ -50,9 +50,9 @@ WHOLE: dict[str, Any] = {
     "use_query_cache": 0,
     "final": 0,
 }
-"""With these an answer is all there is, or an error. So they go with the look at the settings too."""
+"""With these settings an answer is complete or an error. So the query that reads the server's settings has them too."""
 LATE = ("use_query_cache", "final", "timeout_overflow_mode_leaf")
-"""Of those, the ones that ClickHouse 22.12 has not."""
+"""The settings in WHOLE that ClickHouse 22.12 does not have."""
 USUAL: dict[str, Any] = {
     "aggregate_functions_null_for_empty": 0,
     "empty_result_for_aggregation_by_empty_set": 0,
@@ -75,14 +75,14 @@ USUAL: dict[str, Any] = {
     "min_execution_speed_bytes": 0,
     "max_estimated_execution_time": 0,
 }
-"""ClickHouse's own defaults, on which the statements rely: for what they mean, or to be run at all."""
+"""ClickHouse's own defaults that the statements rely on, to mean what they should or to run at all."""
 OF_TABLES = ("data_type_default_nullable",)
-"""What matters where a table is made."""
+"""The settings that matter when a table is created."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What system.settings says for this user: the value, and what it may be (None: no bound)."""
+    """What system.settings says about a setting for this user: its value and its bounds (None: no bound)."""
 
     value: str
     least: str | None
@@ -93,7 +93,7 @@ class Setting:
         return self.value == _text(wanted)
 
     def refusal(self, wanted: Any) -> str | None:
-        """How the profile forbids this value; None where it does not, or the setting has it already."""
+        """How the profile forbids this value; None if it does not, or if the setting already has the value."""
         if self.is_at(wanted):
             return None
         if self.fixed:
@@ -106,7 +106,7 @@ class Setting:
 
 
 def refusals(known: Mapping[str, Setting], wanted: Iterable[tuple[str, Any]]) -> dict[str, str]:
-    """By setting, why the user may not have it as a statement needs it."""
+    """By setting, why the user may not set the value that a statement needs."""
     found = {}
     for name, value in wanted:
         if name in known and (why := known[name].refusal(value)):

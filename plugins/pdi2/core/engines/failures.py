@@ -17,7 +17,7 @@ MEMORY_LIMIT_EXCEEDED = 241
 LONGEST_TEXT = 500
 
 TIME_LIMITS = (159, 160)
-"""A statement ran for too long, or would (160: its estimate or its speed). What waits for a replica is 159 too."""
+"""A statement ran too long, or would (160: by its estimate or its speed). Waiting too long for a replica is 159 too."""
 OWN_TIME_LIMIT = re.compile("Timeout exceeded: elapsed|Estimated query execution time|executing too slow")
 QUOTA_EXCEEDED = 201
 
@@ -50,15 +50,15 @@ TRANSIENT = {
     999: "Keeper failed",
 }
 WAITED_FOR = {225, 236, 242, 244, 252, 285, 286, 289, 319, 341, 667, 733}
-"""Of those, what replicas, Keeper and merges will do by themselves: it is waited for, and takes no try."""
+"""The errors in TRANSIENT that pass once replicas, Keeper or merges catch up. Waiting for them takes no try."""
 KEEPER_FAILED = 999
 KEEPER_PASSES = re.compile(r"connection|session|timeout|timed out|tries failed", re.IGNORECASE)
-"""In the text of a failure of Keeper's: it could not be reached. Others tell of what is in it."""
+"""Words in the text of a Keeper failure that mean it could not be reached. Other texts are about Keeper's contents."""
 REFUSED = re.compile(r"HTTP status (?!408|425|429)4\d\d")
-"""A request that its sender must change; clickhouse-connect's words where ClickHouse gives no code."""
+"""A request that the sender must change, in the words of clickhouse-connect when ClickHouse gives no code."""
 
-# SQLSTATE classes: connection failure, an idle transaction was ended, deadlock or serialization, too little memory or
-# connections, a lock was not to be had in time, shutdown
+# SQLSTATE classes: connection failure, idle transaction ended, deadlock or serialization failure, too little memory or
+# too few connections, lock not obtained in time, shutdown
 POSTGRES_TRANSIENT = ("08", "25P03", "40", "53200", "53300", "55P03", "57P")
 
 
@@ -71,7 +71,7 @@ class BusyError(MigrationError):
 
 
 class WaitError(BusyError):
-    """Nothing failed: the wait is long, and the worker slot is better used elsewhere meanwhile."""
+    """Nothing failed: the wait is long, so the worker slot is better used elsewhere meanwhile."""
 
 
 class Reaction(StrEnum):
@@ -81,8 +81,10 @@ class Reaction(StrEnum):
 
 
 def reaction(error: BaseException) -> Reaction:
-    """Decides by ClickHouse's code where there is one. A failure without a code never reached the server, or is HTTP's:
-    the server, or a proxy before it, refused the request.
+    """What to do after a failure, by ClickHouse's code if there is one.
+
+    A failure without a code never reached the server, or is an HTTP error: the server, or a proxy in front of it,
+    refused the request.
     """
     if isinstance(error, BusyError):
         return Reaction.RETRY
@@ -104,18 +106,18 @@ def reaction(error: BaseException) -> Reaction:
 
 
 def is_time_limit(error: BaseException) -> bool:
-    """Whether a statement met the time limit of the ClickHouse user: a smaller one takes less."""
+    """Whether a statement met the time limit of the ClickHouse user, so that a smaller statement may pass."""
     code = error.code if isinstance(error, ClickHouseFailure) else None
     return code in TIME_LIMITS and bool(OWN_TIME_LIMIT.search(str(error)))
 
 
 def uncut(error: BaseException) -> Reaction:
-    """What to do where no statement can be cut smaller: it may keep to its time when the server is less busy."""
+    """What to do if a statement cannot be cut smaller: try again later, when a less busy server may finish in time."""
     return Reaction.RETRY if is_time_limit(error) else reaction(error)
 
 
 def waits(error: BaseException) -> bool:
-    """Whether it passes by itself, but not soon, as a used-up quota or a lack of replicas does: no try is used up."""
+    """Whether the failure passes by itself but not soon, such as a used-up quota or too few replicas. Takes no try."""
     if not isinstance(error, ClickHouseFailure):
         return isinstance(error, WaitError)
     if error.code == KEEPER_FAILED:
@@ -136,7 +138,7 @@ QUOTA = "It goes on by itself when the quota's interval is over; a greater quota
 
 
 def next_step(error: BaseException) -> str:
-    """What somebody is to do after an engine's failure that no smaller statement avoids."""
+    """What a person should do after a database failure that a smaller statement would not avoid."""
     if is_time_limit(error):
         return LONGER
     if waits(error):
@@ -146,7 +148,7 @@ def next_step(error: BaseException) -> str:
 
 @contextmanager
 def told_of(what: str) -> Iterator[None]:
-    """Raises an engine's failure as ours: what it stopped, what is safe, what to do next."""
+    """Turns a database failure into our own error, which says what was stopped, what is safe and what to do next."""
     try:
         yield
     except (ClickHouseFailure, psycopg.Error) as error:
@@ -161,9 +163,9 @@ def _is_query_limit(text: str) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Ours in full; of others the first line, with ClickHouse's code and name where there are any.
+    """Our own errors in full; the first line of others, with ClickHouse's code and name if there are any.
 
-    The migration page knows an engine that is away by "does not answer".
+    The migration page looks for the words "does not answer" to tell that a database is away.
     """
     if isinstance(error, MigrationError):
         return str(error)

@@ -20,6 +20,6 @@ def execute(
 
 
 def value(connection: Connection[Any], name: str, parameters: Mapping[str, Any] | None = None) -> Any:
-    """The first column of the first row; None where no row came back."""
+    """The first column of the first row; None if there is no row."""
     row = execute(connection, name, parameters).fetchone()
     return row[0] if row else None

@@ -1,4 +1,4 @@
-"""What every connection to Postgres begins with: a session of its own, and limits that are this project's."""
+"""Begins every connection to Postgres: makes sure that it has its own session, and sets this project's limits."""
 
 import os
 import socket
@@ -22,14 +22,14 @@ REMEDY = (
 
 
 class PoolerError(MigrationError):
-    """A connection pooler stands before Postgres, and keeps no session for the one who opened it."""
+    """A connection pooler stands in front of Postgres and gives a connection no session of its own."""
 
 
 def begin(connect: Callable[[], Connection[Any]]) -> Connection[Any]:
-    """A new connection in autocommit mode, whatever time limits its role carries. Raises PoolerError.
+    """A new connection in autocommit mode, with our own time limits instead of its role's. Raises PoolerError.
 
-    Advisory locks and settings belong to a session, so it must last as long as the connection. Named prepared
-    statements are never used, since a pool may hand a session on with them in it.
+    Advisory locks and settings belong to a session, so the session must last as long as the connection. Named prepared
+    statements are never used, because a pool may pass a session on with them in it.
     """
     connection = connect()
     try:
@@ -44,11 +44,11 @@ def begin(connect: Callable[[], Connection[Any]]) -> Connection[Any]:
 
 
 def _refuse_a_shared_session(connection: Connection[Any], connect: Callable[[], Connection[Any]]) -> None:
-    """A pooler answers a connection with a process id of its own making, where Postgres gives the real one.
+    """Raises PoolerError if a pooler gives each statement another session.
 
-    In session mode each of two connections keeps the session it has. In transaction mode the one that was used last
-    is given to whoever comes next, or all of them go around in turn: looking once at the second connection and twice
-    at the first shows either.
+    A pooler reports a made-up process id, while Postgres reports the real one. In session mode each of two connections
+    keeps its session. In transaction mode a connection gets the session that was used last, or all sessions take turns.
+    Looking once at the second connection and twice at the first shows both cases.
     """
     if _session(connection) == connection.info.backend_pid:
         return
@@ -76,7 +76,7 @@ def _refuse_a_shared_session(connection: Connection[Any], connect: Callable[[], 
 
 
 def _hang_up(connection: Connection[Any]) -> None:
-    """Ends the wait of another thread: a pooler passes no cancellation on for a connection that has no session yet."""
+    """Ends the wait of another thread. A pooler would not pass on a cancellation for a connection without a session."""
     with socket.socket(fileno=os.dup(connection.fileno())) as line:
         line.shutdown(socket.SHUT_RDWR)
 

@@ -1,4 +1,4 @@
-"""What must be so before a migration may begin, and which teams there are.
+"""Checks what must hold before a migration may begin, and plans the teams.
 
-A list of problems comes out, or teams in the ledger. The tables are only read.
+The result is a list of problems, or teams in the ledger. The tables are only read.
 """

@@ -13,7 +13,7 @@ from pdi2.core.plan import cluster_checks
 
 OLDEST_CLICKHOUSE = (22, 12)
 
-TABLES: dict[str, dict[str, Any]] = {  # a Bool, where PostHog up to 1.33 met ClickHouse 21.12 and later
+TABLES: dict[str, dict[str, Any]] = {  # PostHog up to 1.33 on ClickHouse 21.12 or later created is_deleted as a Bool
     "person_distinct_id": {
         "engine": "CollapsingMergeTree",
         "by": "_sign",
@@ -47,7 +47,7 @@ TABLES: dict[str, dict[str, Any]] = {  # a Bool, where PostHog up to 1.33 met Cl
 
 
 def state_problems(warehouse: Warehouse) -> list[str]:
-    """What is in the way at the moment, where the tables are as they should be."""
+    """What is in the way at the moment, once the tables are known to be as they should be."""
     return _disk_problems(warehouse) + _mutation_problems(warehouse) + cluster_checks.problems(warehouse)
 
 
@@ -110,7 +110,7 @@ def _disk_problems(warehouse: Warehouse) -> list[str]:
 
 
 def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
-    """What the profile of the ClickHouse user forbids of all that the statements set."""
+    """Which of the settings that the statements need are forbidden by the profile of the ClickHouse user."""
     if (readonly := warehouse.known["readonly"]) and not readonly.is_at(0):
         return [
             f"The ClickHouse user may only read (its profile has readonly = {readonly.value}). Give the user of "
@@ -131,7 +131,7 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
             f"The profile of the ClickHouse user does not allow the run's max_memory_usage: {told}. Trigger the run "
             "with a max_memory_usage that it allows."
         )
-    elif warehouse.refused and not refused:  # system.settings never tells a fixed limit or offset
+    elif warehouse.refused and not refused:  # system.settings never shows that limit or offset is fixed
         refused["refused"] = warehouse.refused
     if refused:
         problems.append(
@@ -142,7 +142,7 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
 
 
 def _mutation_problems(warehouse: Warehouse) -> list[str]:
-    """A mutation that fails holds up every later one, our DELETEs too."""
+    """A mutation that fails holds up every later one, including our DELETEs."""
     return [
         f"The mutation {mutation.decode()} of person_distinct_id2 fails: {command.decode()}: "
         f"{reason.decode()[:LONGEST_TEXT]}. Remove the cause, or end it: KILL MUTATION WHERE mutation_id = "
@@ -153,7 +153,7 @@ def _mutation_problems(warehouse: Warehouse) -> list[str]:
 
 
 def unfinished(warehouse: Warehouse) -> str | None:
-    """Mutations of the new table that go on: they may take away or change what is verified. Nothing to do but wait."""
+    """Unfinished mutations of the new table, which may remove or change verified rows. All one can do is wait."""
     if not (found := warehouse.rows("mutations_of_new")):
         return None
     mutation, command, parts, _ = found[0]

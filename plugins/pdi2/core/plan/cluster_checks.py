@@ -1,4 +1,4 @@
-"""What a cluster has that no migration can run on. docs/clusters.md says which clusters are taken, and why."""
+"""Finds what makes a migration impossible on a cluster. docs/clusters.md says which clusters are supported, and why."""
 
 import re
 from contextlib import suppress
@@ -13,9 +13,9 @@ DISTRIBUTED = re.compile(r"Distributed\('(?P<cluster>[^']+)', '(?P<database>[^']
 
 
 def problems(warehouse: Warehouse) -> list[str]:
-    """What a cluster has that no migration can run on. Where there is nothing, its replica has caught up.
+    """What makes a migration impossible on this cluster. If nothing does, our replica has caught up on return.
 
-    What may pass by itself is looked at for a while.
+    Problems that may pass by themselves are watched for a while first.
     """
     found = [_shard_problem(*row) for row in warehouse.rows("shards")]
     if states(warehouse):

@@ -1,4 +1,4 @@
-"""What must be so in Postgres before a migration may begin, and the privileges that it takes."""
+"""Checks what must hold in Postgres before a migration may begin, and the privileges that it needs."""
 
 from typing import Any
 
@@ -60,7 +60,7 @@ def server_problems(connection: Connection[Any]) -> list[str]:
 
 
 def writing_problems(connection: Connection[Any], settings: Settings) -> list[str]:
-    """A dry run writes nothing, and is only told."""
+    """Why nothing can be written. For a dry run this is no problem but only a note."""
     return [] if settings.dry_run else read_only(connection)
 
 

@@ -1,4 +1,4 @@
-"""Everything that must be so before a migration may begin. Changes nothing, and reports all problems at once."""
+"""Checks everything that must hold before a migration may begin. Changes nothing, and reports all problems at once."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +17,7 @@ from pdi2.core.state.switches import NAME, Status, Switches
 from pdi2.core.state.words import counted
 
 DEPENDENCY = "0002_events_sample_by"
-"""What PostHog's runner wants complete before it begins this migration (posthog/async_migrations/runner.py)."""
+"""The migration that PostHog's runner wants complete before it begins this one (posthog/async_migrations/runner.py)."""
 
 
 class PreflightError(MigrationError):
@@ -47,9 +47,9 @@ class Preflight:
 
 
 def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings, found: list[str]) -> Preflight:
-    """Looks at whichever database could be reached; `found` has the problems met on the way to them.
+    """Checks whichever database could be reached; `found` holds the problems of connecting to them.
 
-    Raises PreflightError with every problem, BusyError where another run is at work, or a mutation of the new table.
+    Raises PreflightError with all problems, or BusyError if another run or a mutation of the new table is running.
     """
     problems = list(found)
     unwritable: list[str] = []
@@ -84,7 +84,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
 
 
 def _notes(ledger: Ledger, settings: Settings) -> list[str]:
-    """What stops nothing, and is better known."""
+    """What does not stop the run, but people should know."""
     notes = postgres_checks.read_only(ledger.connection) if settings.dry_run else []
     before = Switches(ledger.connection).row(DEPENDENCY)
     if before and before.status != Status.COMPLETED_SUCCESSFULLY:

@@ -1,4 +1,4 @@
-"""What people read of a run: the report, the certificate, and all that the page shows.
+"""What people read about a run: the report, the certificate, and everything that the page shows.
 
-Reads the ledger, and writes no more than how a run ended.
+Reads the ledger, and writes only how a run ended.
 """

@@ -1,6 +1,6 @@
 """The certificate: what was done and compared, team by team, as JSON and as a page to attach to a change ticket.
 
-Both are made of the ledger alone, and hold everything they show: the page asks for nothing from anywhere.
+Both come from the ledger alone and are self-contained: the page loads nothing from anywhere.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ MOST_FINDINGS = 1_000
 
 @dataclass(frozen=True)
 class Certificate:
-    """Texts by file name; the page names the JSON file's SHA-256, so neither can be changed alone unnoticed."""
+    """Texts by file name. The page shows the JSON file's SHA-256, so a change to only one of them would be noticed."""
 
     files: dict[str, str]
     json_sha256: str
@@ -54,7 +54,7 @@ def draw_up(ledger: Ledger, report: dict[str, Any]) -> Certificate:
 
 def _collect(ledger: Ledger, report: dict[str, Any]) -> dict[str, Any]:
     run = ledger.current_run()
-    assert run is not None  # noqa: S101  (a report is of a run)
+    assert run is not None  # noqa: S101  (there is no report without a run)
 
     def listed(statement: str, **parameters: Any) -> list[dict[str, Any]]:
         return postgres.execute(ledger.connection, statement, parameters, dict_row).fetchall()
@@ -79,7 +79,7 @@ def _collect(ledger: Ledger, report: dict[str, Any]) -> dict[str, Any]:
 
 
 def _replicas(ledger: Ledger) -> dict[str, Any] | None:
-    """Which replica every comparison was made on, and what each had at the switch, or else when it was certified."""
+    """The replica that was compared, and what each replica had at the switch or, before the switch, at certify."""
     if not (connected := ledger.latest("connected_to")):
         return None
     last = ledger.latest_of_run("reads_switched") or ledger.latest_of_run("certified") or {}
@@ -101,7 +101,7 @@ def _has(replica: dict[str, Any]) -> str:
 
 
 def for_approval(ledger: Ledger) -> str:
-    """What a person approves, in Markdown. No id appears, only numbers do: ids are hostile."""
+    """What a person approves, in Markdown. It contains numbers but no ids, because an id may contain hostile text."""
     certificate = ledger.latest_of_run("certified")
     if certificate is None:
         raise MigrationError(

@@ -1,4 +1,4 @@
-"""How far a run is, how fast it goes and how long it will take: figures of the ledger alone."""
+"""How far a run is, how fast it goes and how long it will take, from the ledger alone."""
 
 import math
 from collections.abc import Mapping
@@ -12,21 +12,21 @@ from pdi2.core.engines import postgres
 from pdi2.core.state.switches import COPY_SHARE
 
 RECENT_SECONDS = 300
-"""Speed is that of the last minutes."""
+"""The speed shown is the average over this time."""
 WINDOW_SECONDS = 5
-"""A peak is the most of any such window, however wide the chart's bars are."""
+"""The peak is the highest of any such window, however wide the chart's bars are."""
 MOST_BARS = 60
 KINDS = {"copied": COPY_SHARE, "verified": 1 - COPY_SHARE}
-"""What is done to a row, and its share of the time that both take."""
+"""The kinds of work on a row, and each one's share of the time that both take."""
 
 
 def figures(
     connection: Connection[Any], run: Mapping[str, Any], now: datetime, planned: bool, going_on: bool
 ) -> dict[str, Any]:
-    """Rows by kind of work, the share of all work that is done (None before the plan), speeds in rows a second.
+    """Rows by kind of work, the share of all work that is done (None before the plan), speeds in rows per second.
 
-    `seconds_left` is None until both kinds of work were seen in this run, or nothing is left of one. Of a run that
-    has ended everything stands still: speeds are those of its whole time.
+    `seconds_left` is None until this run has done some of both kinds of work, or nothing is left of one kind. Once a
+    run has ended, its figures no longer change, and its speeds are averages over its whole time.
     """
     since = {"since": run["started_at"]}
     parameters = {"team_ids": run["settings"].get("team_ids"), "copy_share": COPY_SHARE}
@@ -78,7 +78,7 @@ def _seconds_left(
 
 
 def _speed(work: Mapping[str, Any], now: datetime, going_on: bool) -> float | None:
-    """Rows a second of the last minutes, or of the whole time once the run is over; None where nothing was done."""
+    """Rows per second in the last minutes, or over the whole time once the run is over; None if nothing was done."""
     if work["began"] is None:
         return None
     if going_on:
@@ -92,9 +92,9 @@ def _throughput(
     since: Mapping[str, datetime],
     now: datetime | None,
 ) -> dict[str, Any] | None:
-    """By kind, rows a second in bars of `width` seconds since `began` and the peak; None where nothing was done.
+    """By kind of work, the peak and the rows per second in bars of `width` seconds; None if nothing was done.
 
-    Up to now while the run goes on, else up to the last row.
+    The bars start at `began`, and end now while the run goes on, or else at the last row.
     """
     began = min((line["began"] for line in work.values() if line["began"]), default=None)
     if began is None:

@@ -1,4 +1,4 @@
-"""The end of a run: its outcome, told by the ledger, recorded where PostHog's administrators and ours look."""
+"""Ends a run: reads its outcome from the ledger, and records it where PostHog's administrators and ours look."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ REJECTED = "rejected"
 
 
 class UnfinishedError(MigrationError):
-    """The run ended before it did what it was triggered for, and no task of Airflow's says so."""
+    """The run ended before it did what it was triggered for, and no other Airflow task says why."""
 
 
 def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
-    """Ends the run: the facts of every team, and the row Errored with the reason if it did not get through."""
+    """Ends the run and returns its facts. If it failed, marks the migration row Errored with the reason."""
     switches = Switches(ledger.connection)
     row = switches.row()
     teams = ledger.teams()
@@ -48,7 +48,7 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
 
 
 def got_through(ledger: Ledger, settings: Settings) -> bool:
-    """Whether the migration is where a run with these settings was to take it, or a person rejected the switch."""
+    """Whether the run achieved what its settings ask for, or a person rejected the switch."""
     switches = Switches(ledger.connection)
     if switches.reads_are_new():
         return not (settings.stop_old_writes and switches.old_is_written())
@@ -73,7 +73,7 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
         )
     missing = [why for team in teams if (why := not_verified(team.team_id, team))]
     lines = [reason]
-    if missing and not rejected:  # first, because the column may be short, and in it is what the reason says
+    if missing and not rejected:  # first, because the column may be short; these lines include the reason
         lines = [
             f"{len(missing):,} of {counted(len(teams), 'team')} {are(len(missing))} not verified:",
             *missing[:20],
@@ -86,7 +86,7 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
 
 
 def text(facts: dict[str, Any], teams: list[Team]) -> str:
-    """The report as a person reads it: the whole, then the largest teams and every one that failed."""
+    """The report as a person reads it: totals first, then the largest teams and every team that failed."""
     findings = [
         f"Findings, {kind.replace('_', ' ')}: {count['repaired']:,} repaired, {count['remaining']:,} open"
         for kind, count in facts["findings"].items()

@@ -1,4 +1,4 @@
-"""The runbook's rows, so that the page shows the right one where something is wrong."""
+"""The runbook's rows, so that the page can show the right one when something is wrong."""
 
 import re
 from functools import cache
@@ -6,12 +6,12 @@ from importlib.resources import files
 from typing import Any
 
 RUNBOOK = files("pdi2") / "runbook.md"
-"""docs/runbook.md, which the package carries."""
+"""The package's copy of docs/runbook.md."""
 
 
 @cache
 def rows() -> list[dict[str, Any]]:
-    """By row: what it is about, as written and as a pattern; meaning, safe, do."""
+    """The cells of each row: about, meaning, safe, do."""
     found = []
     for line in RUNBOOK.read_text(encoding="utf-8").splitlines() if RUNBOOK.is_file() else []:
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
@@ -25,7 +25,7 @@ def row_about(topic: str) -> dict[str, str] | None:
 
 
 def row_of_message(text: str) -> dict[str, str] | None:
-    """The row of the message that comes first in the text; N, M and … stand for anything."""
+    """The row whose message comes first in the text. In a message N, M and … stand for anything."""
     found = [(hit.start(), number) for number, pattern in _messages() if (hit := pattern.search(text))]
     return rows()[min(found)[1]] if found else None
 

@@ -1,4 +1,4 @@
-"""The table of contents of a run: which steps are done, which is next, and what it waits for."""
+"""The steps of a run: which are done, which is next, and what the run waits for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Step:
-    """A line of the table; state: done, now, waiting (for its turn), skipped or stopped."""
+    """One step. Its state is done, now, waiting (for its turn), skipped or stopped."""
 
     task: str
     title: str
@@ -34,7 +34,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Wait:
-    """What the run waits for; `until` where it is known; `about` names what can be done about it."""
+    """What the run waits for, `until` when if that is known. `about` names what can be done about it."""
 
     about: str
     text: str
@@ -44,7 +44,7 @@ class Wait:
 def steps(
     run: Mapping[str, Any], happened: Mapping[str, Any], figures: Mapping[str, Any] | None, alive: bool
 ) -> list[Step]:
-    """Of a rollback, which has no settings, there are none. `figures` is None of a run that another one followed."""
+    """The steps of a run; none for a rollback, which has no settings. `figures` is None if a newer run exists."""
     settings = run["settings"]
     if not settings:
         return []
@@ -84,7 +84,7 @@ def current(found: list[Step]) -> str | None:
 
 
 def phase(run: Mapping[str, Any], found: list[Step], alive: bool, reads_are_new: bool) -> str:
-    """One line: where the run is."""
+    """Where the run is, in one line."""
     if not alive and not run["ended_at"]:
         return "Stopped without a report: reads are on the " + ("new table" if reads_are_new else "old table")
     if run["ended_at"]:
@@ -114,7 +114,7 @@ def waits(
     copies: list[dict[str, Any]],
     switched_at: datetime | None,
 ) -> list[Wait]:
-    """What the step `now` waits for. `copies` are those that wait for the server."""
+    """What the step `now` waits for. `copies` are the copies that wait for the server."""
     if now == "prove_dual_writes" and "dual_writes_watched" in happened:
         watched = happened["dual_writes_watched"]["detail"]
         return [Wait("dual_writes", watched["message"], datetime.fromtimestamp(watched["until"], UTC))]

@@ -1,4 +1,4 @@
-"""The audit log as sentences, and the cause of a failure in a few words."""
+"""Puts the audit log into sentences, and the cause of a failure into a few words."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -34,18 +34,18 @@ CAUSE = re.compile(r"ClickHouse error \d+ \(\w+\)|(ClickHouse|Postgres) does not
 
 
 def cause(error: str) -> str:
-    """What ClickHouse calls it, or the first line without its numbers: the same words for the same cause."""
+    """ClickHouse's name for the error, or its first line without numbers: the same cause always reads the same."""
     if found := CAUSE.search(error):
         return found.group()
     return re.sub(r"\b\d+(?:[,.]\d+)*", "N", error.split("\n")[0])[:200]
 
 
 def sentence(what: str, detail: Mapping[str, Any]) -> tuple[str, datetime | None]:
-    """An event of the ledger as a person tells it, and the time that its last word leads up to, if any."""
+    """An event of the ledger as a sentence, and the time that the sentence ends with, if it does."""
     tell = SENTENCES.get(what)
     try:
         text = tell(detail) if tell else ""
-    except (KeyError, TypeError, ValueError):  # written by hand, or by an earlier release
+    except (KeyError, TypeError, ValueError):  # the event was written by hand or by an earlier release
         text = ""
     text = text or f"{what.replace('_', ' ').capitalize()}."
     until = detail.get("until")
@@ -55,7 +55,7 @@ def sentence(what: str, detail: Mapping[str, Any]) -> tuple[str, datetime | None
 
 
 def row(found: Mapping[str, Any] | None) -> str:
-    """What a table or Postgres says of an id."""
+    """What a table or Postgres says about an id."""
     if not found:
         return "no row"
     who = "deleted" if found.get("is_deleted") else f"person {found.get('person_id')}"

@@ -1,4 +1,4 @@
-"""The first line of the page: which table is read, what can no longer be undone and from when, and what to do."""
+"""The first line of the page: which table is read, what cannot be undone and from when, and what to do."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ OLD = "Readers use the old table, and nothing is lost."
 
 @dataclass(frozen=True)
 class Verdict:
-    """`tone`: good, warn or bad. `text` may end before a time, `until`, and go on with `after`.
+    """`tone` is good, warn or bad. If `until` is set, the page shows `text`, that time and `after` as one sentence.
 
     `topic` is the first cell of the row in docs/runbook.md that says more.
     """
@@ -28,7 +28,7 @@ class Verdict:
 def verdict(
     switch: Mapping[str, Any], run: Mapping[str, Any] | None, now: str | None, alive: bool, airflow: Mapping[str, Any]
 ) -> Verdict:
-    """`switch`: status, finished_at, reads, writes; `now`: the step of the run; `airflow`: see edge.runs.Tasks."""
+    """`switch` has status, finished_at, reads, writes; `now` is the run's step; for `airflow` see edge.runs.Tasks."""
     new = switch["status"] == Status.COMPLETED_SUCCESSFULLY.name
     if switch["reads"] and (switch["reads"] == "new") != new:
         return Verdict(

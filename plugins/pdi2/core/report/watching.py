@@ -1,4 +1,4 @@
-"""What a person who watches the migration sees: facts of the ledger alone, in a bounded number of statements."""
+"""What the migration page shows: facts from the ledger alone, read with a bounded number of statements."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,7 +18,7 @@ LONGEST_SENTENCE = 2_000
 
 
 def run(connection: Connection[Any], airflow_run: str | None = None) -> dict[str, Any] | None:
-    """The newest run of the ledger, or the one that is named; None where there is none, or no ledger."""
+    """The newest run in the ledger, or the named one; None if there is no such run or no ledger."""
     if not Ledger(connection, "", "").exists():
         return None
     return _one(connection, "watch_run", {"airflow_run": airflow_run})
@@ -32,9 +32,10 @@ def runs(connection: Connection[Any], limit: int) -> list[dict[str, Any]]:
 def status(
     connection: Connection[Any], run: Mapping[str, Any] | None, airflow: Mapping[str, Any], alive: bool
 ) -> dict[str, Any]:
-    """A run, and the migration as a whole. `airflow` is what it knows of the run's tasks; `alive`: it goes on there.
+    """A run, and the migration as a whole.
 
-    Of a run that another one followed there are no figures: the ledger has gone on with its teams.
+    `airflow` is what Airflow knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer
+    run exists, there are no figures, because the ledger's teams have moved on.
     """
     switches = Switches(connection)
     row = switches.row()
@@ -80,7 +81,7 @@ def status(
 
 
 def teams(connection: Connection[Any], **chosen: Any) -> dict[str, Any]:
-    """A page of the teams: `status`, `search`, `sort`, `descending`, `limit`, `offset`."""
+    """A page of teams, chosen by `status`, `search`, `sort`, `descending`, `limit` and `offset`."""
     return _page(connection, "watch_teams", chosen)
 
 
@@ -96,12 +97,12 @@ def team(connection: Connection[Any], team_id: int) -> dict[str, Any] | None:
 
 
 def findings(connection: Connection[Any], **chosen: Any) -> dict[str, Any]:
-    """A page of the findings: `team_id`, `kind`, `repaired`, `search`, `limit`, `offset`."""
+    """A page of findings, chosen by `team_id`, `kind`, `repaired`, `search`, `limit` and `offset`."""
     return _page(connection, "watch_findings", chosen)
 
 
 def events(connection: Connection[Any], milestones: bool, **chosen: Any) -> dict[str, Any]:
-    """A page of the audit log in sentences, the newest first: `milestones` only, `team_id`, `limit`, `offset`."""
+    """A page of the audit log in sentences, newest first: only `milestones`, `team_id`, `limit` and `offset`."""
     names = telling.TOLD_BY_DEFAULT if milestones else None
     page = _page(connection, "watch_events", {**chosen, "names": names})
     for line in page["lines"]:
@@ -111,7 +112,7 @@ def events(connection: Connection[Any], milestones: bool, **chosen: Any) -> dict
 
 
 def certificate(connection: Connection[Any], run_id: int) -> dict[str, str] | None:
-    """Of the ledger's run of that number: `name` without an ending, `json`, `html`."""
+    """The certificate of the ledger's run with that number: `name` without an extension, `json`, `html`."""
     if not Ledger(connection, "", "").exists():
         return None
     return _one(connection, "watch_certificate", {"run_id": run_id})
@@ -122,7 +123,7 @@ def _period(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _newest(connection: Connection[Any], known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Which table is read is up to the newest run, whichever is looked at."""
+    """The newest run: it decides which table is read, whichever run is being looked at."""
     return known if known["newest"] else run(connection) or known
 
 
@@ -134,7 +135,7 @@ def _told(*situation: Any) -> dict[str, Any]:
 def _failures(
     connection: Connection[Any], run: Mapping[str, Any], alive: bool, states: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, Any]]:
-    """What failed, grouped by cause, with the runbook's row. A task that Airflow tries again has not failed."""
+    """What failed, grouped by cause, each with its runbook row. A task that Airflow will retry has not failed."""
     chosen = {"team_ids": run["settings"].get("team_ids"), "newest": run["newest"], "alive": alive}
     return [
         {**line, "runbook": runbook.row_of_message(line["error"] or "")}

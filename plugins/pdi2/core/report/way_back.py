@@ -1,4 +1,4 @@
-"""Until when reads can be returned to the old table: a person must know before they approve what cannot be undone."""
+"""Until when reads can be returned to the old table, which people must know before they approve the switch."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,7 +10,10 @@ UNTIL_A_RUN = "for as long as both tables are written: until a run with stop_old
 
 @dataclass(frozen=True)
 class WayBack:
-    """Before the switch, what will be: `possible`, `until` where the time is known, and `text`, which says it all."""
+    """Whether a rollback is `possible`, `until` when if that is known, and a `text` that says both.
+
+    Before the switch, this is what will hold after it.
+    """
 
     possible: bool
     until: datetime | None
@@ -18,7 +21,7 @@ class WayBack:
 
 
 def way_back(switches: Switches, stop_old_writes: bool, read_cache_seconds: float) -> WayBack:
-    """What a rollback can do now, or will be able to do after a switch by a run with these settings."""
+    """What a rollback can do now or, before the switch, will be able to do after a run with these settings."""
     row = switches.row()
     if row and row.finished_at and switches.reads_are_new():
         if not switches.old_is_written():

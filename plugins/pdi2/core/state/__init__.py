@@ -1,4 +1,4 @@
-"""What the migration and the application know: the ledger, the switches, a run's parameters, and how work is cut.
+"""The state of the migration and of the application: the ledger, the switches, a run's parameters, and how work is cut.
 
-Every other room reads it. What is written to Postgres is written here.
+Every other package reads it. Everything that is written to Postgres is written here.
 """

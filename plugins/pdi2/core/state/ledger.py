@@ -1,7 +1,7 @@
-"""What the migration knows of itself: Postgres schema `pdi2_migration`.
+"""What the migration knows about itself, in the Postgres schema `pdi2_migration`.
 
-Every step writes what it did here, and every decision is read from here. Airflow's task states decide
-nothing, so a cleared, marked or retried task changes nothing but the work that is left.
+Every step records here what it did, and every decision is based on it. Airflow's task states decide nothing, so to
+clear, mark or retry a task only changes what work is left.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,12 +38,12 @@ class TeamStatus(StrEnum):
 
 
 class NotOwnerError(MigrationError):
-    """Another run works on the migration, or has taken it over."""
+    """Another run is starting the migration, or has taken it over."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a DAG: whoever claimed the migration last owns it."""
+    """A DAG run that claimed the migration; the one that claimed it last owns it."""
 
     id: int
     airflow_run: str
@@ -55,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Team:
-    """A team's line of the ledger; memory in bytes, rows_source in rows of the old table."""
+    """A team's row in the ledger. Memory is in bytes; rows_source counts rows of the old table."""
 
     team_id: int
     status: TeamStatus
@@ -82,7 +82,7 @@ class Pause:
 
 @dataclass(frozen=True)
 class Approval:
-    """What last bore on the approval of the switch, an event's name, and who approved or rejected."""
+    """The name of the last event that affected the approval of the switch, and who approved or rejected it."""
 
     what: str
     by: str | None
@@ -103,7 +103,7 @@ class Ledger:
         return bool(self._value("ledger_exists"))
 
     def create(self) -> None:
-        """Makes it, or adds what a ledger of an earlier release lacks."""
+        """Creates the ledger, or adds what a ledger of an earlier release lacks."""
         if not self._value("ledger_is_current"):
             self._execute("ledger_create")
 
@@ -113,9 +113,10 @@ class Ledger:
         return next(iter(self._all(Run, "run_current")), None)
 
     def is_free(self) -> bool:
-        """Whether no task of any run is at work now: each holds the advisory lock, shared, while it works.
+        """Whether no task of any run is running now: each task holds the advisory lock, shared, while it runs.
 
-        The lock is given back as the statement ends: nothing is left locked, whatever becomes of the connection.
+        The lock taken here is released when the statement ends, so nothing stays locked whatever happens to the
+        connection.
         """
         return bool(self._value("lock_claim"))
 
@@ -124,14 +125,14 @@ class Ledger:
         return current is not None and current.airflow_run == self.airflow_run
 
     def set_starting(self) -> bool:
-        """Whether a migration row that says Starting is of this project's making: its run died, or was a trial."""
+        """Whether this project set a migration row that says Starting: in a run that died, or in a trial."""
         current = self.current_run()
         return current is not None and current.outcome in (None, TRIAL_PASSED)
 
     def claim(self, settings: Mapping[str, Any]) -> None:
-        """Makes this run the owner, within the caller's transaction. Raises BusyError while another run is at work.
+        """Makes this run the owner, within the caller's transaction. Raises BusyError if another run is running.
 
-        An owner that is between two tasks finds out at its next one, and stops.
+        If the previous owner is between two tasks, its next task sees that it lost the migration, and stops.
         """
         current = self.current_run()
         if current and self.is_owner() and not current.ended_at:
@@ -143,7 +144,7 @@ class Ledger:
         )
 
     def hold(self) -> None:
-        """Takes the shared advisory lock until the connection closes; raises NotOwnerError."""
+        """Takes the shared advisory lock until the connection closes. Raises NotOwnerError."""
         if not self._value("lock_try_shared"):
             raise NotOwnerError(
                 "Another run of the migration is starting at this moment. Nothing was changed. "
@@ -163,9 +164,9 @@ class Ledger:
             self._execute("run_end", {"id": current.id, "outcome": outcome})
 
     def keep_certificate(self, files: Mapping[str, str]) -> None:
-        """The JSON file and the page of the current run, by name, for whoever cannot read where they were written."""
+        """Keeps the current run's JSON file and page, for people who cannot read the place they were written to."""
         current = self.current_run()
-        assert current is not None  # noqa: S101  (a certificate is of a run)
+        assert current is not None  # noqa: S101  (there is no certificate without a run)
         by_form = {name.rpartition(".")[2]: text for name, text in files.items()}
         name = next(iter(files)).rpartition(".")[0]
         self._execute("certificate_keep", {"run_id": current.id, "name": name, **by_form})
@@ -174,28 +175,28 @@ class Ledger:
         self._execute("event_add", {"actor": self.actor, "what": what, "detail": Jsonb(detail)})
 
     def switched(self, finished_at: datetime | None) -> bool:
-        """Whether the switch that the migration row tells of is this project's, and not somebody else's."""
+        """Whether this project, and not somebody else, made the switch that the migration row records."""
         return self.exists() and bool(self._value("switched", {"finished_at": finished_at}))
 
     def latest(self, what: str) -> dict[str, Any] | None:
-        """The detail of the newest event of that name."""
+        """The detail of the newest event with that name."""
         detail: dict[str, Any] | None = self._value("event_latest", {"what": what})
         return detail
 
     def latest_of_run(self, what: str) -> dict[str, Any] | None:
-        """The detail of the newest event of that name since the current run began."""
+        """The detail of the newest event with that name since the current run began."""
         detail: dict[str, Any] | None = self._value("event_of_run", {"what": what})
         return detail
 
     def approval(self) -> Approval:
-        """Of the last certificate: a switch, a rejection and a rollback end what was said of it."""
+        """The approval of the last certificate. A switch, a rejection or a rollback ends an earlier approval."""
         return next(iter(self._all(Approval, "approval")), Approval("", None))
 
     def paused(self) -> Pause | None:
         return next(iter(self._all(Pause, "paused")), None)
 
     def hold_events(self) -> None:
-        """Until the caller's transaction ends nothing is recorded but by it: a pause comes before it or after it."""
+        """Keeps others from recording events until the caller's transaction ends, so no pause can come in between."""
         self._execute("event_lock")
 
     def plan(self, rows_by_team: Mapping[int, int]) -> None:
@@ -203,7 +204,7 @@ class Ledger:
         self._execute("team_plan", {"teams": Jsonb(teams)})
 
     def remember_tasks(self, batches: Iterable[list[int]]) -> None:
-        """Which of this run's mapped tasks each team is in: the number of its batch."""
+        """Records which of this run's mapped tasks each team is in, by the number of its batch."""
         tasks = [{"map_index": number, "team_ids": team_ids} for number, team_ids in enumerate(batches)]
         self._execute("team_task", {"airflow_run": self.airflow_run, "tasks": Jsonb(tasks)})
 
@@ -232,11 +233,11 @@ class Ledger:
         return last[0], last[0] is None
 
     def ended(self, team_ids: Iterable[int]) -> set[int]:
-        """Those of the teams whose last slice is done."""
+        """The teams whose last slice is done."""
         return {team_id for (team_id,) in self._execute("slice_ended", {"team_ids": list(team_ids)})}
 
     def finish_together(self, copied: Mapping[int, int], cost: Cost) -> None:
-        """Teams that were copied as wholes by shared statements, with the rows of each."""
+        """Finishes teams that were copied as wholes by shared statements; `copied` has the rows of each."""
         teams = [{"team_id": team_id, "rows_copied": rows} for team_id, rows in copied.items()]
         parameters = {"teams": Jsonb(teams), "seconds": cost.seconds, "peak_memory": cost.peak_memory}
         self._execute("slice_finish_together", parameters)
@@ -258,7 +259,7 @@ class Ledger:
         self._execute("team_slice_rows", {"team_id": team_id, "slice_rows": rows})
 
     def smallest_slice_rows(self) -> int | None:
-        """What fitted into memory for the team that took the most of it."""
+        """The slice size that fitted into memory for the team that needed the most memory."""
         rows: int | None = self._value("slice_rows_smallest")
         return rows
 
@@ -269,10 +270,12 @@ class Ledger:
         self._execute("team_copied", {"team_ids": list(team_ids)})
 
     def set_verified(self, teams: Iterable[Mapping[str, Any]]) -> None:
-        """Of each team_id: old_differs; mark, where both databases stood when the verification began, as rechecking
-        reads it; digest and truth_digest of the whole team, as the new table's reader sees it and as Postgres has it;
-        tombstones, how many of the application's the new table has of ids that Postgres has not; seconds, the team's
-        share of the time.
+        """Marks teams as verified. Each of `teams` has a team_id and these facts:
+
+        old_differs; mark: where both databases stood when the verification began, for rechecking; digest and
+        truth_digest of the whole team, as the new table's reader sees it and as Postgres has it; tombstones: how many
+        of the application's tombstones the new table has for ids that Postgres does not have; seconds: the team's share
+        of the time.
         """
         self._execute("team_verified", {"teams": Jsonb(list(teams))})
 

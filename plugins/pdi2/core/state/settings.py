@@ -1,7 +1,7 @@
-"""The parameters of a run: one definition for Airflow's form and for our own validation.
+"""The parameters of a run, defined once for both Airflow's form and our own validation.
 
-Airflow's UI clamps a number that is out of range and accepts any unknown key, so a run validates what it
-was really given.
+Airflow's UI clamps a number that is out of range and accepts any unknown key, so a run validates what it was really
+given.
 """
 
 import json
@@ -18,7 +18,7 @@ from pdi2.core.engines.failures import MigrationError
 MEBIBYTE = 1024 * 1024
 
 FOLDED = "Times and memory"
-"""A section of Airflow's form is folded away until it is opened; what has none stands open above it."""
+"""A section of Airflow's form, collapsed until it is opened. Parameters without a section are shown above it."""
 
 _LIST = r"[0-9]{1,18}(\s*,\s*[0-9]{1,18})*"
 NUMBERS = {
@@ -28,8 +28,8 @@ NUMBERS = {
 }
 TEAM_IDS: dict[str, Any] = {
     "default": None,
-    # No "type" of its own: with "array" or several types Airflow's form has an editor that rewrites what one types
-    # (FieldAdvancedArray, FieldMultiType of 3.3), and without one it has a line of text.
+    # No "type" here: with "array" or several types, Airflow's form shows an editor that rewrites what one types
+    # (FieldAdvancedArray, FieldMultiType of 3.3). Without a "type" it shows a plain text field.
     "anyOf": [
         {"type": "null"},
         NUMBERS,
@@ -153,7 +153,7 @@ class Settings:
         conf: Mapping[str, Any] | None = None,
         known: Mapping[str, Mapping[str, Any]] = SCHEMA,
     ) -> "Settings":
-        """Raises SettingsError with every problem; `conf` is what the run was triggered with."""
+        """The validated settings. `conf` is what the run was triggered with. Raises SettingsError with all problems."""
         given = {**params, **(conf or {})}
         problems = [
             f'Unknown parameter "{key}": the parameters are {", ".join(known)}. Trigger the run again without it.'
@@ -173,7 +173,7 @@ class Settings:
 
     @property
     def proof_limit_seconds(self) -> int:
-        """How long the proof of the dual write may take: caches of the switch must run out within it."""
+        """How long the proof of the dual write may take: long enough for caches of the switch to run out."""
         return math.ceil(3 * self.settle_seconds + self.read_cache_seconds + (self.in_flight_seconds or 0))
 
     def as_dict(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Settings:
 
 
 def _problems(name: str, schema: Mapping[str, Any], value: Any) -> list[str]:
-    is_nan = isinstance(value, float) and math.isnan(value)  # which JSON Schema takes for a number in any range
+    is_nan = isinstance(value, float) and math.isnan(value)  # JSON Schema accepts NaN in any range
     if not is_nan and jsonschema.Draft202012Validator(schema).is_valid(value):
         return []
     given = json.dumps(value, ensure_ascii=False, default=str)
@@ -194,7 +194,7 @@ def _problems(name: str, schema: Mapping[str, Any], value: Any) -> list[str]:
 
 
 def _range(schema: Mapping[str, Any]) -> str:
-    """What a parameter may be, in words."""
+    """The values that a parameter may have, in words."""
     if schema["type"] == "boolean":
         return "true or false"
     kind = "a whole number" if schema["type"] == "integer" else "a number"
@@ -202,7 +202,7 @@ def _range(schema: Mapping[str, Any]) -> str:
 
 
 def _read(name: str, value: Any) -> Any:
-    """A valid value as the settings hold it. JSON has one kind of number: 2.0 is the integer 2."""
+    """Converts a valid value to what Settings holds. JSON has one kind of number, so 2.0 is the integer 2."""
     if name == "team_ids" and value is not None:
         given = [value] if isinstance(value, str) else value
         numbers = [re.findall("[0-9]+", one) if isinstance(one, str) else [one] for one in given]

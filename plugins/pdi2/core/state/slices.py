@@ -1,6 +1,6 @@
-"""What a statement is about: teams as wholes, or a slice of one.
+"""What a statement works on: whole teams, or a slice of one team.
 
-A slice is a range of the sort key, so that it reads its own granules only.
+A slice is a range of the sort key, so that reading it reads only its own granules.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,19 @@ UNKNOWN_FUNCTION = 46
 SAMPLES_A_SLICE = 32
 GRANULE_ROWS = 8_192
 FEWEST_ROWS = 1_000
-"""A slice that meets the memory limit is halved, but not further than this."""
+"""A slice that meets the memory limit is halved, but not below this."""
 SMALL_ROWS = 10_000
-"""Teams of no more share statements: theirs cost more by themselves than their rows do."""
+"""Teams with no more rows than this share statements: statements of their own would cost more than their rows do."""
 TEAMS_AT_ONCE = 500
 BYTES_A_STATEMENT = 25_000_000
 BYTES_A_ROW = 1_000
-"""Planned for a statement that aggregates all it reads; `old_differs`, of both tables, took up to 550 a row (26.9)."""
+"""Memory planned for a statement that aggregates all rows it reads. `old_differs`, which reads both tables, took up to
+550 bytes per row (26.9)."""
 
 
 @dataclass(frozen=True)
 class Teams:
-    """Teams as wholes, of about `rows` rows in all: one, or small ones that share statements."""
+    """Whole teams, with about `rows` rows in total: a single team, or small teams that share statements."""
 
     ids: tuple[int, ...]
     rows: int
@@ -51,12 +52,15 @@ def named(team_ids: Sequence[int]) -> str:
 
 
 def aggregated_at_once(memory: int) -> int:
-    """So many rows a statement may aggregate."""
+    """How many rows a statement with this much memory may aggregate."""
     return (memory - BYTES_A_STATEMENT) // BYTES_A_ROW
 
 
 def together(rows: Mapping[int, int], memory: int) -> list[Teams]:
-    """Small teams that share statements of so much memory. One may be alone; a team that is not small is left out."""
+    """Groups small teams to share statements with this much memory; a group may be a single team.
+
+    Teams that are not small are left out.
+    """
     small = [team_id for team_id, count in rows.items() if count <= SMALL_ROWS]
     groups = constrained_batches(
         small, aggregated_at_once(memory), TEAMS_AT_ONCE, get_len=rows.__getitem__, strict=False
@@ -66,7 +70,7 @@ def together(rows: Mapping[int, int], memory: int) -> list[Teams]:
 
 @dataclass(frozen=True)
 class Slice:
-    """distinct_ids of a team from `lower` (included) up to `upper` (not included; None: the end)."""
+    """A team's distinct_ids from `lower` (included) up to `upper` (not included; None: the end)."""
 
     team_id: int
     lower: bytes
@@ -93,16 +97,17 @@ class Slice:
 
 
 def join(slices: list[Slice]) -> Slice:
-    """Neighbours as one."""
+    """Neighbouring slices as one."""
     return Slice(slices[0].team_id, slices[0].lower, slices[-1].upper)
 
 
 def cut(warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int) -> list[Slice]:
-    """The range in slices of about `rows` rows, in key order, with no gap and no overlap.
+    """Cuts the range into slices of about `rows` rows, in key order, with no gap and no overlap.
 
-    The bounds come from the primary index. They come from a sample of the rows where the server has no mergeTreeIndex
-    or leaves the ids out of its index (it may, where the teams alone tell granules apart), and where the table is in so
-    many parts that a granule of each, which a bound may cut anywhere, is more than half a slice.
+    The bounds come from the primary index, or from a sample of the rows if the index is too coarse or missing: if the
+    server has no mergeTreeIndex, if it leaves the ids out of its index (it may, if the teams alone tell granules
+    apart), or if there are so many parts that one granule of each, which a bound may cut anywhere, makes more than half
+    a slice.
     """
     if rows_in_whole <= rows:
         return [whole]
@@ -127,7 +132,10 @@ def _index(warehouse: Warehouse, whole: Slice) -> list[tuple[Any, ...]]:
 
 
 def _sampled(warehouse: Warehouse, whole: Slice, rows: int) -> list[bytes]:
-    """Reads all ids of the range; none where that takes longer than the ClickHouse user may: then the index must do."""
+    """Bounds from reading all ids of the range; none if that exceeds the ClickHouse user's time limit.
+
+    Then the bounds from the index must do.
+    """
     step = max(1, rows // SAMPLES_A_SLICE)
     try:
         return _bounds(warehouse.rows("sampled_bounds", {**whole.parameters, "step": step}), rows)
@@ -138,7 +146,7 @@ def _sampled(warehouse: Warehouse, whole: Slice, rows: int) -> list[bytes]:
 
 
 def _bounds(found: list[tuple[Any, ...]], rows: int) -> list[bytes]:
-    """Of ids in key order, each with the rows it stands for, those that end a slice of `rows` rows."""
+    """The ids that end a slice of about `rows` rows. `found` has ids in key order, each with the rows it stands for."""
     bounds: list[bytes] = []
     since = 0
     for distinct_id, stands_for, *_ in found:

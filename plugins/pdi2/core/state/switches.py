@@ -1,7 +1,7 @@
 """The application's read and write switches: a row of posthog_asyncmigration and two instance settings.
 
-The row's status 2 IS PostHog's read switch. It is never set to 1 (Running): PostHog's own health check
-would take the row for its own, and might complete it with nothing verified.
+The row's status 2 IS PostHog's read switch. We never set the row to 1 (Running), because PostHog's own health check
+would take the run for one of its own, and might complete it with nothing verified.
 """
 
 from contextlib import AbstractContextManager
@@ -21,8 +21,8 @@ DESCRIPTION = "Set up a new table, person_distinct_id2, with a row a distinct_id
 WRITES = "constance:posthog:PERSON_DISTINCT_ID_WRITES"
 READS = "constance:posthog:PERSON_DISTINCT_ID_READS"
 COPY_SHARE = 0.24
-"""The copy's part of the time that a row takes to be copied and verified. 5M rows of one team on 2 cores took 1.9 s to
-copy and 6.1 s to verify; docs/scale.md has the ranges."""
+"""The copy's share of the time to copy and verify a row. 5M rows of one team on 2 cores took 1.9 s to copy and 6.1 s to
+verify; docs/scale.md has the ranges."""
 
 
 class Status(IntEnum):
@@ -62,11 +62,11 @@ class Switches:
         return postgres.execute(self.connection, "migration_row", {"name": name}, class_row(MigrationRow)).fetchone()
 
     def create_row(self) -> None:
-        """As PostHog itself creates it at start-up: status 0, with its description."""
+        """Creates the row as PostHog itself does at start-up: with status 0 and its description."""
         postgres.execute(self.connection, "migration_row_create", {"name": NAME, "description": DESCRIPTION})
 
     def change(self, seen: Status, status: Status, progress: int | None = None) -> None:
-        """Sets the status if it still is `seen`; raises ChangedElsewhereError."""
+        """Sets the status if it is still `seen`; raises ChangedElsewhereError if it is not."""
         changed = postgres.value(
             self.connection,
             "migration_row_change",
@@ -89,7 +89,7 @@ class Switches:
             )
 
     def follow_ledger(self) -> None:
-        """The row's progress is the share of the work that is done, 99 at most before the switch."""
+        """Sets the row's progress to the share of the work that is done, at most 99 before the switch."""
         postgres.execute(self.connection, "migration_row_progress", {"name": NAME, "copy_share": COPY_SHARE})
 
     def fail(self, reason: str) -> None:
@@ -106,7 +106,7 @@ class Switches:
         return row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
 
     def old_is_written(self) -> bool:
-        """Releases without instance settings stop at the switch."""
+        """Whether the old table is still written. Releases without instance settings stop writing it at the switch."""
         return self.writes() != "new" if self.has_settings else not self.reads_are_new()
 
     def writes(self) -> str | None:
@@ -114,7 +114,7 @@ class Switches:
         return postgres.value(self.connection, "setting", {"key": WRITES}) if self.has_settings else None
 
     def reads(self) -> str | None:
-        """ "old" or "new"; None on releases without instance settings, where the row alone is the switch."""
+        """ "old" or "new"; None on releases without instance settings, whose only switch is the row."""
         return postgres.value(self.connection, "setting", {"key": READS}) if self.has_settings else None
 
     def set_writes(self, value: str) -> None:

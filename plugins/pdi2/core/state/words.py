@@ -1,4 +1,4 @@
-"""How numbers and ids are told to people."""
+"""How numbers and ids are written for people."""
 
 import json
 
@@ -6,7 +6,7 @@ LONGEST_ID = 80
 
 
 def counted(number: float, one: str, many: str = "") -> str:
-    """`1 row`, `2,000 rows`; `many` where it is not `one` with an s."""
+    """`1 row`, `2,000 rows`. `many` is needed if the plural is not `one` with an s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
@@ -16,6 +16,6 @@ def are(number: int) -> str:
 
 
 def quoted(distinct_id: bytes) -> str:
-    """An id in double quotes, on one line and not too long; what is no text as backslashes."""
+    """An id in double quotes, on one line and not too long, with backslash escapes for bytes that are not text."""
     text = distinct_id.decode(errors="backslashreplace")
     return json.dumps(text[:LONGEST_ID] + ("…" if len(text) > LONGEST_ID else ""), ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Turning dual writes on, and the proof that every writer honours them before a row is copied."""
+"""Turns dual writes on, and proves that every writer honours them before any row is copied."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ ENABLED = "dual_writes_enabled"
 EXAMPLES = 5
 MOST_KNOWN = 10_000
 FUTURE_SECONDS = 7 * 86_400
-"""How far ahead of now a link may be stamped and still come into a window of this migration."""
+"""A link stamped at most this far in the future may still come into a window of this migration."""
 
 
 class Miss(NamedTuple):
@@ -29,25 +29,25 @@ class Miss(NamedTuple):
     event: int
     """A hash of the link."""
     version: int | None
-    """The greatest that the new table has of the id; None where it has none."""
+    """The greatest version of the id in the new table; None if the new table does not have the id."""
     total: int
-    """How many such links there are."""
+    """How many misses there are in all."""
 
 
 class DualWriteError(MigrationError):
-    """A writer ignores the switch: it writes the old table alone."""
+    """A writer ignores the switch: it writes only the old table."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """One look at a window of the dual write, in seconds since the epoch of ClickHouse's clock."""
+    """The result of one look at a window of the dual write."""
 
     proven: bool
     message: str
 
 
 def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
-    """Writes to "both" and the row to Starting, in one transaction: everything or nothing."""
+    """Sets writes to "both" and the row to Starting, in one transaction: everything or nothing."""
     ledger.create()
     switches = Switches(ledger.connection)
     with ledger.transaction():
@@ -67,7 +67,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
 
 
 def _baseline(warehouse: Warehouse) -> dict[str, Any]:
-    """Now, by ClickHouse's clock, and what is stamped later than that already: no evidence of a missed write."""
+    """Now by ClickHouse's clock, and the links already stamped later than now: they prove no missed write."""
     (enabled_at,) = warehouse.rows("now")[0]
     future = _misses(warehouse, enabled_at, enabled_at + FUTURE_SECONDS, [])
     if len(future) > MOST_KNOWN:
@@ -80,9 +80,9 @@ def _baseline(warehouse: Warehouse) -> dict[str, Any]:
 
 
 def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observation:
-    """Looks at the last `settle_seconds` that ended an in-flight allowance ago.
+    """Looks at a window of `settle_seconds` that ended one in-flight allowance ago.
 
-    Raises DualWriteError with counts and examples when a miss is still in the window after
+    Raises DualWriteError with counts and examples if a miss is still in the window after
     `settings.proof_limit_seconds`.
     """
     enabled = ledger.latest(ENABLED)
@@ -116,7 +116,7 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
 
 
 def _watch(ledger: Ledger, until: float, message: str, late: bool = False) -> None:
-    """Tells whoever watches what the proof waits for; once, until it waits for something else."""
+    """Records what the proof waits for, once until it waits for something else."""
     before = ledger.latest_of_run("dual_writes_watched")
     if before is None or before["late"] != late:
         ledger.record("dual_writes_watched", until=until, message=message, late=late)
@@ -151,10 +151,10 @@ def _misses(warehouse: Warehouse, start: int, end: int, known: list[int]) -> lis
 
 
 def _evidence(ledger: Ledger, misses: list[Miss]) -> list[Miss]:
-    """Without those that no writer can be blamed for.
+    """The misses without those that no writer can be blamed for.
 
-    PostHog 1.31 to 1.33 delete an id without a tombstone, and one that comes back begins at version 0: its row is
-    there, until a merge drops it for a row of its past, whose version is no smaller.
+    PostHog 1.31 to 1.33 delete an id without a tombstone, and an id that comes back starts again at version 0. Its new
+    row is written, but a merge drops it in favour of an old row whose version is no smaller.
     """
     asked = {
         (miss.team_id, text): miss for miss in misses if miss.version is not None and (text := _text(miss)) is not None
@@ -167,7 +167,7 @@ def _evidence(ledger: Ledger, misses: list[Miss]) -> list[Miss]:
 
 
 def _text(miss: Miss) -> str | None:
-    """The id, where it is one that Postgres can hold: no NUL and nothing but UTF-8."""
+    """The id as text; None if Postgres cannot hold it, because it has a NUL or is not UTF-8."""
     try:
         text = miss.distinct_id.decode()
     except UnicodeDecodeError:

@@ -18,11 +18,11 @@ LISTED = 20
 
 
 class GateError(MigrationError):
-    """Some team is not proven; reads stay on the old table."""
+    """Some team is not verified, so reads stay on the old table."""
 
 
 class NoPlanError(GateError):
-    """There is nothing to certify, because of a failure that another task tells of."""
+    """There is nothing to certify, because of a failure that another task reports."""
 
 
 class RollbackError(MigrationError):
@@ -30,7 +30,7 @@ class RollbackError(MigrationError):
 
 
 def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
-    """Every team that exists now must be verified in the ledger; raises GateError with those that are not."""
+    """Checks that every team that exists now is verified in the ledger. Raises GateError with those that are not."""
     certificate = _judge(ledger, warehouse, settings)
     certificate["replicas"] = replicas.survey(warehouse)
     ledger.record("certified", **certificate, trial=settings.team_ids is not None)
@@ -62,7 +62,7 @@ def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str
 
 
 def not_verified(team_id: int, team: Team | None) -> str | None:
-    """Why a team keeps the gate shut; None: it does not."""
+    """Why a team keeps the gate shut; None if it does not."""
     if team is None:
         return f"team {team_id}: appeared after the plan"
     if team.status == TeamStatus.VERIFIED:
@@ -71,10 +71,11 @@ def not_verified(team_id: int, team: Team | None) -> str | None:
 
 
 def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
-    """What changed since the teams were verified is compared, and repaired, and every replica has it.
+    """Compares and repairs what changed since the teams were verified, waits for all replicas, and switches reads.
 
-    Then one transaction: the gate once more, the row to CompletedSuccessfully, reads to "new", an audit event. Raises
-    GateError where a team or the approval that was asked for is missing, WaitError while the migration is paused.
+    The switch is one transaction: it checks the gate once more, sets the row to CompletedSuccessfully and reads to
+    "new", and records an event. Raises GateError if a team is not verified or a required approval is missing, and
+    WaitError if the migration is paused.
     """
     switches = Switches(ledger.connection)
     row = switches.row()
@@ -96,7 +97,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
 
 
 def _check_approval(ledger: Ledger, settings: Settings) -> None:
-    """The certificate must be of this run, and the approval of that certificate."""
+    """The certificate must come from this run, and the approval must be for that certificate."""
     if not settings.require_approval:
         return
     if not ledger.latest_of_run("certified") or ledger.approval().what != "switch_approved":
@@ -108,13 +109,14 @@ def _check_approval(ledger: Ledger, settings: Settings) -> None:
 
 
 def _left_at(ledger: Ledger) -> Status:
-    """Errored where this run was reported as failed, before somebody cleared its failed tasks and it went on."""
+    """The status that this run left the row in: Errored if it was reported as failed and went on after its failed tasks
+    were cleared, else Starting."""
     run = ledger.current_run()
     return Status.ERRORED if run and run.outcome == FAILED else Status.STARTING
 
 
 def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
-    """When no reader may use the old table any more. Raises GateError where reads are not on the new table."""
+    """The time from which no reader uses the old table any more. Raises GateError if reads are not on the new table."""
     switches = Switches(ledger.connection)
     row = switches.row()
     if row is None or row.status != Status.COMPLETED_SUCCESSFULLY or row.finished_at is None:
@@ -122,13 +124,13 @@ def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
             "Reads are not, or no longer, on the new table, so old writes go on. Nothing was changed. If somebody "
             "rolled back, all is well; to migrate again, trigger a new run."
         )
-    # Without the setting nothing here stops old writes: each process does so once restarted, and no wait changes that.
+    # Without instance settings we cannot stop old writes: each process stops once it restarts, so waiting is no use.
     wait = settings.read_cache_seconds if switches.has_settings else 0
     return row.finished_at + timedelta(seconds=wait)
 
 
 def stop_old_writes(ledger: Ledger) -> None:
-    """Raises WaitError while the migration is paused: from here on there is no way back."""
+    """Stops old writes; from then on there is no way back. Raises WaitError if the migration is paused."""
     switches = Switches(ledger.connection)
     with ledger.transaction():
         ledger.hold_events()
@@ -139,7 +141,7 @@ def stop_old_writes(ledger: Ledger) -> None:
 
 
 def roll_back(ledger: Ledger) -> str:
-    """Reads to the old table at once; writes go on to both. Raises RollbackError where old writes have stopped."""
+    """Returns reads to the old table at once; writes go on to both. Raises RollbackError if old writes have stopped."""
     switches = Switches(ledger.connection)
     row = switches.row()
     if row is None or row.status != Status.COMPLETED_SUCCESSFULLY:

@@ -1,4 +1,4 @@
-"""What the migration is worth: how long the application's read takes on either table."""
+"""Shows what the migration is worth: how long the application's read takes on each table."""
 
 import logging
 import statistics
@@ -15,11 +15,11 @@ log = logging.getLogger(__name__)
 
 READINGS = 5
 MOST_ROWS = 200_000
-"""Of the largest team, so that either read takes a moment and little memory."""
+"""How much of the largest team is read, so that each read is quick and takes little memory."""
 
 
 def measure(ledger: Ledger, warehouse: Warehouse) -> None:
-    """Records both reads' medians in seconds. It is information: where it fails, the log says so and all goes on."""
+    """Records the median seconds of both reads. This is only information: a failure is logged, and the run goes on."""
     teams = ledger.teams()
     if not teams:
         return

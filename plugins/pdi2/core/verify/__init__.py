@@ -1,4 +1,4 @@
-"""The new table against Postgres, the truth: teams in, or what changed since; findings in the ledger out.
+"""Compares the new table with Postgres, which is the truth: whole teams, or what changed since. Records the findings.
 
 Repairs the new table, and touches nothing else.
 """

@@ -1,7 +1,7 @@
-"""The audit: the comparison of `verify`, whenever it is asked for. Reports drift, and repairs only where told to.
+"""The audit: the same comparison as `verify`, at any time. It reports drift, and repairs it only if told to.
 
-It owns nothing: no run is claimed, no lock held, no team's status changed. So it may run beside a migration, and a
-migration beside it. Before the switch it looks at verified teams alone, and never repairs: the migration does.
+It claims no run, holds no lock and changes no team's status, so an audit and a migration may run at the same time.
+Before the switch it looks only at verified teams and repairs nothing, because the migration does that.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class DriftError(MigrationError):
 
 @dataclass(frozen=True)
 class Audit:
-    """What the ledger has of one audit; `findings`: by kind, how many ids are repaired and how many remain."""
+    """What the ledger knows about one audit. `findings`: by kind, how many ids are repaired and how many remain."""
 
     planned: set[int]
     compared: set[int]
@@ -41,12 +41,12 @@ class Audit:
 
     @property
     def drift(self) -> int:
-        """Ids that are wrong."""
+        """The number of ids that are wrong."""
         return sum(count["remaining"] for count in self.findings.values())
 
 
 def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches: int) -> list[Batch]:
-    """Which teams are compared, on the record. Raises AuditError where a repair is asked for before the switch."""
+    """Chooses the teams to compare, and records them. Raises AuditError if a repair is asked for before the switch."""
     _check_repair(ledger, settings)
     ledger.create()
     rows = rows_by_team(ledger.connection, warehouse, "teams_of_new")
@@ -59,7 +59,7 @@ def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches:
 
 
 def groups(warehouse: Warehouse, team_ids: list[int]) -> list[Teams]:
-    """The teams as they are compared: small ones together, each other one by itself."""
+    """The teams as they are compared: small teams together, each other team by itself."""
     rows = dict.fromkeys(team_ids, 0) | dict(warehouse.rows("new_rows", {"team_ids": team_ids}))
     shared = together(rows, warehouse.max_memory_usage)
     sharing = {team_id for teams in shared for team_id in teams.ids}
@@ -67,14 +67,17 @@ def groups(warehouse: Warehouse, team_ids: list[int]) -> list[Teams]:
 
 
 def audit(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> dict[int, int | None]:
-    """Findings go to the ledger. Returns by team for how many ids the old table's reader differs; None: not written."""
+    """Compares teams, and records the findings in the ledger.
+
+    Returns, by team, for how many ids the old table's reader is wrong; None if the old table is no longer written.
+    """
     _check_repair(ledger, settings)
     old_differs = compare(ledger, warehouse, teams, settings).old_differs
     return {team_id: None if old_differs is None else old_differs[team_id] for team_id in teams.ids}
 
 
 def record(ledger: Ledger, old_differs: Mapping[int, int | None]) -> None:
-    """The teams that were compared, for `judge`."""
+    """Records the teams that were compared, for `judge`."""
     counted = [count for count in old_differs.values() if count is not None]
     ledger.record(
         "audited", run=ledger.airflow_run, team_ids=list(old_differs), old_differs=sum(counted) if counted else None
@@ -82,7 +85,7 @@ def record(ledger: Ledger, old_differs: Mapping[int, int | None]) -> None:
 
 
 def judge(ledger: Ledger) -> tuple[Audit, str]:
-    """The audit, and what to tell of it. Raises DriftError where ids are wrong, AuditError where teams are missing."""
+    """The audit, and what to say of it. Raises DriftError if ids are wrong, AuditError if teams were not compared."""
     audit = _of_run(ledger)
     told = "\n".join([_compared(ledger, audit), *_findings(audit)])
     if audit.drift:

@@ -1,4 +1,4 @@
-"""What a reader of the new table sees of an id against Postgres, the truth."""
+"""Compares what a reader of the new table sees for an id with Postgres, which is the truth."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from pdi2.core.engines.clickhouse import Warehouse
 
 KEYS_AT_ONCE = 20_000
 ID_BYTES_AT_ONCE = 1_000_000
-"""Ids go within the statement, and a distinct_id may have any length."""
+"""Ids are part of the statement's text, and a distinct_id may have any length."""
 
 Key = tuple[int, bytes]
 """A team and one of its distinct_ids."""
@@ -32,7 +32,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """A row of Postgres; a version of null counts as 0."""
+    """A row in Postgres; a version of null counts as 0."""
 
     person_id: UUID
     version: int
@@ -40,7 +40,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The newest row of the new table; `rivals` are rows of the same version that contradict it."""
+    """The newest row in the new table; `rivals` are rows of the same version that contradict it."""
 
     person_id: UUID
     is_deleted: bool
@@ -50,7 +50,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """An id that the new table does not have as Postgres says it should be."""
+    """An id for which the new table does not have what Postgres says."""
 
     team_id: int
     distinct_id: bytes
@@ -72,9 +72,9 @@ class Difference:
         return Kind.STALE if 0 <= self.seen.version < self.truth.version else Kind.WRONG_PERSON
 
     def in_flight_since(self, before: "Difference") -> bool:
-        """Whether Postgres moved on since that look, and the new table has caught up with what it said then.
+        """Whether Postgres has changed since `before`, and the new table has caught up with what Postgres said then.
 
-        What stands above Postgres is never on its way: the application writes to Postgres first.
+        A row above Postgres's version is never just in flight, because the application writes to Postgres first.
         """
         if self.truth == before.truth or self.kind is Kind.AHEAD:
             return False
@@ -84,7 +84,7 @@ class Difference:
 
 
 def differences(connection: Connection[Any], warehouse: Warehouse, keys: Iterable[Key]) -> list[Difference]:
-    """Those of the ids that the new table does not have, at this moment, as Postgres says. In order of their keys."""
+    """The ids for which the new table does not have what Postgres says at this moment, in key order."""
     found = []
     for portion in portions(keys):
         seen = newest_rows(warehouse, portion)  # first, so that it cannot be newer than the truth
@@ -98,7 +98,7 @@ def differences(connection: Connection[Any], warehouse: Warehouse, keys: Iterabl
 
 
 def old_answers(warehouse: Warehouse, keys: Iterable[Key]) -> dict[Key, UUID]:
-    """What the old table's reader says of the ids, where it says anything."""
+    """What the old table's reader says about the ids, as far as it knows them."""
     return {
         (team_id, distinct_id): person_id
         for portion in portions(keys)
@@ -107,7 +107,7 @@ def old_answers(warehouse: Warehouse, keys: Iterable[Key]) -> dict[Key, UUID]:
 
 
 def newest_rows(warehouse: Warehouse, keys: Iterable[Key]) -> dict[Key, Seen]:
-    """What the new table holds of the ids, where it holds anything."""
+    """The newest row of each id in the new table, as far as it has the ids."""
     seen: dict[Key, Seen] = {}
     for portion in portions(keys):
         for team_id, distinct_id, person_id, is_deleted, version in warehouse.rows("new_of_ids", keyed(portion)):
@@ -118,7 +118,7 @@ def newest_rows(warehouse: Warehouse, keys: Iterable[Key]) -> dict[Key, Seen]:
 
 
 def portions(keys: Iterable[Key]) -> Iterator[tuple[Key, ...]]:
-    """As many of the ids, in order, as go into one statement."""
+    """The ids, in order, in portions that fit into one statement."""
     return constrained_batches(
         sorted(keys), ID_BYTES_AT_ONCE, KEYS_AT_ONCE, get_len=lambda key: len(key[1]), strict=False
     )
@@ -132,9 +132,10 @@ def keyed(keys: Iterable[Key]) -> dict[str, Any]:
 def _agree(seen: Seen | None, truth: Truth | None) -> bool:
     """Whether a reader sees what Postgres says, and will see what the application writes next.
 
-    That is Postgres's version and one more, or 0 for an id that comes back: nothing may stand above Postgres. A copy of
-    the right person may stand below it, ours or PostHog's own (version 0). A tombstone without a row in Postgres is the
-    application's, because ours are at -1.
+    The application writes Postgres's version plus one, or 0 for an id that comes back, so no row may have a version
+    above Postgres's. A copy of the right person may have a lower version, whether it is ours or PostHog's own
+    (version 0). For an id that Postgres does not have, a tombstone is right: at -1 it is ours, above that it is the
+    application's.
     """
     if seen is None or truth is None:
         return truth is None and (seen is None or (seen.is_deleted and not seen.rivals))
@@ -144,7 +145,7 @@ def _agree(seen: Seen | None, truth: Truth | None) -> bool:
 
 
 def truths(connection: Connection[Any], keys: Iterable[Key]) -> dict[Key, Truth]:
-    """What Postgres says of the ids, where it has them."""
+    """What Postgres says about the ids, as far as it has them."""
     readable = [(team_id, text) for team_id, raw in keys if (text := _text(raw)) is not None]
     parameters = {"team_ids": [team_id for team_id, _ in readable], "distinct_ids": [text for _, text in readable]}
     return {
@@ -154,7 +155,7 @@ def truths(connection: Connection[Any], keys: Iterable[Key]) -> dict[Key, Truth]
 
 
 def _text(distinct_id: bytes) -> str | None:
-    """What Postgres could hold: no NUL and nothing but UTF-8."""
+    """The id as text; None if Postgres cannot hold it, because it has a NUL or is not UTF-8."""
     try:
         text = distinct_id.decode()
     except UnicodeDecodeError:

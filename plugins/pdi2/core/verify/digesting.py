@@ -1,4 +1,4 @@
-"""Whether teams agree with Postgres, by digests: one pass over each side, both at once, and one more where not."""
+"""Finds by digests whether teams agree with Postgres: one pass over both sides at once, and a second if they differ."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,22 +19,23 @@ from pdi2.core.verify.comparing import Key
 
 ROWS_A_BUCKET = 4_000
 MOST_BUCKETS = 1 << 12
-"""Each range of a large team answers with a row for each."""
+"""For each range of a large team, ClickHouse returns one row per bucket."""
 DIGESTED_TO_AGGREGATED = 2.5
-"""So many more rows than other statements a digest may aggregate at once: it takes up to 300 bytes per row (26.9)."""
+"""A digest may aggregate this many times more rows than other statements: it takes up to 300 bytes per row (26.9)."""
 LISTED_AT_ONCE = 100_000
 """Rows of a range whose ids are listed from both databases to find what differs."""
 SAMPLED_IDS = 100_000
-"""Of a team, to estimate how often the old table's reader is wrong."""
+"""How many ids of a team are sampled to estimate how often the old table's reader is wrong."""
 ANY_VERSION = -(1 << 63)
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Of the ids whose contents end in the same bits: how many, the sum of the contents, and that of content times
-    version, which tells rows of the right person and of another version.
+    """The ids whose contents end in the same bits: their number, the sum of the contents, and the sum of content times
+    version, which shows rows that have the right person but another version.
 
-    ClickHouse's alone: ids whose newest rows contradict each other, and ids that end in a tombstone of the application.
+    Only ClickHouse has the other two: the ids whose newest rows contradict each other, and the ids whose newest row is
+    a tombstone of the application.
     """
 
     ids: int
@@ -46,14 +47,14 @@ class Bucket:
 
 NOTHING = Bucket(0, 0, 0)
 Buckets = dict[tuple[int, int], Bucket]
-"""By team and number of the bucket."""
+"""By team and bucket number."""
 
 
 @dataclass(frozen=True)
 class Digests:
-    """Teams as a reader of the new table sees them, and as Postgres has them.
+    """Digests of teams as a reader of the new table sees them, and as Postgres has them.
 
-    `row_ids`: by team the greatest id of Postgres's rows, and the sum of all.
+    `row_ids`: by team, the greatest id of Postgres's rows and the sum of their ids.
     """
 
     mask: int
@@ -62,7 +63,7 @@ class Digests:
     row_ids: dict[int, tuple[int, int]]
 
     def differing(self, *facts: str) -> set[tuple[int, int]]:
-        """The buckets of which one of the facts is not the same on both sides."""
+        """The buckets in which one of the facts differs between the two sides."""
         return {
             key
             for key in self.seen.keys() | self.truth.keys()
@@ -72,7 +73,7 @@ class Digests:
 
 
 def digests(connection: Connection[Any], warehouse: Warehouse, teams: Teams) -> Digests:
-    """One pass over either database, both at the same time."""
+    """The digests of both databases, computed at the same time in one pass each."""
     mask = _mask(teams)
     truth: Buckets = {}
     row_ids: dict[int, tuple[int, int]] = {}
@@ -113,7 +114,7 @@ def _digest_of_new(warehouse: Warehouse, teams: Teams, mask: int) -> Buckets:
 
 
 def by_team(buckets: Buckets) -> dict[int, str]:
-    """One digest per team, for people to compare: `ids:sum of contents`."""
+    """One digest per team that people can compare: `ids:sum of contents`."""
     sums: dict[int, tuple[int, int]] = {}
     for (team_id, _), bucket in buckets.items():
         ids, contents = sums.get(team_id, (0, 0))
@@ -124,10 +125,10 @@ def by_team(buckets: Buckets) -> dict[int, str]:
 def suspects(
     connection: Connection[Any], warehouse: Warehouse, teams: Teams, found: Digests | None = None
 ) -> Iterator[set[Key]]:
-    """The ids, in portions, of which the digests leave open whether the new table has them as Postgres says.
+    """The ids, in portions, that the new table may not have as Postgres says, judging by the digests.
 
-    Where contents differ, a second pass lists both sides. Where only versions do, which a copy does not carry, the ids
-    are looked at that the application wrote at a version above 0.
+    If contents differ in a bucket, a second pass lists its ids on both sides. If only versions differ, the suspects are
+    the ids that the application wrote at a version above 0, because a copy does not carry Postgres's version.
     """
     found = found or digests(connection, warehouse, teams)
     contents = found.differing("ids", "contents", "contradictory")
@@ -141,9 +142,9 @@ def suspects(
 def _listed(
     connection: Connection[Any], warehouse: Warehouse, teams: Teams, flagged: Mapping[str, Any]
 ) -> Iterator[set[Key]]:
-    """What only one side has of the flagged buckets, and what contradicts itself. One pass over each, in key order.
+    """The ids in flagged buckets that differ between the two sides or contradict themselves, by one pass in key order.
 
-    Postgres sorts on its side, and keeps the result there until it is fetched.
+    Postgres sorts its side, and keeps the result until it is fetched.
     """
     with ServerCursor(connection, "truth_of_buckets", withhold=True) as cursor:
         cursor.itersize = LISTED_AT_ONCE
@@ -173,7 +174,8 @@ def _new_of_buckets(
 
 
 def _flagged(keys: set[tuple[int, int]], mask: int) -> dict[str, Any]:
-    """Of small teams that share a statement each is a bucket, and one flag is for all."""
+    """The parameters that select flagged buckets. Small teams that share a statement have one bucket each and one flag
+    for all of them."""
     buckets = {bucket for _, bucket in keys}
     return {
         "team_ids": sorted({team_id for team_id, _ in keys}),
@@ -185,7 +187,7 @@ def _flagged(keys: set[tuple[int, int]], mask: int) -> dict[str, Any]:
 def old_differs(warehouse: Warehouse, teams: Teams) -> Counter[int]:
     """For about how many ids of each team the readers of the two tables see different persons.
 
-    Of a team of more than SAMPLED_IDS rows, an estimate from ids sampled by hash.
+    For a team of more than SAMPLED_IDS rows, this is an estimate from ids sampled by hash.
     """
     one_of = max(1, teams.rows // SAMPLED_IDS) if len(teams.ids) == 1 else 1
     differs: Counter[int] = Counter()
@@ -198,11 +200,11 @@ def old_differs(warehouse: Warehouse, teams: Teams) -> Counter[int]:
 def _by_range(
     warehouse: Warehouse, name: str, teams: Teams, most: int, **parameters: Any
 ) -> Iterator[tuple[Slice | Teams, list[tuple[Any, ...]]]]:
-    """The statement's rows for one range of a team's key after the other, each of about `most` rows.
+    """Runs the statement on one range of a team's key after the other, each of about `most` rows.
 
-    Small teams that share the statement are one.
+    Small teams that share the statement count as one range.
 
-    Aggregating a whole team in the order of its key would need no ranges, but memory for every part of the table at
+    Aggregating a whole team in key order would need no ranges, but it would need memory for every part of the table at
     once: 177 MB for 12 parts of 20,000 rows, 885 MB for 60.
     """
     if len(teams.ids) > 1:
@@ -214,7 +216,7 @@ def _by_range(
 def _of_range(
     warehouse: Warehouse, name: str, parameters: dict[str, Any], whole: Slice, rows_in_whole: int, rows: int
 ) -> Iterator[tuple[Slice | Teams, list[tuple[Any, ...]]]]:
-    """What meets the limit even by way of the disk is halved: ClickHouse 23.6 takes up to five times the memory."""
+    """Halves the ranges if one meets the limit though it spills: ClickHouse 23.6 takes up to five times the memory."""
     ranges = cut(warehouse, whole, rows_in_whole, rows)
     for number, one in enumerate(ranges):
         try:
@@ -229,7 +231,10 @@ def _of_range(
 
 
 def _of_one(warehouse: Warehouse, name: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """In memory, else by way of the disk: slower, and takes about 100 MB itself, but groups may be many and large."""
+    """Runs the statement in memory, or if it does not fit, spilling to disk.
+
+    Spilling is slower and takes about 100 MB itself, but allows many large groups.
+    """
     try:
         return warehouse.rows(name, parameters)
     except DatabaseError as error:
@@ -239,6 +244,9 @@ def _of_one(warehouse: Warehouse, name: str, parameters: Mapping[str, Any]) -> l
 
 
 def _mask(teams: Teams) -> int:
-    """Buckets of about ROWS_A_BUCKET rows: the content's lowest bits. Of small teams that share, each is a bucket."""
+    """The lowest bits of the content that number a bucket of about ROWS_A_BUCKET rows.
+
+    Small teams that share a statement have one bucket each.
+    """
     wanted = max(1, teams.rows // ROWS_A_BUCKET) if len(teams.ids) == 1 else 0
     return min(1 << wanted.bit_length(), MOST_BUCKETS) - 1

@@ -1,4 +1,4 @@
-"""What verify found, as the ledger tells it: what each side said of an id, what was done, and the row written."""
+"""What verify found, as the ledger keeps it: what each side said about an id, what was done, and the row written."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from pdi2.core.verify.repairing import has_to_go, row_of
 def record(
     ledger: Ledger, found: Iterable[Difference], old: Mapping[Key, UUID], touched: set[Key], repaired: set[Key]
 ) -> None:
-    """`old` has the old table's answers; `touched` are those that a repair was tried for."""
+    """Records findings. `old` has the old table's answers; `touched` are the ids that a repair was tried for."""
     ledger.add_findings([_line(one, old.get(one.key), one.key in touched, one.key in repaired) for one in found])
 
 
@@ -40,7 +40,7 @@ def _row(row: Seen) -> dict[str, Any]:
 
 
 def readable(distinct_id: bytes) -> str:
-    """As it is; as Postgres writes bytes, `\\x00ff`, where it is no text or could be taken for such bytes."""
+    """The id as it is, or as Postgres writes bytes (`\\x00ff`) if it is not text or could be taken for such bytes."""
     try:
         text = distinct_id.decode()
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
-"""What changed in the verified teams since: the last look before the switch compares that, and not everything again.
+"""Finds what changed in teams since they were verified, so that the switch need not compare everything again.
 
-Every row of Postgres names the transaction that wrote it (xmin), which is found by a plain scan, without a hash. Rows
-that are gone show in the number of those that were there: such a team is compared as a whole.
+Every row in Postgres names the transaction that wrote it (xmin), which a plain scan finds without hashing. Deleted rows
+show because fewer of the earlier rows are left: such a team is compared as a whole.
 """
 
 import logging
@@ -21,16 +21,17 @@ from pdi2.core.verify.digesting import Digests, suspects
 log = logging.getLogger(__name__)
 
 MOST_CHANGED = 100_000
-"""Changed ids of a team beyond which it is compared as a whole."""
+"""A team with more changed ids than this is compared as a whole."""
 
 
 def now(ledger: Ledger, warehouse: Warehouse) -> tuple[int, int]:
-    """Where both stand, to be taken before the first look: ClickHouse's time in seconds, Postgres's transaction."""
+    """Where both databases stand: ClickHouse's time in seconds and Postgres's transaction. Call it before the first
+    look at a team."""
     return warehouse.rows("now")[0][0], postgres.value(ledger.connection, "snapshot")
 
 
 def mark(before: tuple[int, int], first: Digests, team_id: int) -> dict[str, int | str]:
-    """What a team's later changes are told by: where the databases stood, and Postgres's rows at the first look."""
+    """What shows a team's later changes: where the databases stood, and Postgres's rows, at the first look."""
     at, xid = before
     rows = sum(bucket.ids for (of_team, _), bucket in first.truth.items() if of_team == team_id)
     last, ids = first.row_ids.get(team_id, (0, 0))
@@ -38,7 +39,7 @@ def mark(before: tuple[int, int], first: Digests, team_id: int) -> dict[str, int
 
 
 def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Iterator[set[Key]]:
-    """Ids of the verified teams, in portions, that were written in Postgres or the new table since the verification."""
+    """Ids of verified teams, in portions, that were written in Postgres or the new table since the verification."""
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
     since = {
         team_id: max(0, int(marked_at - settings.in_flight))
@@ -65,7 +66,10 @@ def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Ite
 
 
 def _touched(warehouse: Warehouse, since: dict[int, int]) -> dict[int, set[bytes]]:
-    """Ids by team that the new table has newer rows of, whoever wrote them; more than MOST_CHANGED, not all of them."""
+    """By team, the ids that the new table has newer rows of, whoever wrote them.
+
+    If a team has more than MOST_CHANGED of them, not all are listed.
+    """
     if not since:
         return {}
     rows = warehouse.rows("touched_ids", {"since": min(since.values()), "most": MOST_CHANGED + 1})

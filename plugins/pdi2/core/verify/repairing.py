@@ -1,4 +1,4 @@
-"""Repairs the new table, and nothing else: what Postgres says is inserted, and what stands above it there goes."""
+"""Repairs the new table, and nothing else: inserts what Postgres says, and deletes what would outvote it."""
 
 import time
 from collections.abc import Iterable
@@ -11,23 +11,27 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.verify.comparing import Difference, Key, Seen, Truth, keyed, portions, truths
 
 CORRECTION = -1
-"""The version of our tombstones: above every copy, below whatever the application writes for an id that comes back."""
+"""The version of our tombstones: above every copy, below anything the application writes for an id that comes back."""
 COLUMNS = ["team_id", "distinct_id", "person_id", "is_deleted", "version", "_timestamp", "_offset", "_partition"]
 LISTED_AT_ONCE = 100_000
 NAMES_A_DELETE = 8_000
-"""Each is a mutation that looks at every part. Its text, 35 bytes per name, goes into Keeper, whose limit is 1 MB."""
+"""Each DELETE is a mutation that looks at every part. Its text, 35 bytes per name, goes into Keeper, whose limit is
+1 MB."""
 
 
 def row_of(one: Difference) -> Seen:
-    """What the new table should say: Postgres's row, or our tombstone."""
+    """The row that the new table should have: Postgres's row, or our tombstone."""
     if one.truth is not None:
         return Seen(one.truth.person_id, False, one.truth.version)
-    assert one.seen is not None  # noqa: S101  (an id that neither side has is no difference)
+    assert one.seen is not None  # noqa: S101  (an id that neither side has is not a difference)
     return Seen(one.seen.person_id, True, CORRECTION)
 
 
 def goes(row: Seen, truth: Truth | None) -> bool:
-    """Whether the row stands above what Postgres says, or at its version and against it: no row can outvote it then."""
+    """Whether the row must be deleted: it has a version above Postgres's, or the same version and says otherwise.
+
+    No inserted row could outvote it.
+    """
     if truth is None:
         return row.version > CORRECTION or (row.version == CORRECTION and not row.is_deleted)
     if row.version != truth.version:
@@ -36,12 +40,12 @@ def goes(row: Seen, truth: Truth | None) -> bool:
 
 
 def has_to_go(one: Difference) -> bool:
-    """Whether some row of the id has to go before its reader can be right."""
+    """Whether some row of the id must be deleted before a reader can see what is right."""
     return one.seen is not None and any(goes(row, one.truth) for row in (one.seen, *one.seen.rivals))
 
 
 def insert(warehouse: Warehouse, wrong: Iterable[Difference]) -> None:
-    """What Postgres says with Postgres's version; a tombstone of what it does not have."""
+    """Inserts what Postgres says, with Postgres's version, or a tombstone for an id that Postgres does not have."""
     now = int(time.time())
     rows = [
         (*one.key, row.person_id, int(row.is_deleted), row.version, now, 0, 0) for one in wrong for row in [row_of(one)]
@@ -51,10 +55,10 @@ def insert(warehouse: Warehouse, wrong: Iterable[Difference]) -> None:
 
 
 def take_away(connection: Connection[Any], warehouse: Warehouse, keys: Iterable[Key], asked: set[str]) -> None:
-    """Deletes what has to go, named row by row. `asked` are names that are deleted already, as soon as the server can.
+    """Deletes the rows that have to go, each named in full. `asked` has the names whose DELETE was already requested.
 
-    The rows are listed before Postgres is asked: what the application writes meanwhile is in Postgres first, and is
-    never taken for a row that stands above it. Nothing waits here.
+    The rows are listed before Postgres is asked. What the application writes meanwhile reaches Postgres first, so it is
+    never mistaken for a row above Postgres's version. This does not wait for the DELETE.
     """
     for portion in portions(keys):
         listed = warehouse.rows("rows_of_ids", {**keyed(portion), "most": LISTED_AT_ONCE})

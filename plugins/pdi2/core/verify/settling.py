@@ -1,4 +1,4 @@
-"""Settles of single ids whether they are wrong, and repairs the new table where it is. Nothing else is ever written."""
+"""Settles for single ids whether they are wrong, and repairs the new table where they are. Writes nothing else."""
 
 import logging
 import time
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = 5
 HELD_AT_ONCE = 200_000
-"""Differences that share one wait: 100 MB of them."""
+"""How many differences share one wait; they take 100 MB."""
 REPAIRED_AT_ONCE = 20_000
 REMOVAL_SECONDS = 300.0
-"""How long ClickHouse may take to carry out a DELETE; it does so between merges."""
+"""How long ClickHouse may take to carry out a DELETE, which it does between merges."""
 LOOK_EVERY_SECONDS = 0.2
 
 
@@ -36,10 +36,10 @@ class VerifyError(MigrationError):
 
 
 def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], settings: Settings) -> Counter[str]:
-    """Of the suspected ids, those that still differ after the in-flight window count, and are repaired if they may be.
+    """Records the suspected ids that still differ after the in-flight window, and repairs them if the settings say so.
 
-    One wait for all of them, or for every HELD_AT_ONCE. Returns findings by kind; the ledger has each. Raises
-    VerifyError where a repair did not hold.
+    There is one wait for all ids, or for each HELD_AT_ONCE of them. Returns the number of findings by kind; the ledger
+    has each finding. Raises VerifyError if a repair did not hold.
     """
     found: Counter[str] = Counter()
     looks = flatten(differences(ledger.connection, warehouse, keys) for keys in suspected)
@@ -58,10 +58,10 @@ def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], 
 
 
 def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> list[Difference]:
-    """Returns those of which the repair did not hold, or still waits for a DELETE after REMOVAL_SECONDS.
+    """Returns the ids whose repair did not hold, or still waits for a DELETE after REMOVAL_SECONDS.
 
-    Until a row that stands above is gone, a merge lets it swallow what was inserted below, by us or by the application:
-    then that is inserted once more.
+    Until a row with a higher version is gone, a merge may let it swallow what we or the application inserted below it.
+    What was swallowed is inserted again.
     """
     if not wrong:
         return []
@@ -104,7 +104,7 @@ def _unrepaired(ledger: Ledger, left: list[Difference]) -> MigrationError:
 
 
 def _still_different(ledger: Ledger, warehouse: Warehouse, before: list[Difference]) -> list[Difference]:
-    """Those of the ids that still differ now, but for those that Postgres has moved on meanwhile."""
+    """The ids that still differ now, without those that Postgres has changed meanwhile."""
     earlier = {one.key: one for one in before}
     now_ = differences(ledger.connection, warehouse, earlier)
     return [one for one in now_ if not one.in_flight_since(earlier[one.key])]

@@ -1,4 +1,4 @@
-"""Proves teams against Postgres as wholes: what digests leave open is settled id by id."""
+"""Verifies whole teams against Postgres by digests, and settles id by id what the digests leave open."""
 
 import logging
 import time
@@ -26,9 +26,9 @@ EMPTY = "0:0"
 
 @dataclass(frozen=True)
 class Compared:
-    """Findings by kind, the digests of before any repair, and by team for about how many ids the old reader is wrong.
+    """Findings by kind, digests from before any repair, and for about how many ids per team the old reader is wrong.
 
-    The latter is None once the old table is no longer written.
+    `old_differs` is None once the old table is no longer written.
     """
 
     found: Counter[str]
@@ -37,9 +37,9 @@ class Compared:
 
 
 def verify_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int], settings: Settings) -> list[int]:
-    """Verifies small teams by shared statements; returns the copied ones that are left to be verified alone.
+    """Verifies small teams by shared statements; returns the copied teams that still have to be verified one by one.
 
-    Where a team of those that share fails, all of them are: one fails alone.
+    If one of the teams that share statements fails, they are all verified one by one, so that it fails alone.
     """
     rows = {team.team_id: team.rows_source for team in ledger.teams_of(ledger.ended(team_ids))}
     left = dict(rows)
@@ -64,7 +64,7 @@ def verify_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Se
 
 
 def _verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> Counter[str]:
-    """Compares, repairs, compares again; returns findings by kind. Raises VerifyError where some remain."""
+    """Compares, repairs, compares again; returns the number of findings by kind. Raises VerifyError if some remain."""
     began = time.monotonic()
     before = now(ledger, warehouse)
     compared = compare(ledger, warehouse, teams, settings)
@@ -90,7 +90,7 @@ def _verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settin
 
 
 def compare(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> Compared:
-    """Every id of the teams against Postgres."""
+    """Compares every id of the teams with Postgres."""
     first = digests(ledger.connection, warehouse, teams)
     found = settle(ledger, warehouse, suspects(ledger.connection, warehouse, teams, first), settings)
     wrong = old_differs(warehouse, teams) if Switches(ledger.connection).old_is_written() else None
@@ -104,5 +104,8 @@ def compare(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settin
 
 
 def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Counter[str]:
-    """Compares and repairs what changed in the verified teams since; findings by kind. Raises VerifyError."""
+    """Compares and repairs what changed in teams since they were verified; returns the number of findings by kind.
+
+    Raises VerifyError if some remain.
+    """
     return settle(ledger, warehouse, changed_ids(ledger, warehouse, settings), settings)

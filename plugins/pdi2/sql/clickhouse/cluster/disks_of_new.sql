@@ -1,5 +1,5 @@
--- Where the new table's parts go: a part that finds no room on the first disk of its policy goes to the next. Sums are
--- floats, for an object storage says that it has the largest integer free.
+-- The disks that the new table's parts go to: a part that finds no room on the first disk of its policy goes to the
+-- next. Sums are floats, because object storage reports the largest integer as its free space.
 SELECT storage_policy, sum(toFloat64(free_space)), sum(toFloat64(total_space))
 FROM (
     SELECT policy_name AS storage_policy, arrayJoin(disks) AS name

@@ -1,4 +1,4 @@
--- The names of what is below a path in Keeper.
+-- The names of the nodes below a path in Keeper.
 SELECT name
 FROM system.zookeeper
 WHERE path = {path:String}

@@ -1,4 +1,4 @@
--- What tells a busy server: parts that wait for merges, replicas that lag, memory.
+-- What shows a busy server: parts that wait for merges, replicas that lag or are away, memory in use.
 SELECT (SELECT max(parts) FROM (
             SELECT count() AS parts
             FROM system.parts

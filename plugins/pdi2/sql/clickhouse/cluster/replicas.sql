@@ -1,4 +1,4 @@
--- What the connection's replica knows of itself and, by Keeper, of the others.
+-- What the replica we are connected to knows about itself and, through Keeper, about the others.
 SELECT table, zookeeper_path, replica_name, is_readonly, is_session_expired, active_replicas, total_replicas,
        mapKeys(mapFilter((name, active) -> active, replica_is_active)) AS there,
        mapKeys(mapFilter((name, active) -> NOT active, replica_is_active)) AS away,

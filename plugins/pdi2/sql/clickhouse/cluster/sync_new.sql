@@ -1,2 +1,2 @@
--- LIGHTWEIGHT waits for parts to arrive, and not for merges.
+-- LIGHTWEIGHT waits for parts to arrive, but not for merges.
 SYSTEM SYNC REPLICA person_distinct_id2 LIGHTWEIGHT

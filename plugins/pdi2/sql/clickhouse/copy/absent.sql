@@ -1,5 +1,5 @@
--- Linked ids of the old table of which the new one has no row at all. Hashes of 64 bits are compared: among so few, no
--- two ids share one.
+-- Linked ids of the old table that have no row at all in the new one. They are compared by hashes of 64 bits: with so
+-- few ids, no two share a hash.
 INSERT INTO {complex_ids:Identifier} (id_hash, rows)
 SELECT /* include id_hash */ AS id_hash, count()
 FROM person_distinct_id

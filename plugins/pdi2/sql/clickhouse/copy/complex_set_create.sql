@@ -1,4 +1,4 @@
--- In memory, and on disk for a server that is restarted. What reads it has no PREWHERE, in which ClickHouse 23.6 refuses
--- it ("Duplicate set"): servers move conditions there by themselves.
+-- Kept in memory, and on disk in case the server restarts. Statements that read it have no PREWHERE, because ClickHouse
+-- 23.6 refuses it there ("Duplicate set"); servers move conditions to PREWHERE by themselves.
 CREATE TABLE {complex_set:Identifier} (id_hash UInt32)
 ENGINE = Set

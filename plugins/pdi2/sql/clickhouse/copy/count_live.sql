@@ -1,5 +1,5 @@
--- How many ids winners.sql yields, by team. A hash in place of the id is cheaper; where two ids collide the count is
--- short, and the copy is then checked id by id.
+-- How many ids winners.sql yields, by team. A hash is cheaper than the id. If two ids collide, the count is too low,
+-- and the copy is then checked id by id.
 SELECT team_id, uniqExact(id_hash)
 FROM (
     SELECT team_id, cityHash64(distinct_id) AS id_hash, person_id, max(/* include moment */) AS last

@@ -1,6 +1,6 @@
--- An id's latest link and latest unlink decide nearly always what winners.sql would, without looking at pairs: the
--- link wins if no unlink is later, or if the only unlink is of another person. No link, or a single one and a later
--- unlink of its person, is a dead id.
+-- An id's latest link and latest unlink nearly always decide as winners.sql would, without looking at pairs: the link
+-- wins if no unlink is later, or if the only unlink is of another person. An id is dead if it has no link, or a single
+-- link and a later unlink of the same person.
 INSERT INTO {latest:Identifier} (team_id, distinct_id, rows, winner, outcome)
 SELECT team_id, distinct_id, links + unlinks, link,
        multiIf(links = 0, 'dead',

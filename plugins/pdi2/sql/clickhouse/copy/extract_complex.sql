@@ -1,4 +1,4 @@
--- Read from there, once and again for each step, and not by looking through all ids.
+-- Each step reads the rows from this table, and need not look through all ids again.
 INSERT INTO {complex_rows:Identifier} (distinct_id, person_id, team_id, _sign, _timestamp, _offset)
 SELECT distinct_id, person_id, team_id, _sign, _timestamp, _offset
 FROM person_distinct_id

@@ -1,2 +1,2 @@
--- Ids of several teams may share a statement, and be the same.
+-- With the team, because several teams may share a statement and have the same id.
 toUInt32(cityHash64(team_id, distinct_id))

@@ -1,4 +1,4 @@
--- How many live ids of these rows the new table does not have at all, in whatever version.
+-- How many live ids of these rows the new table does not have in any version.
 SELECT count()
 FROM (
 /* include winners */

@@ -1,3 +1,3 @@
--- With the columns, indices and constraints of the new table, its key and its settings. It is never replicated.
+-- Has the columns, indices, constraints, key and settings of the new table, but is never replicated.
 CREATE TABLE {target:Identifier} AS person_distinct_id2
 ENGINE = {engine:Engine}

@@ -1,5 +1,5 @@
--- The latest event of a pair decides whether it is live; of the live pairs of an id the latest wins. `winner` packs
--- event and person into one number: much cheaper to compare than tuples.
+-- The latest event of a pair (id and person) decides whether it is live. Of an id's live pairs, the latest wins.
+-- `winner` packs event and person into one number, which is much cheaper to compare than a tuple.
 SELECT
 /* include winning_row */
 FROM (

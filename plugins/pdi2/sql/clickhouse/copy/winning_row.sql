@@ -1,6 +1,6 @@
--- What a copy of an id is, of its winning event and the person behind that in one number.
--- The version is negative and grows with the time: any row of the application (0 and up) and any correction (-1)
--- beats it, and of two copies of an id the later event wins.
+-- The copy of an id, unpacked from one number that holds its winning event and that event's person.
+-- The version is negative and grows with time: any row of the application (0 and up) and any correction (-1) beats it,
+-- and of two copies of an id the later event wins.
 team_id,
 distinct_id,
 reinterpretAsUUID(toUInt128(winner)) AS person_id,

@@ -1,5 +1,5 @@
--- A row where the new table is replicated and no second replica is registered. No aggregate, because what one says of
--- nothing is a setting.
+-- One row if the new table is replicated and has no second replica. It uses no aggregate, because a setting decides
+-- what an aggregate over no rows returns.
 SELECT replica_name
 FROM system.replicas
 WHERE database = currentDatabase() AND table = 'person_distinct_id2' AND total_replicas = 1

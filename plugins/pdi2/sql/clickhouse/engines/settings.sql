@@ -1,3 +1,3 @@
--- What the user's profile says of every setting: its value, and what it may be.
+-- What the user's profile says about every setting: its value, and the values that it may have.
 SELECT name, value, min, max, readonly
 FROM system.settings

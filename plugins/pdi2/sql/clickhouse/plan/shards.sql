@@ -1,4 +1,4 @@
--- Distributed tables that share the rows of ours out among several shards.
+-- Distributed tables that distribute the rows of our tables over several shards.
 SELECT name, cluster, shards
 FROM (
     SELECT name, extract(engine_full, '^Distributed\\(\'([^\']+)') AS cluster

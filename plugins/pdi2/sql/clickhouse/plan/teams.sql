@@ -1,4 +1,4 @@
--- Teams of either table with the rows of the old one.
+-- The teams of both tables, with their rows in the old one.
 SELECT team_id, sum(old_rows) AS rows_source
 FROM (
     SELECT team_id, count() AS old_rows FROM person_distinct_id GROUP BY team_id

@@ -1,4 +1,4 @@
--- Where the granules of the team begin, from the primary index alone.
+-- The ids at which the team's granules begin, from the primary index alone.
 SELECT distinct_id, sum(rows_in_granule), groupUniqArray(part_name)
 FROM mergeTreeIndex(currentDatabase(), 'person_distinct_id')
 WHERE team_id IN {team_ids:Array(Int64)}

@@ -1,6 +1,6 @@
--- Every so many rows of each part: for servers without mergeTreeIndex, and where the index is too coarse.
--- From anywhere in its beginning, for the first ids of a part are its least.
--- ClickHouse 23.6 knows no _part_offset in PREWHERE.
+-- One id out of every `step` rows of each part, for servers without mergeTreeIndex or with too coarse an index.
+-- Each part starts at a different offset, because the first ids of a part are its lowest.
+-- ClickHouse 23.6 does not know _part_offset in PREWHERE.
 SELECT distinct_id, count() * {step:UInt64}
 FROM person_distinct_id
 PREWHERE /* include slice_range */

@@ -1,5 +1,6 @@
--- Ids whose latest link reached the old table within the window, and which the new table knows neither with
--- that person nor with anything as recent; and its greatest version of them. An id with an unlink or a link after the window is still moving.
+-- Ids whose latest link reached the old table within the window, but for which the new table has neither that person
+-- nor anything as recent, with the greatest version that it has. An id with a later unlink, or with a link after the
+-- window, is still changing and is left out.
 WITH
     toDateTime({window_start:UInt32}) AS window_start,
     toDateTime({window_end:UInt32}) AS window_end,

@@ -1,4 +1,4 @@
--- The application's read of the new table, counted.
+-- The application's read of the new table. It returns a count, so that only the reading takes time.
 SELECT count()
 FROM (
     SELECT distinct_id, argMax(person_id, version) AS person

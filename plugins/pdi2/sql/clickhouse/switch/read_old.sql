@@ -1,4 +1,4 @@
--- The application's read of the old table, counted: nothing but the reading takes time.
+-- The application's read of the old table. It returns a count, so that only the reading takes time.
 SELECT count()
 FROM (
     SELECT distinct_id, argMax(person_id, latest) AS person

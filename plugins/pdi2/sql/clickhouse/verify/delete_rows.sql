@@ -1,6 +1,6 @@
--- Each row that goes is named in full, so that a write which arrives meanwhile stays; the range finds them in the index.
--- No subquery: a replicated table refuses it in a DELETE (ClickHouse #43237). Literals, because ClickHouse 24.8 computes
--- no expression after IN there.
+-- Each row is named in full, so that a write that arrives meanwhile stays. The range finds the rows by the index.
+-- There is no subquery, because a replicated table refuses one in a DELETE (ClickHouse #43237), and there are literals,
+-- because ClickHouse 24.8 does not evaluate expressions after IN in a DELETE.
 DELETE FROM person_distinct_id2
 WHERE team_id IN {team_ids:Literal}
   AND distinct_id >= unhex({first:String}) AND distinct_id <= unhex({last:String})

@@ -1,4 +1,4 @@
--- What a reader sees of the buckets that are flagged with 1, in the order of the key.
+-- What a reader sees in the buckets that are flagged with 1, in key order.
 SELECT team_id, distinct_id, content, newest, contradictory
 FROM (
 /* include seen */

@@ -1,4 +1,4 @@
--- The newest row of each id; more than one where rows of one version contradict each other, and a merge would
+-- The newest row of each id, or several rows if those of the newest version contradict each other. Then a merge would
 -- decide by chance what a reader sees.
 SELECT DISTINCT team_id, distinct_id, person_id, is_deleted, version
 FROM (

@@ -1,5 +1,5 @@
--- For how many of a team's sampled ids PostHog's reader of the old table and that of the new one see different persons, or
--- one sees none. A hash of 128 bits stands for the id.
+-- For how many of a team's sampled ids PostHog's readers of the old and the new table see different persons, or only
+-- one of them sees a person. A hash of 128 bits stands for the id.
 SELECT team_id, uniqExact(id_hash)
 FROM (
     SELECT team_id, id_hash, person

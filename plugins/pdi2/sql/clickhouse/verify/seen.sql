@@ -1,7 +1,7 @@
--- The newest row of each id, and whether another one of its version contradicts it: a reader sees one of them by chance.
--- A row is one number: version, then whether it is a tombstone, then the person. So the greatest and the least row of the
--- newest version come from one GROUP BY. `content` is the hash that truth.sql of Postgres computes: the first 8
--- bytes of SHA-256 over the person's 16 bytes and the id.
+-- The newest row of each id, and whether another row of the same version contradicts it: a reader sees one of them by
+-- chance. A row is packed into one number: version, then whether it is a tombstone, then the person. So one GROUP BY
+-- yields both the greatest and the least row of the newest version. `content` is the same hash as in truth.sql of
+-- Postgres: the first 8 bytes of SHA-256 over the 16 bytes of the person and the id.
 SELECT team_id, distinct_id, greatest_row <> least_row AS contradictory,
        toUInt8(bitShiftRight(greatest_row, 128)) AS deleted,
        reinterpretAsInt64(bitXor(toUInt64(bitShiftRight(greatest_row, 192)), 9223372036854775808)) AS newest,

@@ -1,4 +1,4 @@
--- Ids of all teams that the new table has a row of since then, at most so many a team.
+-- Ids of all teams with a row in the new table since then, up to `most` per team.
 SELECT team_id, distinct_id, toUnixTimestamp(max(_timestamp)) AS touched_at
 FROM person_distinct_id2
 WHERE _timestamp >= toDateTime({since:UInt32})

@@ -1,7 +1,7 @@
--- A role, a database or a server may carry settings that suit an application. A comparison takes as long as it takes, and
--- a connection rests while ClickHouse works. What could hold up the application is short: the wait for a lock, and a
--- transaction that nobody ends. The driver reads times in ISO style alone, and an id may be text of any script. A server
--- that does not know a limit yet has none of that kind.
+-- A role, a database or a server may have settings that suit an application but not us: a comparison may take long, and
+-- a connection is idle while ClickHouse works. Only what could hold up the application is limited: the wait for a lock,
+-- and a transaction that nobody ends. The driver reads times only in ISO style, and an id may be text in any script. A
+-- limit that the server does not know is left out, because there is none of that kind.
 SELECT set_config(wanted.name, wanted.value, false)
 FROM (
     VALUES ('statement_timeout', '0'),

@@ -1,4 +1,4 @@
--- Sequences behind ids that the role may insert and not number.
+-- Sequences that the role may not use, of tables that it may insert into.
 SELECT wanted.name, numbered.sequence
 FROM (SELECT DISTINCT name FROM unnest(%(tables)s::text[]) AS given (name) WHERE to_regclass(name) IS NOT NULL) AS wanted
 CROSS JOIN LATERAL (

@@ -1,4 +1,4 @@
--- What stays different from Postgres, as far as a page can show it; the whole is in the table.
+-- What remains different from Postgres, as much as a page can show; the table has all of it.
 SELECT team_id, distinct_id, kind, clickhouse, postgres
 FROM pdi2_migration.finding
 WHERE NOT repaired

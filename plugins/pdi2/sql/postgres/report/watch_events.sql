@@ -1,4 +1,4 @@
--- Newest first; of a team only its own; of these names only, where there are any.
+-- Events, newest first. With a team, only its own events; with names, only events with these names.
 SELECT id, at, actor, what,
        CASE WHEN length((detail - 'known')::text) < 20000 THEN detail - 'known' ELSE '{}' END AS detail,
        count(*) OVER () AS total

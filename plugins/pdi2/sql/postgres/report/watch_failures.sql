@@ -1,7 +1,7 @@
--- What failed in the run, grouped by what ClickHouse calls it, or else by the text without its numbers: teams that are
--- failed now, and tasks that are no team's. The one that came first is first, and the gate, which only counts them, last.
--- Tasks of teams fail and are tried again: they count only where the run has ended and left no team as failed, as one
--- does that was killed or never reached ClickHouse.
+-- What failed in the run, grouped by ClickHouse's name for the error, or else by its text without numbers: teams that
+-- are failed now, and tasks that belong to no team. The earliest failure comes first. The gate only counts failures, so
+-- it comes last. Tasks of teams are retried, so they count only if the run has ended with no team marked as failed, as
+-- happens if a task was killed or never reached ClickHouse.
 WITH failed AS (
     SELECT error, team_id, NULL::text AS task, NULL::timestamptz AS at
     FROM pdi2_migration.team

@@ -1,4 +1,4 @@
--- The newest event of each name of the run, without a baseline's long list of links or an audit's of teams.
+-- The newest event of each name in the run, without the long lists of a baseline's links and of an audit's teams.
 SELECT what, at, actor, detail - 'known' - 'team_ids' AS detail
 FROM pdi2_migration.event
 WHERE id IN (

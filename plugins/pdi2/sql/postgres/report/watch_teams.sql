@@ -1,4 +1,4 @@
--- A page of the list of teams. What it is sorted by is a number: nulls come last either way.
+-- A page of the list of teams. It is sorted by a number, with nulls last in both directions.
 WITH found AS (
     SELECT team_id, count(*) AS findings, count(*) FILTER (WHERE NOT repaired) AS remaining
     FROM pdi2_migration.finding

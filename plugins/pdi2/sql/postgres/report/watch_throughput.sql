@@ -1,5 +1,6 @@
--- Rows by buckets of `per_bucket` windows of `window` seconds since `began`, and the most of any one window. The rows of a
--- piece of work are spread evenly over the time it took. Teams that shared statements have one time of their end.
+-- Rows per bucket, which is `per_bucket` windows of `window` seconds since `began`, and the highest rate of any one
+-- window. The rows of a piece of work are spread evenly over the time it took. Teams that shared statements ended at
+-- the same time.
 WITH work AS (
     SELECT 'copied' AS kind, finished_at AS ended, sum(rows_copied) AS rows, sum(seconds) AS seconds
     FROM pdi2_migration.slice

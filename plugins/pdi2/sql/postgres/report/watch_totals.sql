@@ -1,5 +1,5 @@
--- By status. Of a team that is still being copied, an id counts as a row, which is nearly so. A team counts as one row
--- more, so that a team without rows is work too. The same as in migration_row_progress.sql.
+-- Totals by status. For a team that is still being copied, an id counts as a row, which is nearly right. Each team
+-- counts as one more row, so that a team without rows is work too. migration_row_progress.sql computes the same.
 SELECT status,
        count(*) AS teams,
        sum(rows_source)::bigint AS rows_source,

@@ -1,4 +1,4 @@
--- Copies that wait for the server now: a wait that neither its end nor a slice followed.
+-- Copies that wait for the server now: neither the end of the wait nor a finished slice came after it.
 WITH latest AS (
     SELECT max(id) AS id
     FROM pdi2_migration.event

@@ -1,4 +1,4 @@
--- When the run's copying and its verifying began and went on last, and the rows of both in the last minutes.
+-- When the run's copying and verifying began and last made progress, their rows, and their rows in the last minutes.
 SELECT 'copied' AS kind,
        min(finished_at - make_interval(secs => seconds)) AS began,
        max(finished_at) AS ended,

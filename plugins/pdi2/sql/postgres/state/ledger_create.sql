@@ -1,10 +1,10 @@
--- May run again: it adds what a ledger of an earlier release lacks. A role that was given the schema may not create it,
--- not even IF NOT EXISTS.
+-- May run again: it adds what a ledger of an earlier release lacks. A role that was given an existing schema may not
+-- have the right to create one, not even with IF NOT EXISTS.
 DO $$ BEGIN
     IF to_regnamespace('pdi2_migration') IS NULL THEN CREATE SCHEMA pdi2_migration; END IF;
 END $$;
 
--- One row a run. The greatest id owns the migration: an older run that comes back stops.
+-- One row per run. The run with the greatest id owns the migration: an older run that comes back stops.
 CREATE TABLE IF NOT EXISTS pdi2_migration.run (
     id bigserial PRIMARY KEY,
     airflow_run text NOT NULL,
@@ -32,16 +32,16 @@ CREATE TABLE IF NOT EXISTS pdi2_migration.team (
     copied_at timestamptz,
     verified_at timestamptz
 );
--- Where both databases stood when the verification began: what is newer is compared again before the switch.
+-- Where both databases stood when the verification began. What is newer is compared again before the switch.
 ALTER TABLE pdi2_migration.team ADD COLUMN IF NOT EXISTS mark jsonb;
 ALTER TABLE pdi2_migration.team
     ADD COLUMN IF NOT EXISTS digest text,
     ADD COLUMN IF NOT EXISTS truth_digest text;
--- Ids that Postgres does not have and that end in a tombstone of the application's own.
+-- How many ids end in a tombstone of the application and are not in Postgres.
 ALTER TABLE pdi2_migration.team ADD COLUMN IF NOT EXISTS tombstones bigint;
--- How long verifying the team took; its share, where teams were verified together.
+-- How long verifying the team took, or the team's share if teams were verified together.
 ALTER TABLE pdi2_migration.team ADD COLUMN IF NOT EXISTS verify_seconds double precision;
--- The run that planned the team last, and the number of its mapped tasks there.
+-- The run that last planned the team, and the map index of the team's tasks in that run.
 ALTER TABLE pdi2_migration.team
     ADD COLUMN IF NOT EXISTS airflow_run text,
     ADD COLUMN IF NOT EXISTS map_index int;
@@ -67,13 +67,13 @@ CREATE TABLE IF NOT EXISTS pdi2_migration.finding (
     clickhouse jsonb,
     postgres jsonb
 );
--- What each said of the id: the old table's reader, the new table (clickhouse), Postgres; null: nothing. Then what was
--- done about it, and the row written.
+-- What the old table's reader (old), the new table (clickhouse) and Postgres said about the id; null: nothing. Then
+-- what was done about it, and the row that was written.
 ALTER TABLE pdi2_migration.finding
     ADD COLUMN IF NOT EXISTS old jsonb,
     ADD COLUMN IF NOT EXISTS action text,
     ADD COLUMN IF NOT EXISTS written jsonb;
--- A hash, since an id may be longer than an index takes; and not md5, which servers in FIPS mode refuse.
+-- By hash, because an id may be too long for an index. Not by md5, because servers in FIPS mode refuse it.
 CREATE UNIQUE INDEX IF NOT EXISTS finding_identity_by_hash
     ON pdi2_migration.finding (team_id, hashtextextended(distinct_id, 0), kind);
 DROP INDEX IF EXISTS pdi2_migration.finding_identity;
@@ -87,7 +87,7 @@ CREATE TABLE IF NOT EXISTS pdi2_migration.event (
 );
 CREATE INDEX IF NOT EXISTS event_by_name ON pdi2_migration.event (what, id);
 
--- The certificate's two files, for the page: what `report` wrote to is often out of the API server's reach.
+-- The certificate's two files, for the page, because the API server often cannot read the place `report` wrote them to.
 CREATE TABLE IF NOT EXISTS pdi2_migration.certificate (
     run_id bigint PRIMARY KEY REFERENCES pdi2_migration.run,
     name text NOT NULL,

@@ -1,4 +1,4 @@
--- Whether the newest parts of what ledger_create.sql makes are there.
+-- Whether the ledger has the newest parts of what ledger_create.sql creates.
 SELECT to_regclass('pdi2_migration.event') IS NOT NULL
    AND to_regclass('pdi2_migration.finding_identity_by_hash') IS NOT NULL
    AND to_regclass('pdi2_migration.certificate') IS NOT NULL

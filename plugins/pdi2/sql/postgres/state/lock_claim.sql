@@ -1,2 +1,2 @@
--- Until the transaction ends: whoever begins a task meanwhile sees the new owner.
+-- Held until the transaction ends, so that a task that begins meanwhile sees the new owner.
 SELECT pg_try_advisory_xact_lock(hashtext('pdi2_migration'), 0)

@@ -1,5 +1,5 @@
--- PostHog 1.32 has varchar(400) for the description, later releases text: it is shortened to what the column takes. The
--- catalogue has a varchar's limit plus 4, and -1 where there is none.
+-- The description is varchar(400) in PostHog 1.32 and text in later releases, so it is cut to what the column takes.
+-- The catalogue stores the limit of a varchar plus 4, or -1 if there is no limit.
 INSERT INTO posthog_asyncmigrationerror (created_at, description, async_migration_id)
 SELECT now(),
        CASE WHEN length(given.reason) > column_of.longest

@@ -1,4 +1,4 @@
--- A compare-and-set: no row comes back where somebody else changed the status since it was last seen.
+-- A compare-and-set: it returns no row if somebody else has changed the status since it was last seen.
 UPDATE posthog_asyncmigration
 SET status = %(status)s,
     progress = coalesce(%(progress)s, progress),

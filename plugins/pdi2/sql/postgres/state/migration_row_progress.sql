@@ -1,5 +1,5 @@
--- The share of the work that is done, as the migration page shows it (watch_totals.sql): copying a row costs copy_share
--- of what it costs to copy and verify it. 100 is for the switch alone. A trial counts its own teams.
+-- The share of the work that is done, as on the migration page (watch_totals.sql): copying a row costs copy_share of
+-- what it costs to copy and verify it. Only the switch sets 100. A trial counts only its own teams.
 UPDATE posthog_asyncmigration
 SET progress = (
     SELECT least(99, floor(99.0 * coalesce(

@@ -1,4 +1,4 @@
--- A row while the migration is paused: who paused it, and when.
+-- One row if the migration is paused: who paused it, and when.
 SELECT at, actor
 FROM (
     SELECT at, actor, what

@@ -1,4 +1,4 @@
--- Teams that were copied by shared statements: a slice each, and a share of the time by its rows.
+-- Finishes teams that were copied by shared statements: each gets one slice, and a share of the time by its rows.
 WITH finished AS (
     INSERT INTO pdi2_migration.slice (team_id, lower, upper, rows_copied, seconds, peak_memory)
     SELECT team_id, '', NULL, rows_copied, %(seconds)s * (rows_copied + 1) / sum(rows_copied + 1) OVER (), %(peak_memory)s

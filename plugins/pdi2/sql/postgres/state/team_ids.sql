@@ -1,4 +1,4 @@
--- A loose index scan over the unique index (team_id, distinct_id): a step a team, however many rows it has.
+-- A loose index scan over the unique index (team_id, distinct_id): one step per team, however many rows it has.
 WITH RECURSIVE teams AS (
     (SELECT team_id FROM posthog_persondistinctid ORDER BY team_id LIMIT 1)
     UNION ALL

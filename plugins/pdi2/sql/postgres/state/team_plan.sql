@@ -1,4 +1,4 @@
--- What another run left unfinished keeps its slices; what is verified stays verified.
+-- A team that an earlier run left unfinished keeps its slices. A verified team stays verified.
 INSERT INTO pdi2_migration.team AS known (team_id, status, rows_source)
 SELECT team_id, 'planned', rows_source
 FROM jsonb_to_recordset(%(teams)s) AS wanted (team_id bigint, rows_source bigint)

@@ -1,4 +1,4 @@
--- After a rollback everything copied is still there, but time has passed: Postgres decides again.
+-- The copied rows of verified teams are still there, but may be out of date: verify compares them with Postgres again.
 UPDATE pdi2_migration.team
 SET status = 'copied'
 WHERE status = 'verified'

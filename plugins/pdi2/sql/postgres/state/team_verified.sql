@@ -1,4 +1,4 @@
--- Teams that were verified together have one verified_at, and the sum of their seconds is how long it took.
+-- Teams that were verified together have the same verified_at, and the sum of their seconds is how long it took.
 UPDATE pdi2_migration.team
 SET status = 'verified', old_differs = verified.old_differs, mark = verified.mark, digest = verified.digest,
     truth_digest = verified.truth_digest, tombstones = verified.tombstones, verify_seconds = verified.seconds,

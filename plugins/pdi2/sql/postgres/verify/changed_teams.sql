@@ -1,5 +1,6 @@
--- What became of the verified teams since: how many of their rows are newer, by the transaction that wrote them, and
--- whether rows are gone, for a deletion leaves none. Where the mark says nothing (another server, too long ago), all is new.
+-- What happened to teams since they were verified: how many of their rows are newer, by the transaction that wrote
+-- them, and whether rows are gone, because a deleted row shows no transaction. If the mark says nothing (another
+-- server, or too long ago), everything counts as new.
 WITH verified AS (
     SELECT team_id,
            (mark ->> 'at')::bigint AS marked_at,
@@ -9,7 +10,7 @@ WITH verified AS (
            (mark ->> 'last')::bigint AS last
     FROM pdi2_migration.team
     WHERE status = 'verified'
-    OFFSET 0  -- evaluated once: Postgres 11 has no other word for it
+    OFFSET 0  -- evaluated once: Postgres 11 has no other way to say so
 )
 SELECT verified.team_id,
        verified.marked_at,

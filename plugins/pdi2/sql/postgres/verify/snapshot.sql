@@ -1,2 +1,2 @@
--- Whatever a later look may show is of this transaction or of a newer one.
+-- Every row that is new to a later look was written by this transaction or by a newer one.
 SELECT txid_snapshot_xmin(txid_current_snapshot())

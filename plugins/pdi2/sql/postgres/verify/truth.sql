@@ -1,6 +1,6 @@
--- The teams' ids. `content` is the hash that seen.sql of ClickHouse computes: the first 8 bytes of SHA-256 over the person's
--- 16 bytes and the id's, in the client's encoding, which offer_workers.sql sets. OFFSET 0 keeps the planner from computing
--- it once for each of its uses.
+-- The teams' ids. `content` is the same hash as in seen.sql of ClickHouse: the first 8 bytes of SHA-256 over the 16
+-- bytes of the person and the bytes of the id, in the client's encoding, which offer_workers.sql sets. OFFSET 0 keeps
+-- the planner from computing the hash again for each use.
 SELECT mapping.team_id, mapping.distinct_id, mapping.id, coalesce(mapping.version, 0) AS version,
        ('x' || encode(substr(sha256(uuid_send(person.uuid) || textsend(mapping.distinct_id)), 1, 8), 'hex'))
            ::bit(64)::bigint AS content

@@ -1,5 +1,5 @@
--- One row per bucket: ids, the sum of their contents, the same times their versions; and the greatest row id and the sum
--- of row ids, of which the team's mark is made.
+-- One row per bucket: how many ids, the sum of their contents, the sum of contents times versions, and for the mark of
+-- the team the greatest row id and the sum of row ids.
 SELECT team_id, content & %(mask)s AS bucket, count(*), sum(content),
        coalesce(sum(content::numeric * version) FILTER (WHERE version > 0), 0), max(id), sum(id)
 FROM (

@@ -1,4 +1,4 @@
--- The ids of the buckets that are flagged with 1 (49 in ASCII), in ClickHouse's order.
+-- The ids in the buckets that are flagged with 1 (49 in ASCII), in ClickHouse's order.
 SELECT team_id, distinct_id, content, version
 FROM (
 /* include truth */
