@@ -53,7 +53,7 @@ bench-scale: venv ## Migrate 5M rows of 100 and of 10,000 teams through Airflow'
 bench-large: venv ## Copy and verify one team of 5M and one of 60M rows (25 min, 15 GB of disk)
 	PYTHONPATH=plugins $(BIN)/python -m bench.large
 
-test: venv ## Run every test but those with targets of their own (17 min)
+test: venv ## Run every test but those with targets of their own (14 min)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-chaos: venv ## Run the chaos tests too, which break the engines and the run (25 min)
@@ -77,7 +77,7 @@ test-ui: venv ## Drive Airflow's UI and the page in real Chromium, with ClickHou
 	command -v chromium >/dev/null || (apt-get update && apt-get install --yes --no-install-recommends chromium)
 	$(BIN)/python -m pytest -m ui tests/ui/test_stories.py tests/ui/test_trouble.py tests/ui/test_form.py
 
-test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on each ClickHouse of tests/clickhouse_versions (30 min)
+test-matrix: venv $(ENGINES:%=clickhouse-%) ## Run the scenarios of SQL on each ClickHouse of tests/clickhouse_versions (1 hour)
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 	PDI2_DDL=later $(BIN)/python -m pytest -n 2 --dist loadfile $(MATRIX)
 
@@ -86,7 +86,7 @@ test-pooler: venv ## Migrate through a real PgBouncer, and see refused what it c
 		|| (apt-get update && apt-get install --yes --no-install-recommends pgbouncer)
 	$(BIN)/python -m pytest -n 2 -m pooler tests/engines/test_pooler.py
 
-test-postgres: venv test-pooler $(POSTGRES_VERSIONS:%=postgres-%) ## The same, and what Postgres is asked on each of tests/postgres_versions
+test-postgres: venv test-pooler $(POSTGRES_VERSIONS:%=postgres-%) ## The same, and what Postgres is asked on each of tests/postgres_versions (20 min)
 
 postgres-%: .venv-matrix/postgres-%/package.json
 	PDI2_POSTGRES=$* $(BIN)/python -m pytest -n 2 --dist loadfile $(ON_POSTGRES)
@@ -98,7 +98,7 @@ postgres-%: .venv-matrix/postgres-%/package.json
 	cd $(@D) && tar --extract --gzip --strip-components 1 --file *.tgz && rm *.tgz && node scripts/hydrate-symlinks.js
 	chmod -R a+rX $(@D) && touch $@
 
-test-airflow: venv $(AIRFLOW_VERSIONS:%=airflow-%) ## Run the DAGs' stories on each older Airflow that is supported
+test-airflow: venv $(AIRFLOW_VERSIONS:%=airflow-%) ## Run the DAGs' stories on each older Airflow that is supported (15 min)
 
 airflow-%: .venv-matrix/airflow-%/installed
 	.venv-matrix/airflow-$*/bin/python -m pytest tests/edge/test_dag_stories.py tests/edge/test_older_airflow.py

@@ -42,7 +42,7 @@ class Tables:
 
     `stamp` is the _partition of the copies. A replicated table silently skips a part with the same content as one that
     it attached before, even if that part is gone by now. So the copies of a replicated table carry the microsecond of
-    their copy, and no two parts are the same. For other tables `stamp` is 0. Nothing reads it.
+    their copy, and no two parts are the same. For other tables `stamp` is 0.
     """
 
     target: str

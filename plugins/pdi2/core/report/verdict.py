@@ -28,7 +28,7 @@ class Verdict:
 def verdict(
     switch: Mapping[str, Any], run: Mapping[str, Any] | None, now: str | None, alive: bool, airflow: Mapping[str, Any]
 ) -> Verdict:
-    """`switch` has status, finished_at, reads, writes; `now` is the run's step; for `airflow` see edge.runs.Tasks."""
+    """`switch` has status, finished_at, reads, writes; `now` is the run's step; for `airflow` see edge.runs.tasks."""
     new = switch["status"] == Status.COMPLETED_SUCCESSFULLY.name
     if switch["reads"] and (switch["reads"] == "new") != new:
         return Verdict(

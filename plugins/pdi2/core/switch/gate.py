@@ -1,4 +1,4 @@
-"""The gate before the switch, the switch itself, and the way back. Facts come from the ledger alone."""
+"""The gate before the switch, the switch itself, and the way back. What a team has proven, the ledger alone says."""
 
 from datetime import datetime, timedelta
 from typing import Any
