@@ -1,4 +1,4 @@
-"""What people do to a run in Airflow's UI, through the same API, on a whole Airflow: the gate is not fooled."""
+"""People mark and clear tasks as in Airflow's UI, through the same API, on a whole Airflow. The gate is not fooled."""
 
 import os
 import secrets
@@ -113,7 +113,7 @@ def test_clearing_and_marking_by_hand(live: LiveSystem, seeded: Seeded, ui: Airf
     assert ui.ended(run) == "failed"
     [broken] = [index for (task, index), state in ui.tasks(run).items() if (task, state) == ("team.copy", "failed")]
 
-    # A copy that failed is marked as a success, and the gate cleared.
+    # A copy that failed is marked as a success, and the gate is cleared.
     ui.mark_success(run, "team.copy", broken)
     ui.clear(run, "certify")
     assert ui.ended(run) == "failed"
@@ -128,7 +128,7 @@ def test_clearing_and_marking_by_hand(live: LiveSystem, seeded: Seeded, ui: Airf
     assert live.switches()["reads"] == "old"
     assert live.status() == 3
 
-    # The cause is gone, and the one mapped index cleared: the run does what is missing and switches.
+    # The cause is gone and the one mapped index is cleared: the run does what is missing and switches.
     accept(live)
     ui.clear(run, ["team.copy", broken])
     assert ui.ended(run) == "success"
@@ -138,7 +138,7 @@ def test_clearing_and_marking_by_hand(live: LiveSystem, seeded: Seeded, ui: Airf
     assert {team.status for team in live.teams().values()} == {"verified"}
     assert live.ledger().current_run().outcome == "completed"
 
-    # The whole group is cleared though all is done: proven again, nothing copied again, nothing switched again.
+    # The whole group is cleared although all is done: all is proven again, but nothing is copied or switched again.
     slices = "SELECT count(*), max(finished_at) FROM pdi2_migration.slice"
     before = live.postgres.execute(slices).fetchall()
     ui.clear(run, "team.copy", "team.verify")

@@ -40,7 +40,7 @@ LATE_TEAM = 999_999
 
 @pytest.fixture
 def release(request: pytest.FixtureRequest) -> str:
-    """Where the migration is due there are no instance settings, but for the stories that ask for them."""
+    """A release without instance settings, as where the migration is due. Some stories ask for another."""
     return getattr(request, "param", "1.32")
 
 
@@ -51,7 +51,7 @@ def seeded(system: System) -> Seeded:
 
 @pytest.fixture
 def failures() -> Iterator[list[Any]]:
-    """What the tasks' own logs say of their failures."""
+    """What the tasks' own logs say about their failures."""
     with capture_logs(processors=[format_exc_info]) as entries:
         yield entries
 
@@ -67,7 +67,7 @@ def switch(system: System) -> tuple[int, int]:
 
 
 def stands(system: System, reads: str, writes: str) -> bool:
-    """Where the settings say so, if the release has them."""
+    """Whether the settings say so, if the release has them."""
     return system.switches() in ({}, {"reads": reads, "writes": writes})
 
 
@@ -76,7 +76,7 @@ def is_migrated(system: System) -> bool:
 
 
 def states(run: Any) -> dict[str, str]:
-    """Airflow's word for each task; mapped ones as `team.copy[0]`."""
+    """Airflow's state of each task; mapped tasks are named like `team.copy[0]`."""
     return {
         task.task_id + (f"[{task.map_index}]" if task.map_index >= 0 else ""): str(task.state)
         for task in run.get_task_instances()
@@ -84,7 +84,7 @@ def states(run: Any) -> dict[str, str]:
 
 
 def red(run: Any) -> set[str]:
-    """The tasks that failed themselves: one where there is one cause."""
+    """The tasks that failed themselves: a single task if there is a single cause."""
     return {task for task, state in states(run).items() if state == "failed"}
 
 
@@ -103,12 +103,12 @@ def events(system: System) -> list[str]:
 
 
 def errors(system: System) -> list[str]:
-    """What PostHog's administrators are told, the newest last."""
+    """What PostHog's administrators are told; the newest comes last."""
     return [text for (text,) in system.postgres.execute("SELECT description FROM posthog_asyncmigrationerror")]
 
 
 def when_recorded(system: System, what: str, statement: str) -> None:
-    """Lets something happen in the application's database the moment the ledger records an event."""
+    """Lets something happen in the application's database at the moment when the ledger records an event."""
     system.ledger().create()
     system.postgres.execute(
         f"""
@@ -120,7 +120,7 @@ def when_recorded(system: System, what: str, statement: str) -> None:
 
 
 def cut_into_slices(system: System, seeded: Seeded, rows: int) -> None:
-    """As after a memory limit in an earlier run: every team's slices are to have this many rows."""
+    """Gives every team's slices this many rows, as a memory limit in an earlier run would have done."""
     ledger = system.ledger()
     ledger.create()
     ledger.plan(dict.fromkeys(seeded.team_ids, 0))
@@ -129,7 +129,7 @@ def cut_into_slices(system: System, seeded: Seeded, rows: int) -> None:
 
 
 def refuse(system: System, rows: str) -> None:
-    """From now on ClickHouse refuses inserts with such rows into the new table."""
+    """Makes ClickHouse refuse inserts of such rows into the new table."""
     system.clickhouse.command(f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK NOT ({rows})")
 
 
@@ -138,7 +138,7 @@ def accept(system: System) -> None:
 
 
 def lose_an_update(system: System, team_id: int) -> None:
-    """A new id of the team that Kafka never delivered: Postgres alone knows it."""
+    """Creates an id in the team and never delivers it to Kafka, so only Postgres knows it."""
     writer = system.writer()
     writer.create(team_id, "lost on the way")
     writer.outbox.clear()
@@ -295,7 +295,7 @@ def test_a_failed_preflight_says_why_and_changes_nothing(
 
 
 def move_away_both_databases() -> None:
-    """The `system` fixture, which set these variables, takes them back."""
+    """The `system` fixture set these variables, and restores them afterwards."""
     os.environ["AIRFLOW_CONN_POSTHOG_POSTGRES"] = json.dumps({"conn_type": "postgres", "host": "/nowhere"})
     os.environ["AIRFLOW_CONN_POSTHOG_CLICKHOUSE"] = json.dumps(
         {"conn_type": "clickhouse", "host": "127.0.0.1", "port": 1}
@@ -522,7 +522,7 @@ def test_a_migration_row_that_somebody_else_changed_is_not_switched(system: Syst
 
 @contextlib.contextmanager
 def traffic(system: System, team_id: int, hears_of_the_switch: Callable[[psycopg.Connection], bool]) -> Iterator[None]:
-    """An application process that creates ids all the time, and believes in what the switch said at its start."""
+    """An application process that creates ids all the time. It believes what the switch said when it started."""
     ended = threading.Event()
     broken: list[BaseException] = []
 
@@ -549,7 +549,7 @@ def traffic(system: System, team_id: int, hears_of_the_switch: Callable[[psycopg
     assert not broken
 
 
-@WITH_SETTINGS  # without them every process writes both tables from its start
+@WITH_SETTINGS  # without them, every process writes both tables from its start
 def test_a_writer_that_ignores_the_switch_is_caught_before_anything_is_copied(system: System, seeded: Seeded) -> None:
     team_id = seeded.team_ids[2]
     in_new = dump(system)["person_distinct_id2"]
@@ -688,7 +688,7 @@ def test_the_audit_rings_the_alarm_and_repairs_on_demand(system: System) -> None
 
 @contextlib.contextmanager
 def elsewhere(uri: str, path: str) -> Iterator[System]:
-    """The databases of the command line's story, opened by a process of their own: chDB has one path a process."""
+    """The databases of the command line's story, opened in a process of their own: chDB has one path per process."""
     with (
         psycopg.connect(uri, autocommit=True) as postgres,
         clickhouse_connect.get_client(interface="chdb", path=path) as clickhouse,

@@ -18,7 +18,7 @@ from stories import MEGABYTE
 PACKAGE = ROOT / "plugins" / "pdi2"
 DAG_FILES = sorted((ROOT / "dags").glob("*.py"))
 ROOMS = ("engines", "state", "cluster", "copy", "plan", "verify", "switch", "report")
-"""The rooms of core: each knows those before it, and none after it."""
+"""The rooms of core: each knows the rooms before it, and none after it."""
 CORE = sorted(f"pdi2.core.{path.parent.name}.{path.stem}" for path in (PACKAGE / "core").glob("*/[!_]*.py"))
 STATEMENTS = sorted((path.parts[-3], path.stem) for path in (PACKAGE / "sql").glob("*/*/*.sql"))
 
@@ -73,12 +73,12 @@ def test_the_flow_is_the_migrations_table_of_contents(dags: dict[str, Any]) -> N
 
 
 def test_no_task_waits_for_a_setup(dags: dict[str, Any]) -> None:
-    """A skipped setup skips all up to its teardown: the plan of a dry run, the end of old writes after a switch."""
+    """A skipped setup would skip all up to its teardown: a dry run's plan, or the end of old writes after a switch."""
     assert {task.task_id for task in dags[FILL].tasks if task.is_setup} == set()
 
 
 def test_a_run_is_red_by_the_way_to_its_end_or_by_its_report(dags: dict[str, Any]) -> None:
-    """As Airflow counts (DagRun._tis_for_dagrun_state): tasks that nothing follows, teardowns only if they say so."""
+    """Airflow counts tasks that nothing follows, and teardowns if they ask for it (DagRun._tis_for_dagrun_state)."""
     dag = dags[FILL]
 
     assert {task.task_id for task in dag.tasks if not task.downstream_task_ids} == {"end", "report"}
@@ -203,12 +203,12 @@ print(json.dumps({{"met": met, "engines": [name for name in ("chdb",) if name in
 
 
 def test_importing_the_dags_touches_no_database_and_no_network() -> None:
-    """Neither connection is defined here, so a DAG file that asks for one does not even import."""
+    """Neither connection is defined here, so a DAG file that asks for one cannot even be imported."""
     assert in_a_new_interpreter(IMPORT_DAGS) == {"met": [], "engines": []}
 
 
 def test_the_dags_import_fast() -> None:
-    """The scheduler parses these files over and over: the second time costs what the files themselves cost."""
+    """The scheduler parses these files over and over. The second time costs only what the files themselves cost."""
     program = f"""
 import json, time
 from airflow.dag_processing.dagbag import DagBag
@@ -246,7 +246,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_airflow_does_not_execute_the_package_file_by_file() -> None:
-    """Nor does a task, which loads every plugin, import the page."""
+    """A task loads every plugin, but it does not import the page either."""
     import copy
 
     found = in_a_new_interpreter(LOAD_PLUGINS)
@@ -256,7 +256,7 @@ def test_airflow_does_not_execute_the_package_file_by_file() -> None:
 
 @pytest.mark.slow
 def test_without_the_ignore_file_airflow_would(tmp_path: Path) -> None:
-    """What the test above can tell apart: the same package, unguarded."""
+    """Shows that the test above can fail: without the ignore file, Airflow executes such a package file by file."""
     plugins = tmp_path / "plugins"
     (plugins / "pdi2").mkdir(parents=True)
     (plugins / "pdi2" / "copying_room.py").write_text("")
@@ -302,7 +302,7 @@ def test_no_two_statements_of_an_engine_share_a_name() -> None:
 
 
 def names_in_the_code() -> set[str]:
-    """Every string in the package's modules that could be a statement's name; f-strings as patterns."""
+    """Every string in the package's modules that could be a statement's name; f-strings become patterns."""
     names = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,4 +1,4 @@
-"""What a task leaves behind for its reader: figures as XCom, and advice as the last line of a log that ends badly."""
+"""What a task leaves for its reader: figures as XCom, and advice as the last line of its log if it fails."""
 
 import pytest
 from conftest import System
@@ -38,7 +38,7 @@ def test_tasks_say_what_they_did_and_return_their_figures(system: System, log: p
 
 
 def test_the_last_line_of_a_failed_tasks_log_says_what_to_do(system: System, log: pytest.LogCaptureFixture) -> None:
-    """It stands outside the group that Airflow 3.3 folds around the traceback: that group is ended before."""
+    """The line comes after the end of the group that Airflow 3.3 folds around the traceback, so it is not hidden."""
     system.clickhouse.command("DROP TABLE person_distinct_id2")
     run = system.run()
 

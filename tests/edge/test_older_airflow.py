@@ -1,4 +1,4 @@
-"""Airflow without RetryPolicy (3.1, 3.2): the same decisions, by the tasks themselves. Run by `make test-airflow`."""
+"""Airflow without RetryPolicy (3.1, 3.2): the tasks make the same decisions themselves. Run by `make test-airflow`."""
 
 from typing import Any
 

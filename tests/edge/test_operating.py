@@ -57,7 +57,7 @@ def nobody_told() -> Iterator[None]:
 
 
 def configure(monkeypatch: pytest.MonkeyPatch, **options: str) -> Any:
-    """Sets options of section [pdi2] and parses the DAG files anew."""
+    """Sets options of section [pdi2] and parses the DAG files again."""
     for name, value in options.items():
         monkeypatch.setenv(f"AIRFLOW__PDI2__{name.upper()}", value)
     return DagBag(ROOT / "dags")
@@ -171,7 +171,7 @@ class TestRuns:
         logger.removeHandler(caplog.handler)
 
     def as_scheduled(self, monkeypatch: pytest.MonkeyPatch, **options: str) -> Any:
-        """A run that nobody gives parameters to."""
+        """A run that gets no parameters from anybody."""
         bag = configure(monkeypatch, schedule="@hourly", defaults=json.dumps(NOTHING_TO_WAIT_FOR), **options)
         assert bag.import_errors == {}
         return bag.dags[FILL].test()
@@ -238,7 +238,7 @@ class TestRuns:
 
     @pytest.fixture
     def scheduler(self, monkeypatch: pytest.MonkeyPatch) -> Iterator["Scheduler"]:
-        """Airflow's own, as far as it makes runs; the migration is due every hour."""
+        """The part of Airflow's scheduler that makes runs. The migration is due every hour."""
         options = {"notifier": NAMED, "notifier_kwargs": '{"to": "the night shift"}', "deadline_minutes": "90"}
         assert configure(monkeypatch, schedule="@hourly", **options).import_errors == {}
         monkeypatch.setenv("AIRFLOW__CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL", "0")
@@ -247,7 +247,7 @@ class TestRuns:
         scheduler.forget()
 
     def test_a_run_that_takes_too_long_is_told_by_airflows_deadline(self, scheduler: "Scheduler") -> None:
-        """As the scheduler does it: the deadline comes with the run, its callback is what the executor calls."""
+        """This is what the scheduler does: it makes the deadline with the run, and the executor calls the callback."""
         [(run_id, queued_at)] = scheduler.make_due_runs()
 
         due, callback = scheduler.miss_the_deadline()
@@ -258,7 +258,7 @@ class TestRuns:
         assert [f"the night shift: {FILL} {run_id} late"] == TOLD
 
     def test_a_run_makes_the_pool_that_somebody_deleted(self, scheduler: "Scheduler") -> None:
-        """A task in a pool that does not exist is never scheduled, and Airflow says nothing of it."""
+        """Airflow never schedules a task in a pool that does not exist, and does not say so."""
         with create_session() as session:
             session.query(Pool).filter_by(pool=POOL).delete()
         scheduler.make_due_runs()
@@ -271,7 +271,7 @@ class TestRuns:
             assert pool.slots == SLOTS
 
     def test_runs_that_are_due_while_one_waits_are_not_made_up_for(self, scheduler: "Scheduler") -> None:
-        """A run may watch dual writes for days: no other is made meanwhile, and after it one that is late, one now."""
+        """A run may watch dual writes for days. No other is made meanwhile; a late one and one due now follow."""
         [waiting] = scheduler.make_due_runs()
         for _ in range(3):
             scheduler.let_hours_pass(1)
@@ -287,7 +287,7 @@ class TestRuns:
 
 
 class Scheduler:
-    """Makes the runs of the migration that are due, in Airflow's metadata; none of their tasks is executed."""
+    """Makes the migration's due runs in Airflow's metadata, and executes none of their tasks."""
 
     def __init__(self) -> None:
         self.forget()
@@ -303,7 +303,7 @@ class Scheduler:
         self.let_hours_pass(1)
 
     def make_due_runs(self) -> list[tuple[str, datetime]]:
-        """Run id and time of queueing of those that were not there before."""
+        """Returns the run id and the time of queueing of each run that was not there before."""
         with create_session() as session:
             before = {run.run_id for run in self._runs(session)}
             with prohibit_commit(session) as guard:
@@ -311,13 +311,13 @@ class Scheduler:
             return [(run.run_id, run.queued_at) for run in self._runs(session) if run.run_id not in before]
 
     def start_runs(self) -> None:
-        """Those that are queued begin, and the listeners hear of it."""
+        """Queued runs begin, and the listeners hear of it."""
         with create_session() as session, prohibit_commit(session) as guard:
             self.job._start_queued_dagruns(session)
             guard.commit()
 
     def let_hours_pass(self, hours: int) -> None:
-        """The next run was due that long ago."""
+        """Makes the next run due that many hours ago."""
         with create_session() as session:
             model = session.get(DagModel, FILL)
             due = utcnow().replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours)

@@ -17,7 +17,7 @@ LINK = re.compile(r"\]\(([^)]+)\)")
 
 
 def test_every_link_of_its_metadata_is_whole() -> None:
-    """An index shows the description away from the repository, where a relative link leads nowhere."""
+    """A package index shows the description outside the repository, and there a relative link leads nowhere."""
     metadata = SETUP["metadata"]
     description = (ROOT / metadata["long_description"].removeprefix("file: ")).read_text()
     urls = [line.partition(" = ")[2] for line in metadata["project_urls"].strip().splitlines()]
@@ -30,7 +30,7 @@ def test_every_link_of_its_metadata_is_whole() -> None:
 
 @pytest.mark.slow
 def test_building_it_leaves_nothing_that_is_taken_for_a_second_plugin(tmp_path: Path) -> None:
-    """Airflow has plugins/ on its path, pytest has the repository too; a build's metadata there is one more plugin."""
+    """Airflow has plugins/ on its path, and pytest the repository too. A build's metadata there is one more plugin."""
     source, wheels = tmp_path / "source", tmp_path / "wheels"
     source.mkdir()
     files = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).split("\0")

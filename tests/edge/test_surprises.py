@@ -26,7 +26,7 @@ Act = Callable[["Hands"], None]
 
 
 class Hands:
-    """Somebody in Airflow's UI, through the API that it uses, while a run is at work in this process."""
+    """Somebody in Airflow's UI, through the API that it uses, while a run goes on in this process."""
 
     def __init__(self) -> None:
         app = create_app(apps="core")
@@ -40,7 +40,7 @@ class Hands:
 
     @property
     def run(self) -> str | None:
-        """The run that began since."""
+        """The run that began since these hands were made."""
         new = [run["dag_run_id"] for run in self._get("/dagRuns?limit=1000")["dag_runs"]]
         return next((run for run in new if run not in self.before), None)
 
@@ -53,7 +53,7 @@ class Hands:
         return found
 
     def wait_for(self, task: str, *states: str) -> None:
-        """Until every instance of the task is in one of these states."""
+        """Waits until every instance of the task is in one of these states."""
         until(lambda: (seen := self.states().get(task)) and seen <= set(states))
 
     def mark_run(self, state: str) -> None:
@@ -66,7 +66,7 @@ class Hands:
         self._patch("/taskInstances/approve/-1/hitlDetails", {"chosen_options": ["Approve"], "params_input": {}})
 
     def _patch(self, path: str, body: dict[str, Any]) -> None:
-        """Again where Airflow's SQLite is locked at the moment."""
+        """Tries again while Airflow's SQLite is locked."""
         until(lambda: self.client.patch(f"/api/v2/dags/{FILL}/dagRuns/{self.run}{path}", json=body).is_success)
 
 
@@ -79,7 +79,7 @@ def until(holds: Callable[[], Any]) -> None:
 
 @contextmanager
 def meanwhile(system: System, act: Act) -> Iterator[None]:
-    """Somebody acts while a run is at work. Where that fails the run is ended, for it would wait for ever."""
+    """Somebody acts during a run. If that fails, the run is ended, because otherwise it would wait for ever."""
     failed: list[BaseException] = []
 
     def work(hands: Hands) -> None:
@@ -106,7 +106,7 @@ def seeded(system: System) -> Seeded:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits is put off for a moment, not for a minute; long enough to be marked before it is tried again."""
+    """Puts off what waits for a moment instead of a minute: long enough to be marked before the next try."""
     monkeypatch.setattr("pdi2.core.cluster.pressure.LOOK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr("pdi2.core.cluster.pressure.WAIT_IN_SLOT_SECONDS", 0)
     monkeypatch.setattr("pdi2.edge.tasks.PUT_OFF_SECONDS", 10)
@@ -118,7 +118,7 @@ def red(run: Any) -> list[str]:
 
 
 def pause_when(system: System, table: str, condition: str) -> None:
-    """Somebody pauses the moment a row of the ledger says so."""
+    """Pauses the migration at the moment when a row of the ledger meets the condition."""
     system.ledger().create()
     system.postgres.execute(
         f"""
@@ -155,7 +155,7 @@ def test_databases_that_cannot_be_reached_are_one_red_task(system: System, monke
 
 @pytest.mark.parametrize("state", ["failed", "success"])
 def test_a_run_that_is_marked_while_copies_are_red_is_red(system: System, seeded: Seeded, state: str) -> None:
-    """Airflow skips what is left, and would take the run for green by that. Marked as a success it has not switched."""
+    """Airflow skips what is left, and would call the run green because of that. Marking it does not switch reads."""
     system.clickhouse.command(f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK version >= 0")
     pause_when(system, "team", "NEW.status = 'failed'")
 
@@ -183,7 +183,7 @@ def test_a_run_that_is_marked_while_copies_are_red_is_red(system: System, seeded
 def test_a_run_that_is_marked_before_anything_failed_is_red(
     system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch, conf: dict[str, Any]
 ) -> None:
-    """Another run is at work, so preflight waits for its next try: no task is red."""
+    """Another run is going on, so preflight waits for its next try, and no task is red."""
     monkeypatch.setattr("pdi2.edge.retries.FIRST_DELAY", timedelta(seconds=5))
     before = dump(system)
 
@@ -303,7 +303,7 @@ def test_teams_may_be_named_as_text(system: System, seeded: Seeded, as_list: boo
 
 
 def test_what_is_no_list_of_teams_is_never_a_full_migration(system: System, seeded: Seeded) -> None:
-    """Refused before there is a run, as the UI, the API and the command line do."""
+    """They are refused before there is a run, as by the UI, the API and the command line."""
     before = dump(system)
 
     for wrong in ("2,,17", "abc", "[2", [], "", " ", [2.5], ["x"], True, 2, {"2": 17}):

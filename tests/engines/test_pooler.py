@@ -1,4 +1,4 @@
-"""A pooler between the migration and Postgres, as the Helm chart of PostHog puts one there (PgBouncer, port 6543)."""
+"""A pooler between the migration and Postgres, as PostHog's Helm chart puts one there (PgBouncer, port 6543)."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -39,8 +39,8 @@ def seeded(system: System) -> Seeded:
 
 @pytest.fixture
 def told() -> Iterator[Callable[[], list[str]]]:
-    """What a task refused for."""
-    import airflow.models  # noqa: F401  (it sets logging up, and would do so over the capture)
+    """Why a task refused."""
+    import airflow.models  # noqa: F401  (it sets logging up, which would undo the capture)
 
     with capture_logs(processors=[format_exc_info]) as entries:
         yield lambda: [entry["exception"] for entry in entries if "exception" in entry]
@@ -48,7 +48,7 @@ def told() -> Iterator[Callable[[], list[str]]]:
 
 @pytest.fixture
 def through(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Lets Airflow's connection lead elsewhere."""
+    """Points Airflow's connection at another address."""
 
     def lead(**changes: Any) -> None:
         connection = {"conn_type": "postgres", "login": "postgres"} | changes
@@ -97,7 +97,7 @@ def test_a_pool_that_shares_sessions_is_one_line_of_preflight(
 def test_a_pool_that_shares_sessions_is_recognised(
     system: System, postgres_server: embedded.Postgres, pool: dict[str, Any], sessions_open: int
 ) -> None:
-    """Whether it is new, or others have used it before and left several sessions in it."""
+    """The pool may be new, or others may have used it before and left several sessions in it."""
     with pooler.running(postgres_server, **pool) as port:
         address = {"host": "127.0.0.1", "port": port}
         open_sessions(system, address, sessions_open)
@@ -106,7 +106,7 @@ def test_a_pool_that_shares_sessions_is_recognised(
 
 
 def open_sessions(system: System, address: dict[str, Any], count: int) -> None:
-    """Others are at work at once, so that the pool opens as many sessions; then they rest."""
+    """Others use the pool at the same time, so that it opens this many sessions. Then they rest."""
     with ExitStack() as stack:
         others = [
             stack.enter_context(psycopg.connect(user="postgres", dbname=system.database, autocommit=True, **address))

@@ -1,7 +1,7 @@
-"""Users' profiles: no answer is cut short without an error, and what forbids that is told before anything begins.
+"""Users' profiles cut no answer short without an error. If one forbids that, it is told before anything begins.
 
-Profiles come as the settings of a connection, which a statement meets as it meets those of its user's profile; and,
-where constraints, quotas and several disks matter, from a real users.xml and config.xml of an engine of its own.
+Most profiles are given as the settings of a connection, which act on a statement like those of its user's profile.
+If constraints, quotas or several disks matter, an engine of its own reads them from a real users.xml and config.xml.
 """
 
 import json
@@ -52,9 +52,9 @@ READ = "SELECT sum(_offset) FROM person_distinct_id"
 DISTINCT = "SELECT DISTINCT distinct_id FROM person_distinct_id"
 GROUPS = "SELECT count() FROM (SELECT distinct_id FROM person_distinct_id GROUP BY distinct_id)"
 MANY = 20_000
-"""More than ten thousand: such a team waits in a staging table."""
+"""More than ten thousand, so the team waits in a staging table."""
 FIRST = {"max_block_size": 100, "max_threads": 1}
-"""Limits are looked at from block to block."""
+"""Makes blocks small, because limits are checked from block to block."""
 PROFILES: dict[str, tuple[dict[str, Any], str]] = {
     "limit": ({"limit": 1}, IDS),
     "offset": ({"offset": 1}, IDS),
@@ -95,7 +95,7 @@ PROFILES: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.fixture
 def story(system: System) -> System:
-    """What every statement of the migration has something to do with."""
+    """Rows that give every statement of the migration something to do."""
     stop_merges(system)
     insert_old(system, [event(f"+{'ABC'[number % 3]}1", f"id{number}") for number in range(12)])
     for one in ("+A2", "-A3", "+B3"):
@@ -126,7 +126,7 @@ def story(system: System) -> System:
 
 
 def with_profile(system: System, profile: dict[str, Any]) -> dict[str, Any]:
-    """From now on every connection of the system's has the profile; returns what the server knows of it."""
+    """Gives the profile to every later connection of the system. Returns those settings that the server knows."""
     names = {row[0] for row in system.clickhouse.query("SELECT name FROM system.settings").result_rows}
     known = {name: value for name, value in profile.items() if name in names}
     system.engine = {**system.engine, "settings": known}
@@ -167,7 +167,7 @@ def test_no_profile_cuts_an_answer_short(story: System, profile: dict[str, Any],
 
 
 def test_the_query_cache_answers_nothing(story: System) -> None:
-    """A second look would answer what the first one saw. (The embedded engine has the setting, and keeps no cache.)"""
+    """A second look would be answered with what the first saw. (The embedded engine has the setting, but no cache.)"""
     cache = {
         "use_query_cache": 1,
         "query_cache_nondeterministic_function_handling": "ignore",
@@ -189,7 +189,7 @@ def test_the_query_cache_answers_nothing(story: System) -> None:
 
 
 def test_a_connection_that_cuts_answers_short_does_not(story: System) -> None:
-    """clickhouse-connect adds a LIMIT of its own where its connection says `query_limit`."""
+    """clickhouse-connect adds its own LIMIT if its connection says `query_limit`."""
     story.engine = {**story.engine, "query_limit": 1}
     with story.client() as client:
         assert len(client.query(IDS).result_rows) == 1
@@ -208,7 +208,7 @@ def test_a_time_limit_is_an_error_and_no_short_answer(story: System) -> None:
 
 
 def test_a_time_limit_is_met_with_smaller_slices(system: System) -> None:
-    """Of a range that memory has room for, a statement takes longer than it may, and of a part of it less."""
+    """A range that fits in memory takes a statement longer than it may, and a part of that range does not."""
     count = 3_000_000
     many_ids(system, count)
     ledger = system.ledger()
@@ -219,7 +219,7 @@ def test_a_time_limit_is_met_with_smaller_slices(system: System) -> None:
 
     copied = False
     while not copied:
-        with suppress(BusyError):  # of a machine so busy that not even the smallest slice is done in time
+        with suppress(BusyError):  # the machine may be so busy that not even the smallest slice is done in time
             copy_team(ledger, warehouse, TEAM)
             copied = True
     assert system.clickhouse.query("SELECT uniqExact(distinct_id) FROM person_distinct_id2").result_rows == [(count,)]
@@ -251,7 +251,7 @@ def test_a_wait_for_a_replica_is_no_time_limit() -> None:
     assert reaction(error) is Reaction.RETRY
 
 
-# What follows needs an engine with a users.xml or config.xml of its own, and so a process of its own.
+# The tests below need an engine with its own users.xml or config.xml, and therefore its own process.
 
 USERS = """<clickhouse><profiles><default>{profile}</default></profiles>
 <users><default><password/><profile>default</profile><quota>default</quota><networks><ip>::/0</ip></networks>
@@ -328,7 +328,7 @@ def policy_problems(path: Path) -> list[str]:
 
 @real_engine
 def test_a_row_policy_that_hides_rows_is_told(tmp_path: Path) -> None:
-    """As users.xml has it; CREATE ROW POLICY is the same for a statement (ClickHouse's documentation)."""
+    """The policy is in users.xml. CREATE ROW POLICY has the same effect on a statement (ClickHouse's documentation)."""
     policy = "<person_distinct_id><filter>team_id = 7</filter></person_distinct_id>"
 
     [problem] = configured(tmp_path, policy_problems, databases=f"<databases><default>{policy}</default></databases>")
@@ -404,7 +404,7 @@ def disks(path: Path) -> tuple[tuple[str, float, float], list[str], str | None]:
 
 @real_engine
 def test_only_the_disks_of_the_new_tables_policy_count(tmp_path: Path) -> None:
-    """Two disks of the policy have nothing left (all of them is kept free), and the roomy one is not of the policy."""
+    """Both disks of the policy have no room (all of it is kept free), and the roomy disk is not in the policy."""
     keep = "<keep_free_space_bytes>{free}</keep_free_space_bytes>"
     nearly_all = keep.format(free=shutil.disk_usage(tmp_path).total)
     config = f"""<storage_configuration>

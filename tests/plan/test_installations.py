@@ -1,6 +1,6 @@
-"""Postgres as it is installed where the migration is due, and the migration through Airflow on it.
+"""The migration through Airflow on Postgres as it is installed where the migration is due.
 
-Facts of PostHog: its branches 1.31 to 1.33 (docs/installations.md names what was read, and what was run).
+Facts about PostHog are from its branches 1.31 to 1.33 (docs/installations.md names what was read and what was run).
 """
 
 import json
@@ -38,8 +38,8 @@ def seeded(system: System) -> Seeded:
 
 @pytest.fixture
 def told() -> Iterator[Callable[[], list[str]]]:
-    """What preflight refused for, line by line."""
-    import airflow.models  # noqa: F401  (it sets logging up, and would do so over the capture)
+    """The reasons for which preflight refused, line by line."""
+    import airflow.models  # noqa: F401  (it sets logging up, which would undo the capture)
 
     with capture_logs(processors=[format_exc_info]) as entries:
         yield lambda: [
@@ -62,7 +62,7 @@ def migrates(system: System) -> bool:
 
 
 def refused(system: System) -> bool:
-    """At once, and with nothing changed."""
+    """Whether a run is refused at once, with nothing changed."""
     before = dump(system)
     run = system.run()
     tries = [task.try_number for task in run.get_task_instances() if task.task_id == "preflight"]
@@ -84,9 +84,9 @@ def test_a_role_with_the_settings_of_an_application_migrates(
     postgres_server: embedded.Postgres,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each limit is shorter than something that the run does: an event takes longer to write, ClickHouse longer to
-    answer within a transaction, and verify waits longer for what is in flight. The driver reads no German times, and
-    ids of the seed are in scripts that LATIN1 lacks."""
+    """Each limit is shorter than something that the run does: it writes an event, waits for ClickHouse within a
+    transaction, and in verify waits for what is in flight. The driver cannot read German times, and the seed has ids
+    in scripts that LATIN1 lacks."""
     limits = {"statement_timeout": "300ms", "lock_timeout": "1ms", "idle_in_transaction_session_timeout": "1ms"}
     if system.postgres.info.server_version >= 140000:
         limits["idle_session_timeout"] = "300ms"
@@ -177,7 +177,7 @@ def test_a_standby_is_one_line_of_preflight(
 
 @pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
 def test_a_long_reason_is_shortened_to_what_the_column_takes(system: System, seeded: Seeded, release: str) -> None:
-    """varchar(400) in 1.32.0, text from 1.33."""
+    """The column is varchar(400) in 1.32.0, and text from 1.33 on."""
     system.clickhouse.command(f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK version >= 0")
 
     assert system.run().state == "failed"
@@ -189,7 +189,7 @@ def test_a_long_reason_is_shortened_to_what_the_column_takes(system: System, see
 
 
 def test_a_run_whose_row_somebody_else_completed_never_reports_completed(system: System, seeded: Seeded) -> None:
-    """PostHog's runner completes the row where is_required() turns false, and after Resume on its page."""
+    """PostHog's runner completes the row if is_required() turns false, and after Resume on its page."""
     system.ledger().create()
     system.postgres.execute(
         """
@@ -213,8 +213,8 @@ def test_a_run_whose_row_somebody_else_completed_never_reports_completed(system:
 
 
 def test_copies_of_posthogs_own_runner_are_right_beside_ours(system: System) -> None:
-    """Its statement writes version 0 and the time 0 for each id that its rule takes for alive, and may have stopped
-    anywhere: right ones, wrong ones, and ids that are dead by now."""
+    """PostHog's statement writes version 0 and the time 0 for each id that its rule takes for alive. It may have
+    stopped anywhere, and left right rows, wrong rows, and rows of ids that are dead by now."""
     links = {
         "both agree": ["+A1"],
         "moved since, and versioned": ["+A1", "-A2", "+B2"],

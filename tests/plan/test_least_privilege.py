@@ -1,4 +1,4 @@
-"""The grants that the runbook lists are enough, and none is too many."""
+"""The grants that the runbook lists are enough, and each of them is needed."""
 
 import ast
 import json
@@ -27,7 +27,7 @@ POSTGRES, SETTINGS, CLICKHOUSE = (
     re.sub(r"--.*", "", block) for block in re.findall(r"```sql\n(.*?)```", GRANTS, re.DOTALL)
 )
 Grant = tuple[str, str]
-"""A privilege, and what it is on."""
+"""A privilege, and what it is granted on."""
 
 
 def granted(block: str) -> list[Grant]:
@@ -45,7 +45,7 @@ def granted(block: str) -> list[Grant]:
 
 @pytest.fixture
 def release(request: pytest.FixtureRequest) -> str:
-    """Without instance settings, as where the migration is due, but for the tests that ask for them."""
+    """A release without instance settings, as where the migration is due. Some tests ask for another."""
     return getattr(request, "param", "1.32")
 
 
@@ -54,8 +54,8 @@ WITH_AND_WITHOUT_SETTINGS = pytest.mark.parametrize("release", ["1.32", "1.34"],
 
 @pytest.fixture
 def role(system: System, release: str) -> Iterator[str]:
-    """A role with what the runbook grants, in a database that grants nothing to everybody, not even md5: Postgres
-    refuses that too where its OpenSSL is in FIPS mode."""
+    """A role with what the runbook grants, in a database that grants PUBLIC nothing. That includes md5, which Postgres
+    also refuses if its OpenSSL is in FIPS mode."""
     role = f"migration_{uuid4().hex}"
     system.postgres.execute(f"CREATE ROLE {role} LOGIN")
     system.postgres.execute(f"REVOKE ALL ON DATABASE {system.database} FROM PUBLIC")
@@ -70,7 +70,7 @@ def role(system: System, release: str) -> Iterator[str]:
 
 
 def everything(system: System, uri: str) -> None:
-    """All that the migration does in Postgres, a failed run and a rollback included, where nothing is there yet."""
+    """Does all that the migration does in Postgres, including a failed run and a rollback, starting from nothing."""
     system.postgres.execute("DELETE FROM posthog_asyncmigration")
     if settings := bool(system.switches()):
         system.postgres.execute("DELETE FROM posthog_instancesetting")
@@ -141,7 +141,7 @@ def test_everything_works_with_the_grants_of_the_runbook(system: System, role: s
 def test_each_grant_of_postgres_is_needed(
     system: System, role: str, grant: Grant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If preflight does not tell, a statement fails."""
+    """If preflight does not say that a privilege is missing, a statement fails."""
     privilege, target = grant
     here = target.replace("DATABASE posthog", f"DATABASE {system.database}")
     system.postgres.execute(f"REVOKE {privilege} ON {here} FROM {role}".encode())
@@ -160,7 +160,7 @@ OF_TABLES = {
 
 
 def privileges_of(statement: str) -> set[Grant]:
-    """What ClickHouse asks for before it runs the statement."""
+    """The privileges that ClickHouse asks for before it runs the statement."""
     text = re.sub(r"--.*", "", statement)
     inner = set(re.findall(r"(\w+) AS \(", text))
     read = set(re.findall(r"(?:FROM|JOIN)\s+([\w.]+)(?!\w*\()", text)) - inner
@@ -181,7 +181,7 @@ def privileges_of(statement: str) -> set[Grant]:
 
 
 def inserts_of_the_core() -> set[Grant]:
-    """Tables that Warehouse.insert is called with. Statements come from the files alone."""
+    """The tables that Warehouse.insert is called with. All other statements come from the files."""
     found = set()
     for path in (PACKAGE / "core").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

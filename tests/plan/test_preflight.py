@@ -1,4 +1,4 @@
-"""What must be so before a migration may begin: every reason against it, told at once, and nothing changed."""
+"""What must hold before a migration may begin. Preflight tells every reason against it at once, and changes nothing."""
 
 import re
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def look(system: System, settings: Settings | None = None, found: list[str] | No
 
 
 def problems_of(system: System, settings: Settings | None = None, found: list[str] | None = None) -> list[str]:
-    """Why the migration may not begin; whatever the answer, neither database changes."""
+    """Returns why the migration may not begin, and checks that asking changes neither database."""
     before = dump(system)
     with pytest.raises(PreflightError) as refused:
         look(system, settings, found)
@@ -264,7 +264,7 @@ def test_a_team_that_is_known_anywhere_may_be_asked_for(system: System, where: s
 
 @contextmanager
 def restricted_role(system: System, *, lacking: tuple[str, str] | None = None) -> Iterator[Ledger]:
-    """A ledger on a connection that may do just what the migration needs, but for one privilege on one table."""
+    """A ledger on a connection that may do just what the migration needs, except for one privilege on one table."""
     role = f"migrator_{uuid4().hex}"
     grants = {
         "posthog_team": ["SELECT"],
@@ -346,7 +346,7 @@ def role_of(system: System) -> str:
 
 
 def test_what_preflight_lets_through_can_be_begun(system: System) -> None:
-    """No privilege is missed: with just those that preflight asks for, the next step works."""
+    """Preflight misses no privilege: with just those that it asks for, the next step works."""
     system.postgres.execute("DELETE FROM posthog_asyncmigration")
     with restricted_role(system) as ledger:
         assert check(ledger, system.warehouse(), Settings(), []).verdict is Verdict.MIGRATE
@@ -397,7 +397,7 @@ def test_a_row_at_rest_may_begin(system: System, status: int) -> None:
 def test_the_migration_before_this_one_stops_nothing_and_is_told(
     system: System, status: int | None, noted: bool
 ) -> None:
-    """PostHog's runner wants 0002 complete first (is_migration_dependency_fulfilled in its runner.py)."""
+    """PostHog's runner wants 0002 to be complete first (is_migration_dependency_fulfilled in its runner.py)."""
     if status is not None:
         system.postgres.execute(
             "INSERT INTO posthog_asyncmigration (name, description, status) VALUES (%s, '', %s)",
@@ -412,7 +412,7 @@ def test_the_migration_before_this_one_stops_nothing_and_is_told(
 
 
 def switched(system: System) -> None:
-    """By this project; both tables are still written."""
+    """Reads are switched by this project, and both tables are still written."""
     ledger = system.ledger("an earlier run")
     migrate(system, ledger)
     certify(ledger, system.warehouse(), NO_WAIT)
@@ -435,7 +435,7 @@ COMPLETE = "UPDATE posthog_asyncmigration SET status = 2, progress = 100, finish
 @WITH_AND_WITHOUT_SETTINGS
 @pytest.mark.parametrize("before", ["nothing", "a trial", "a switch that was rolled back", "a switch"])
 def test_a_migration_that_somebody_else_completed_is_not_called_complete(system: System, before: str) -> None:
-    """As PostHog's runner does where is_required() is false, or after "Resume" on its page."""
+    """PostHog's runner completes it if is_required() is false, or after "Resume" on its page."""
     if before == "a trial":
         enable(system, system.ledger("a trial"))
     elif before != "nothing":
@@ -498,7 +498,7 @@ def test_the_skip_comment_leaves_nothing_to_do(system: System) -> None:
 def test_a_comment_skips_where_it_equals_the_word_on_any_column_of_the_database(
     system: System, where: str, comment: str, verdict: Verdict
 ) -> None:
-    """PostHog compares so (is_required of 0003), and a fresh installation has it on the backup table."""
+    """PostHog compares like this (is_required of 0003). A fresh installation has the comment on the backup table."""
     system.clickhouse.command(f"CREATE TABLE IF NOT EXISTS {where} (distinct_id String) ENGINE = Memory")
     system.clickhouse.command(f"ALTER TABLE {where} COMMENT COLUMN distinct_id '{comment}'")
     assert look(system).verdict is verdict

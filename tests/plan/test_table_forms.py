@@ -29,7 +29,7 @@ PROJECTION = "ALTER TABLE person_distinct_id2 ADD PROJECTION by_person (SELECT p
 
 @pytest.fixture(params=[LATER] if ENGINE else [False, True], ids=lambda later: "1.34" if later else "1.33")
 def form(system: System, request: pytest.FixtureRequest) -> System:
-    """Both forms on the engine of this process, whatever the others run on; on another one that of PDI2_DDL."""
+    """Both forms on the engine of this process, whatever form other tests use. On another engine, PDI2_DDL's form."""
     if request.param != LATER:
         for table in schema.Table:
             system.clickhouse.command(f"DROP TABLE {table} SYNC")
@@ -55,7 +55,7 @@ RIGHT = {"copied": ALICE, "missing": ALICE, "stale": BOB, "tied": CAROL, "buried
 
 
 def test_every_repair_holds_on_both_forms(form: System) -> None:
-    """Rows by name, so a Bool must not be told as `true` where a row is named."""
+    """Repairs name rows by their values, and a Bool must not be written as `true` in such a name."""
     what_repairs_repair(form)
     migrate(form, form.ledger())
 
@@ -70,14 +70,14 @@ def test_every_repair_holds_on_both_forms(form: System) -> None:
     bool(ENGINE), reason="projections of a ReplacingMergeTree came after 24.8, and 26.9 is what has both"
 )
 def test_a_table_with_projections_is_copied_and_repaired(form: System) -> None:
-    """There a lightweight DELETE is refused (344): the one of ALTER TABLE does it, and projections stay right."""
+    """Such a table refuses a lightweight DELETE (344). ALTER TABLE's DELETE works, and projections stay right."""
     form.clickhouse.command(
         "ALTER TABLE person_distinct_id2 MODIFY SETTING deduplicate_merge_projection_mode = 'rebuild'"
     )
     form.clickhouse.command(PROJECTION)
     stop_merges(form)
     what_repairs_repair(form)
-    many_ids(form, 12_000, 8)  # those wait in a staging table
+    many_ids(form, 12_000, 8)  # so many wait in a staging table
     migrate(form, form.ledger(), Settings(settle_seconds=0, read_cache_seconds=0, repair=True, team_ids=(TEAM,)))
 
     assert seen(form) == RIGHT
@@ -87,8 +87,8 @@ def test_a_table_with_projections_is_copied_and_repaired(form: System) -> None:
 
 
 def test_what_fills_the_tables_is_left_alone(form: System) -> None:
-    """PostHog's kafka_* tables and materialized views. (Kafka tables need a broker, or this engine shuts them down with
-    an error; a Null table stands for each, and a row inserted there for a message.)
+    """PostHog's kafka_* tables and materialized views fill them. (Without a broker, this engine shuts Kafka tables down
+    with an error. A Null table stands for each of them, and a row that is inserted there for a message.)
     """
     for table, columns in (
         ("person_distinct_id", "distinct_id, person_id, team_id, _sign, _timestamp, _offset"),
