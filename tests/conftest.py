@@ -47,9 +47,9 @@ from demo.switches import Switches as ApplicationSwitches  # noqa: E402
 from demo.writer import Writer  # noqa: E402
 
 ENGINE = os.environ.get("PDI2_ENGINE")
-"""The ClickHouse that the tests run on, if not that of the chDB beside them: a version of tests/clickhouse_versions."""
+"""The ClickHouse that the tests run on, if not the installed chDB's: a version of tests/clickhouse_versions."""
 LOCAL = ENGINE in ("22.12", "23.6", "23.10")
-"""Whether that is a clickhouse-local of before chDB 2: see tests/old_clickhouse.py for what it lacks."""
+"""Whether that is a clickhouse-local from before chDB 2: tests/old_clickhouse.py says what it lacks."""
 LATER = os.environ.get("PDI2_DDL") == "later"
 """Whether the tables are those of PostHog 1.34 and later: the new table has an Int8 instead of 1.33's Bool."""
 POSTGRES = os.environ.get("PDI2_POSTGRES")
@@ -63,7 +63,7 @@ NOTHING_TO_WAIT_FOR = {"settle_seconds": 0, "read_cache_seconds": 0}
 
 @dataclass
 class System:
-    """A PostHog-shaped pair of databases and what tests do with it."""
+    """A pair of databases shaped like PostHog's, and what tests do with it."""
 
     postgres: psycopg.Connection
     clickhouse: Client
@@ -89,7 +89,7 @@ class System:
         return Writer(self.postgres, self.clickhouse, ApplicationSwitches(self.postgres, cache_seconds=0), **options)
 
     def run(self, dag_id: str = FILL, **conf: Any) -> Any:
-        """Runs the DAG through Airflow in this process; the finished run, whatever its state."""
+        """Runs the DAG through Airflow in this process. Returns the finished run, whatever its state."""
         try:
             from airflow.dag_processing.dagbag import DagBag
         except ImportError:  # Airflow 3.1
@@ -210,7 +210,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return
     python = ROOT / ".venv-matrix" / ENGINE / "bin" / "python"
     command = [python, ROOT / "tests" / "old_clickhouse.py", tmp_path_factory.mktemp("clickhouse")]
-    statements.POLL_SECONDS = 60  # one statement at a time: nothing to see beside it
+    statements.POLL_SECONDS = 60  # it runs one statement at a time, so others cannot be watched
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         yield {"host": "127.0.0.1", "port": int(server.stdout.readline()), "compress": False}
@@ -262,7 +262,7 @@ def system(
         yield system
         for opened in system.opened:
             opened.close()
-    postgres_server.drop_database(database)  # 8 MB each, of memory
+    postgres_server.drop_database(database)  # each takes 8 MB of memory
     clickhouse.command(f"DROP DATABASE {database} SYNC")
     clickhouse.close()
 
@@ -273,7 +273,7 @@ class ReplicatedSystem(System):
 
     replicas: list[Client]
     server: cluster.Replica
-    """The process that runs all of them."""
+    """The process that runs all replicas."""
 
 
 @pytest.fixture(scope="session")
@@ -288,7 +288,7 @@ def replica_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cluster
 def replicated(
     request: pytest.FixtureRequest, postgres_server: embedded.Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ReplicatedSystem]:
-    """Three replicas of empty tables in one process, by ClickHouse's TestKeeper."""
+    """Three replicas of empty tables in one process, with ClickHouse's TestKeeper."""
     if reason := f"PDI2_ENGINE is {ENGINE}" if ENGINE else cluster_engine.unknown():
         pytest.skip(f"{request.node.name} needs replicas: {reason}")
     server: cluster.Replica = request.getfixturevalue("replica_server")

@@ -1,7 +1,7 @@
 """ClickHouse's HTTP protocol over a chDB before 4, for `make test-matrix`. Needs only the standard library and chDB.
 
 Such a chDB is clickhouse-local: it starts again for every statement. So each request runs in its own process, one at a
-time, forked from one that has loaded the engine but never run it. So, unlike on a server:
+time, forked from one that has loaded the engine but never run it. Unlike on a server:
 
 - No statement sees or kills another, and what a process holds in the background ends with it: no merges but OPTIMIZE.
 - Before chDB 2 most system tables are missing. LOCAL stands in for those that the migration reads.
@@ -145,7 +145,7 @@ class Front(BaseHTTPRequestHandler):
             return self.engine.run(before + statement, url.get("default_format", "TabSeparated"))
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Logs nothing."""
 
 
 class Engine:
@@ -236,7 +236,7 @@ def _library() -> Any:
 
 
 def _bound(statement: bytes, settings: dict[str, str]) -> bytes:
-    """With its parameters put in, as a server does: that of 22.12 knows no SET param_. Takes them off the settings."""
+    """The statement with its parameters put in, because 22.12 has no SET param_. Takes them out of the settings."""
 
     def value(found: re.Match[bytes]) -> bytes:
         escaped = _bytes(given[f"param_{found[1].decode()}"]).replace(b"'", b"\\'")  # TSV's escapes are also SQL's

@@ -1,4 +1,4 @@
-"""What the core's stories are written with: rows by hand, dumps of both databases, and the steps of a run."""
+"""Tools for the core's stories: rows by hand, dumps of both databases, and the steps of a run."""
 
 import re
 import time
@@ -113,7 +113,7 @@ def many_ids(
 
 
 def merge(system: System, *tables: Table) -> None:
-    """Every merge that could ever happen, at once."""
+    """Does every merge that could ever happen, at once."""
     for table in tables or Table:
         system.clickhouse.command(f"OPTIMIZE TABLE {table} FINAL")
 
@@ -159,7 +159,7 @@ def dump(system: System) -> dict[str, Any]:
 
 
 def truth_and_old(system: System) -> dict[str, Any]:
-    """All that the migration must never write."""
+    """Everything that the migration must never write."""
     return {
         name: rows
         for name, rows in dump(system).items()

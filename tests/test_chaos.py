@@ -1,6 +1,6 @@
-"""Migrations under live traffic in which something breaks: each ends finished, or stops clearly and the next finishes.
+"""Migrations under live traffic in which something breaks: each finishes, or stops clearly and the next one finishes.
 
-Nobody is ever given a wrong person, and at the end the new table is what Postgres says, id by id.
+Nobody is ever given a wrong person, and at the end the new table holds what Postgres says, id by id.
 """
 
 import json
@@ -58,7 +58,7 @@ def until(holds: Callable[[], Any], seconds: float = 120) -> None:
 
 @contextmanager
 def application(system: LiveSystem, *habits: str) -> Iterator[traffic.Running]:
-    """Live traffic, already flowing."""
+    """Live traffic that is already flowing."""
     with traffic.running(
         system.uri, system.server.port, clickhouse_database=system.database,
         rate=RATE, writers=1, also=list(habits), flush_seconds=0.2, cache_seconds=0.2,
@@ -91,7 +91,7 @@ def die(system: LiveSystem, match: str) -> None:
 
 @contextmanager
 def held_in_clickhouse(system: LiveSystem, match: str) -> Iterator[Callable[[], bool]]:
-    """Holds matching statements until the block ends; yields a check whether one is held."""
+    """Holds matching statements until the block ends. Yields a function that says whether one is held."""
     system.server.inject({"match": match, "action": "delay", "seconds": HELD_SECONDS})
     try:
         yield lambda: bool(system.server.faults()[0]["fired"])
@@ -101,7 +101,7 @@ def held_in_clickhouse(system: LiveSystem, match: str) -> Iterator[Callable[[], 
 
 @contextmanager
 def held_in_postgres(system: LiveSystem, table: str, what: str = "") -> Iterator[Callable[[], bool]]:
-    """Holds whoever adds such a line to the ledger until the block ends; yields a check whether somebody is held."""
+    """Holds whoever adds such a line to the ledger until the block ends. Yields a function that says if somebody is."""
     condition = f"WHEN (NEW.what = '{what}')" if what else ""
     with psycopg.connect(system.uri, autocommit=True) as holder:
         holder.execute(
@@ -132,7 +132,7 @@ def told(system: LiveSystem) -> list[Any]:
 
 
 def migrated(system: LiveSystem, live: traffic.Running, switches: int = 1) -> None:
-    """Everything ended as it should."""
+    """Checks that everything ended as it should."""
     summary = live.end()
     with psycopg.connect(system.uri, autocommit=True) as system.postgres:
         assert system.status() == 2
@@ -190,7 +190,7 @@ def test_a_run_gets_past(seeded: LiveSystem, happenings: list[Callable[[LiveSyst
 
 
 def test_a_run_gets_past_one_after_the_other(seeded: LiveSystem) -> None:
-    """The essence of the stories above in one, which `make test` runs."""
+    """The essence of the stories above in a single story, which `make test` runs."""
     happenings = [
         partial(die, match=COPY),
         partial(misbehave, match=COPY, action="cut_after"),
@@ -205,7 +205,7 @@ def test_a_run_gets_past_one_after_the_other(seeded: LiveSystem) -> None:
 
 
 OF_TEAMS_BEFORE_THE_SWITCH = 3
-"""Statements for all teams: the preflight's, the plan's and the certificate's."""
+"""Preflight, the plan and the certificate each run such a statement before the switch does."""
 
 STOPS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "the disk is full during the copy": (
@@ -242,8 +242,8 @@ def test_a_run_stops_clearly_and_the_next_one_finishes(
 
 
 def stopped(system: LiveSystem, *words: str) -> None:
-    """Reads are where they were, and PostHog's administrators are told what happened, where, what is safe and what to
-    do."""
+    """Checks that reads are where they were, and that PostHog's administrators are told what happened, where, what is
+    safe and what to do."""
     assert system.status() == 3
     assert system.switches()["reads"] == "old"
     description = system.value("SELECT description FROM posthog_asyncmigrationerror ORDER BY id DESC LIMIT 1")
@@ -299,7 +299,7 @@ KILLED_AT: list[tuple[Callable[[LiveSystem], Any], dict[str, Any]]] = [
     (partial(held_in_postgres, table="event", what="report"), {"stop_old_writes": False}),
     (partial(held_in_postgres, table="event", what="old_writes_stopped"), {}),
 ]
-"""In the order of a run, within steps and between the two writes of a step; with the run's parameters."""
+"""Where a run is killed, in its order: within a step or between its two writes. With the run's parameters."""
 
 
 @each_of_them
@@ -318,7 +318,7 @@ def test_a_run_that_is_killed_at_every_step_is_finished_by_the_next_ones(seeded:
 
 
 def kill_a_run(reached: Callable[[], bool], conf: dict[str, Any]) -> None:
-    """Runs Airflow in its own processes, and kills them with SIGKILL as soon as the run has got where it should."""
+    """Runs Airflow in its own processes, and kills them with SIGKILL as soon as the run has reached the right place."""
     command = ["airflow", "dags", "test", FILL, "--conf", json.dumps(conf)]
     run = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

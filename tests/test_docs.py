@@ -1,4 +1,4 @@
-"""What the documents promise about the code, as far as it can be checked."""
+"""Checks what the documents promise about the code, if that can be checked."""
 
 import ast
 import pkgutil
@@ -96,7 +96,7 @@ def test_every_document_that_is_named_exists() -> None:
 
 
 def test_the_installed_package_is_a_plugin_with_all_its_files() -> None:
-    """For an Airflow whose DAGs come as a bundle, because a bundle has no plugins."""
+    """An Airflow whose DAGs come as a bundle needs this, because a bundle has no plugins."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     [(_, entry)] = [line.split(" = ") for line in setup["options.entry_points"]["airflow.plugins"].split("\n") if line]

@@ -1,4 +1,4 @@
-"""A server that is busy: the copy gives up, waits, shrinks, goes on, and repeats nothing."""
+"""If the server is busy, the copy gives up, waits, shrinks and goes on, and it repeats nothing."""
 
 import threading
 import time

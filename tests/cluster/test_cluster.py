@@ -1,4 +1,4 @@
-"""Replicas and shards on one engine, with TestKeeper where they replicate: what is told, waited for and refused."""
+"""Replicas (by TestKeeper) and shards on one engine: what the migration tells, waits for and refuses."""
 
 import json
 import re
@@ -58,11 +58,11 @@ REPLICATED = "'/clickhouse/tables/noshard/posthog.{table}', '{{replica}}-{{shard
 
 @pytest.mark.parametrize("name", [name for name in STATEMENTS if name not in FRAGMENTS])
 def test_the_engine_understands_every_statement(system: System, name: str) -> None:
-    """Which engine it is depends on PDI2_ENGINE; what replicas need is run on this one alone."""
+    """PDI2_ENGINE chooses the engine. Statements for replicas are run on the installed engine only."""
     text = sql.clickhouse(name, defaultdict(lambda: "a_table", engine="MergeTree ORDER BY tuple()"))
     parameters = {parameter: VALUES.get(type_, 0) for parameter, type_ in re.findall(r"{(\w+):(\w+)", text)}
     if ENGINE == "22.12" and text.endswith("LIGHTWEIGHT\n"):
-        with pytest.raises(DatabaseError, match="LIGHTWEIGHT"):  # the next test has what is said instead
+        with pytest.raises(DatabaseError, match="LIGHTWEIGHT"):  # the next test shows what is said instead
             system.clickhouse.command(text)
         return
     assert system.clickhouse.command(f"EXPLAIN AST {text}", parameters)
@@ -70,7 +70,7 @@ def test_the_engine_understands_every_statement(system: System, name: str) -> No
 
 @pytest.mark.parametrize("table", Table)
 def test_a_server_is_asked_to_catch_up_in_words_that_it_knows(system: System, table: Table) -> None:
-    """It refuses, because this table has no replicas: and that is no error of syntax."""
+    """The server refuses because this table has no replicas, which is not a syntax error."""
     with pytest.raises(DatabaseError) as refused:
         replicas._sync(system.warehouse(), table)
     assert refused.value.code not in (None, replicas.SYNTAX)
@@ -93,7 +93,7 @@ def test_a_statement_carries_the_settings_that_its_server_knows(system: System, 
 
 
 def test_a_row_that_was_taken_away_can_be_written_again(system: System) -> None:
-    """Where a table drops blocks that repeat an earlier one, as every replicated one does."""
+    """The table drops blocks that repeat an earlier one, as every replicated table does."""
     system.clickhouse.command(
         "ALTER TABLE person_distinct_id2 MODIFY SETTING non_replicated_deduplication_window = 100"
     )
@@ -164,10 +164,10 @@ def test_an_engine_that_is_not_taken_is_told_with_a_next_step(engine: str, defin
             "1 of 2 replicas are active, and an insert waits for 2. Away: r2.",
         ),
         ({"active": 1, "total": 3, "away": ("r2", "r3")}, "insert waits for 2. Away: r2, r3"),
-        # as seen on 26.9 with ZooKeeper: frozen for some seconds, then for longer than the session
+        # as seen on 26.9 when ZooKeeper was frozen for some seconds, then for longer than the session
         ({"active": 0, "total": 0, "keeper_exception": "Connection loss"}, "Keeper is lost (Connection loss)"),
         ({"is_readonly": 1, "is_session_expired": 1, "active": 0, "total": 0}, "Keeper is lost. See whether Keeper is"),
-        # its data gone
+        # as seen when its data was gone
         ({"is_readonly": 1, "active": 0, "total": 0, "keeper_exception": "No node, path /a"}, "SYSTEM RESTORE REPLICA"),
     ],
 )
@@ -204,7 +204,7 @@ def test_a_balancer_is_told() -> None:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """A server that knows a cluster of two shards, `posthog`, and can reach neither."""
+    """A server that knows a cluster of two shards, `posthog`, and can reach neither shard."""
     with running(tmp_path_factory.mktemp("sharded")) as server:
         yield {"host": "127.0.0.1", "port": server.port}
 
@@ -274,7 +274,7 @@ def test_one_of_several_shards_is_told(client: Client, sharded: dict[str, Any], 
 
 @pytest.fixture
 def proven(replicated: ReplicatedSystem, monkeypatch: pytest.MonkeyPatch) -> Ledger:
-    """A team that is copied and verified by statements of ours; what waits, waits for a look alone."""
+    """The ledger of a planned team, which the tests copy and verify step by step. Every wait ends after one look."""
     monkeypatch.setattr(pressure, "WAIT_IN_SLOT_SECONDS", 0)
     monkeypatch.setattr(pressure, "LOOK_EVERY_SECONDS", 0)
     monkeypatch.setattr(replicas, "SYNC_SECONDS", 1)
@@ -300,7 +300,7 @@ def ids_on(client: Client) -> int:
 
 
 def test_reads_switch_once_every_replica_has_what_is_verified(replicated: ReplicatedSystem, proven: Ledger) -> None:
-    """Two of three are a quorum, and the third fetches nothing (F2 of the first real cluster)."""
+    """Two replicas of three are a quorum, and the third fetches nothing (F2 of the first real cluster)."""
     third = replicated.replicas[2]
     third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
     prove(replicated, proven)
@@ -329,7 +329,7 @@ def test_reads_switch_once_every_replica_has_what_is_verified(replicated: Replic
 def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(
     replicated: ReplicatedSystem, proven: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would answer with nothing once it is back."""
+    """Once that replica is back, it would answer with nothing."""
     third = replicated.replicas[2]
     third.command(f"DETACH TABLE {Table.NEW}")
     prove(replicated, proven)
@@ -376,7 +376,7 @@ def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
 
 
 def test_the_only_replica_waits_for_no_other(replicated: ReplicatedSystem, proven: Ledger) -> None:
-    """As in the Helm chart (`replicasCount: 1`: charts-clickhouse, clickhouse_instance.yaml)."""
+    """The Helm chart installs a single replica (`replicasCount: 1`: charts-clickhouse, clickhouse_instance.yaml)."""
     for client in replicated.replicas[1:]:
         for table in Table:
             client.command(f"DROP TABLE {table} SYNC")
@@ -427,7 +427,7 @@ def test_what_was_verified_on_another_replica_is_verified_again(replicated: Repl
 
 @pytest.fixture
 def front(replicated: ReplicatedSystem) -> Iterator[Client]:
-    """PostHog's database where its two tables are Distributed, each before the one shard's of the same name."""
+    """A PostHog database with two Distributed tables, each in front of the only shard's table of the same name."""
     with clickhouse_connect.get_client(**replicated.engine) as client:
         client.command(f"CREATE DATABASE {replicated.database}_front")
         client.database = f"{replicated.database}_front"
@@ -442,7 +442,7 @@ def front(replicated: ReplicatedSystem) -> Iterator[Client]:
 def test_the_whole_migration_of_replicas_behind_distributed_tables(
     replicated: ReplicatedSystem, front: Client, airflow_metadata: None
 ) -> None:
-    """The application writes and reads Distributed tables of the one shard; the migration is led to what is behind."""
+    """The application uses Distributed tables of the only shard. The migration is led to the tables behind them."""
     replicated.clickhouse = front
     connect = partial(clickhouse_connect.get_client, **replicated.engine, database=front.database)
     with Warehouse(connect, "in front", Settings().max_memory_usage) as warehouse:

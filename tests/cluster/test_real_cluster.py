@@ -1,6 +1,6 @@
-"""Migrations on replicas and a ZooKeeper that are processes, with a live application on the other replica.
+"""Migrations on real processes of replicas and ZooKeeper, with a live application on the other replica.
 
-Something breaks in each: the run ends finished, or stops clearly and the next one finishes; then every replica is what
+Something breaks in each: the run finishes, or stops clearly and the next one finishes. Then every replica holds what
 Postgres says, id by id, and nobody was ever given a wrong person. `make test-cluster` runs them.
 """
 
@@ -54,7 +54,7 @@ class ClusterSystem(System):
         monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_CLICKHOUSE", json.dumps(address))
 
     def wrong_on(self, replica: cluster.Replica) -> dict[int, set[str]]:
-        """By team, the ids of which this replica's readers of the new table are told something else than Postgres."""
+        """By team, the ids for which this replica's new table gives its readers another answer than Postgres."""
         with clickhouse_connect.get_client(host="127.0.0.1", port=replica.port, database="posthog") as client:
             client.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
             return System(self.postgres, client, {}, "posthog", "").disagreements()
@@ -103,7 +103,7 @@ def system(
 
 
 def once(holds: Callable[[], Any], what: Callable[[], Any]) -> threading.Thread:
-    """Does it in a thread of its own, as soon as the condition holds."""
+    """Does `what` in its own thread, as soon as the condition holds."""
 
     def watch() -> None:
         while not holds():
@@ -128,14 +128,14 @@ def reached(system: ClusterSystem, query: str, count: int = 1) -> Callable[[], b
 
 
 def freeze_keeper(system: ClusterSystem) -> None:
-    """For longer than its sessions last."""
+    """Freezes Keeper for longer than its sessions last."""
     system.zookeeper.freeze()
     time.sleep(25)
     system.zookeeper.thaw()
 
 
 def flicker_keeper(system: ClusterSystem) -> None:
-    """Sessions end and begin anew, again and again."""
+    """Sessions end and begin again, several times."""
     for _ in range(3):
         system.zookeeper.freeze()
         time.sleep(11)
@@ -243,7 +243,7 @@ def test_the_third_of_three_that_cannot_fetch_holds_the_switch_up(system: Cluste
 
 
 def test_a_run_that_goes_on_through_the_other_replica(system: ClusterSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first is gone for good: what it had verified is verified again."""
+    """The first replica is gone for good, so what was verified on it is verified again."""
     first, second = system.replicas
     team = system.value("SELECT min(team_id) FROM posthog_persondistinctid")
     assert system.run(**CONF, team_ids=[team]).state == "success"

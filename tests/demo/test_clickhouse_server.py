@@ -50,7 +50,7 @@ def table(client: Client) -> str:
 
 
 def http(server: Server, sql: str = "", body: bytes | None = None, **options: Any) -> urllib3.BaseHTTPResponse:
-    """A request of our own making, for what clickhouse-connect does not do."""
+    """Sends a request that clickhouse-connect would not send."""
     login = {"X-ClickHouse-User": server.user, "X-ClickHouse-Key": server.password.encode()}
     headers = login | options.pop("headers", {})
     more = {"preload_content": options.pop("preload_content", True), "retries": False, "timeout": 20}

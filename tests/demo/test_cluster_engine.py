@@ -1,4 +1,4 @@
-"""The test equipment for replicas: what is ours of it, against what ClickHouse writes and reads."""
+"""Compares our part of the test equipment for replicas with what ClickHouse writes and reads."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""docker-compose.yaml cannot be started here: what can be told of it without containers."""
+"""docker-compose.yaml cannot be started here, so these tests check what can be checked without containers."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def test_airflows_image_has_the_locked_versions() -> None:
 
 
 def test_one_service_builds_the_image_and_the_others_wait_for_it() -> None:
-    """Several builds of one tag at a time fail on a clean machine ("image already exists")."""
+    """If several builds of one tag run at a time on a clean machine, they fail ("image already exists")."""
     [(builder, built)] = [(name, service) for name, service in SERVICES.items() if "build" in service]
     users = {name for name, service in SERVICES.items() if service["image"] == built["image"]} - {builder}
 
@@ -101,7 +101,7 @@ def test_one_service_builds_the_image_and_the_others_wait_for_it() -> None:
 
 
 def test_the_temporary_server_of_clickhouses_entrypoint_is_not_taken_for_well() -> None:
-    """It listens on 127.0.0.1 alone: ClickHouse's docker/server/entrypoint.sh starts it with --listen_host."""
+    """It listens only on 127.0.0.1: ClickHouse's docker/server/entrypoint.sh starts it with --listen_host."""
     [_, command] = SERVICES["clickhouse"]["healthcheck"]["test"]
 
     assert "--host clickhouse " in command
@@ -149,7 +149,7 @@ def test_secrets_are_generated_once_for_this_user_alone(tmp_path: Path, capsys: 
 def test_the_seeding_service_fills_both_databases_once(
     postgres_server: embedded.Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own command, with the addresses of this machine's engines; ClickHouse is late."""
+    """Runs the service's own command with the addresses of this machine's engines. ClickHouse is late."""
     postgres_server.create_database("compose")
     monkeypatch.setenv("CLICKHOUSE_PASSWORD", "of this test")
     with clickhouse_server.running(tmp_path / "clickhouse", password="of this test") as server:

@@ -58,7 +58,7 @@ def clickhouse(clickhouse_path: str) -> Iterator[Client]:
 
 @pytest.fixture
 def writer(postgres: psycopg.Connection, clickhouse: Client) -> Writer:
-    """A writer of both tables, whose every message is a second after the one before."""
+    """A writer of both tables. Each of its messages is one second later than the one before."""
     set_switch(postgres, WRITES, "both")
     seconds = itertools.count(1_640_000_000)
     return Writer(postgres, clickhouse, Switches(postgres), clock=lambda: next(seconds))
@@ -133,7 +133,7 @@ def test_a_deleted_id_has_a_tombstone_that_hides_its_next_life(
 def test_a_silent_deletion_leaves_the_id_in_both_tables_and_lets_it_come_back(
     writer: Writer, postgres: psycopg.Connection, clickhouse: Client, version: int | None
 ) -> None:
-    """PostHog 1.31 to 1.33 remove the row of Postgres and send nothing; tombstones came in mid-2022."""
+    """PostHog 1.31 to 1.33 remove the row from Postgres and send nothing; tombstones came in mid-2022."""
     first = writer.create(TEAM, "id")
     writer.relink(TEAM, "id")
     writer.create(TEAM, "other")
@@ -252,7 +252,7 @@ def test_without_instance_settings_the_row_is_the_switch(postgres: psycopg.Conne
 
 
 def test_what_a_soak_strikes_at_is_what_the_migration_says() -> None:
-    """A pattern that finds no statement would be a fault that nobody meets. A copy may go by way of a staging table."""
+    """A pattern that matches no statement would be a fault that never happens. A copy may use a staging table."""
     tables: dict[str, str] = defaultdict(lambda: "person_distinct_id2_staging_7")
     for what, name in {"the copy": "copy_simple", "the comparison": "digest_new"}.items():
         assert re.search(chaos.STATEMENTS[what], statements.clickhouse(name, tables)), what
@@ -296,7 +296,7 @@ def test_the_seed_is_the_same_for_the_same_seed(postgres_server: embedded.Postgr
             clickhouse_connect.get_client(interface="chdb", path=clickhouse_path, database=name) as clickhouse,
         ):
             schema.create_clickhouse(clickhouse)
-            for table in Table:  # a merge, at a moment of its own choosing, would collapse some of the rows
+            for table in Table:  # a merge, which may come at any moment, would collapse some of the rows
                 clickhouse.command(f"SYSTEM STOP MERGES {table}")
             seeded = seed(postgres, clickhouse, rows=5000, teams=12, seed=chosen)
             found.append(everything(postgres, clickhouse, seeded))

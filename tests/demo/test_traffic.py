@@ -1,4 +1,4 @@
-"""The live application: what it reads is right whatever happens to its databases, and what is wrong it sees."""
+"""The live application reads what is right, whatever happens to its databases, and it notices what is wrong."""
 
 import math
 import time
@@ -43,7 +43,7 @@ def written(system: LiveSystem) -> int:
 
 
 def after_more_writes(system: LiveSystem) -> None:
-    """Until more ids were created, which takes longer where a database was away."""
+    """Waits until more ids were created, which takes longer if a database was away."""
     wanted, deadline = written(system) + RATE // 2, time.monotonic() + 60
     while written(system) < wanted:
         assert time.monotonic() < deadline
@@ -126,7 +126,7 @@ def test_deletions_of_which_clickhouse_is_not_told_are_no_wrong_answers_and_thei
 
 def test_ids_that_were_there_before_are_read_unless_the_old_table_is_wrong_about_them(live: LiveSystem) -> None:
     seed(live.postgres, live.clickhouse, rows=3_000, teams=3)
-    insert_truth(live, ALICE, distinct_id="")  # sampled for certain, and in Postgres alone
+    insert_truth(live, ALICE, distinct_id="")  # surely in the sample, and only in Postgres
     reader = LiveReader(lambda: psycopg.connect(live.uri, autocommit=True), live.client, cache_seconds=0, seed=1)
     reader.step(low_water=math.inf)
     reader.end()

@@ -1,4 +1,4 @@
-"""`make up` and its like as processes: they keep off each other, and end whole however they are asked to."""
+"""`make up` and its like as processes: they keep out of each other's way, and end completely however they are asked."""
 
 import os
 import pty
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[Path]:
-    """A directory that another process has, with data in it."""
+    """A directory with data in it, which another process holds."""
     directory = tmp_path / "held"
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(directory)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -80,7 +80,7 @@ def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
 
 
 def of(directory: Path) -> list[psutil.Process]:
-    """Every process that works in or for a directory."""
+    """Every process that has the directory in its command line or environment."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -93,7 +93,7 @@ def of(directory: Path) -> list[psutil.Process]:
 
 @contextmanager
 def in_a_terminal(directory: Path, port: int, *options: str) -> Iterator[tuple[psutil.Process, int]]:
-    """`make up` once its scheduler has begun, and the terminal: whatever is done meanwhile, nothing of it is left."""
+    """Yields `make up` once its scheduler has begun, and the terminal. At the end, no process of it may be left."""
     mine, terminal = pty.openpty()
     command = [*COMMAND, "--directory", str(directory), "--port", str(port), *options]
     up = subprocess.Popen(
@@ -147,7 +147,7 @@ def test_a_replicated_pair_is_migrated_from_the_ui_and_ends_whole(tmp_path: Path
         while ui.get(f"/api/v2/dags/{FILL}").status_code == 404:
             time.sleep(1)
         runs = f"/api/v2/dags/{FILL}/dagRuns"
-        conf = {"settle_seconds": 12, "read_cache_seconds": 10}  # what it says is enough
+        conf = {"settle_seconds": 12, "read_cache_seconds": 10}  # the output must say enough to get this far
         run = ui.post(runs, json={"logical_date": None, "conf": conf}).raise_for_status().json()
         while (state := ui.get(f"{runs}/{run['dag_run_id']}").json()["state"]) not in ("success", "failed"):
             time.sleep(1)

@@ -233,7 +233,7 @@ def test_an_approval_is_of_one_certificate_and_one_switch(ledger: Ledger) -> Non
 
 
 class answered:
-    """While it is entered, a person answers the approval through Airflow's API; the value is what they were shown."""
+    """Within this block, a person answers the approval through Airflow's API. Yields what that person was shown."""
 
     def __init__(self, system: System, decide: Callable[[], str]) -> None:
         self.asked: list[str] = []

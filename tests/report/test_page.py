@@ -69,7 +69,7 @@ def app(airflow_metadata: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 class Visitor:
-    """Somebody's browser: a session cookie, if they logged in."""
+    """Somebody's browser, with a session cookie if they logged in."""
 
     def __init__(self, app: Any, name: str | None = None, token: str | None = None) -> None:
         self.client = TestClient(app, raise_server_exceptions=False)
@@ -101,7 +101,7 @@ def events(system: System) -> list[tuple[str, str]]:
 
 
 def find(system: System, *distinct_ids: str, team_id: int = 7, repaired: bool = True) -> None:
-    """Findings as verify writes them."""
+    """Writes findings as verify does."""
     seen = {"person_id": "00000000-0000-0000-0000-00000000000a", "is_deleted": False, "version": 1}
     system.ledger().add_findings(
         [
@@ -248,7 +248,7 @@ def test_there_is_nothing_to_pause_where_no_run_is_at_work(system: System, admin
 
 
 def protected(answer: Any, path: str = "") -> None:
-    """What every answer tells the browser: run nothing that is not a file of the page's own."""
+    """Every answer must tell the browser to run nothing except the page's own files."""
     rules = answer.headers["Content-Security-Policy"].split("; ")
     policy = {name: allowed for name, _, allowed in (rule.partition(" ") for rule in rules)}
     certificate = {
@@ -372,7 +372,7 @@ def test_a_database_that_cannot_be_reached_is_told_without_its_address(
 def test_a_role_with_the_time_limits_of_an_application_sees_the_page_and_acts(
     system: System, admin: Visitor, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The page takes longer between two statements, and an event takes longer to write."""
+    """The page takes longer than these limits between two statements, and so does writing an event."""
     ledger = system.ledger()
     many_ids(system, 20)
     enable(system, ledger)
@@ -529,7 +529,7 @@ def test_a_trial_is_about_its_own_teams(system: System, viewer: Visitor) -> None
 
 @pytest.fixture
 def crowd(system: System) -> None:
-    """1,000 teams and 10,000 findings; nothing of it in ClickHouse, which the page never asks."""
+    """1,000 teams and 10,000 findings. ClickHouse has none of them, because the page never asks it."""
     ledger = system.ledger()
     enable(system, ledger)
     system.postgres.execute(

@@ -1,5 +1,5 @@
 # ruff: noqa: F811  (fixtures of test_page)
-"""What the migration page says of each state: safe or not, what is wrong, how far, of which run."""
+"""What the migration page says in each state: whether it is safe, what is wrong, how far which run has come."""
 
 import ast
 import hashlib
@@ -59,7 +59,7 @@ def test_the_first_line_says_which_table_is_read_and_what_can_no_longer_be_undon
 def test_without_instance_settings_it_says_before_the_switch_that_it_is_irreversible(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:
-    """As in PostHog 1.32 and 1.33, which stop writing the old table by themselves."""
+    """PostHog 1.32 and 1.33 have none, and stop writing the old table by themselves."""
     system.postgres.execute("DROP TABLE posthog_instancesetting")
     migrate(system, ledger, Settings(settle_seconds=0, read_cache_seconds=900))
 
@@ -128,7 +128,7 @@ def test_a_message_leads_to_the_runbooks_row_of_what_comes_first_in_it() -> None
 def test_the_share_is_known_from_the_plan_on_and_whole_once_all_is_verified(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:
-    """PostHog's row follows the same figure; 100 is for the switch."""
+    """The progress in PostHog's row follows the same figure, but only the switch sets it to 100."""
     many_ids(system, 500)
     many_ids(system, 20, team_id=8)
     seen: list[tuple[float | None, int, float | None]] = []
@@ -210,7 +210,7 @@ def test_a_peak_does_not_depend_on_how_wide_the_bars_are(system: System, viewer:
         return viewer.get("/status").json()["throughput"]
 
     begun = now - timedelta(seconds=40)
-    for number in range(4):  # 10 s each, one after the other: 1,000 rows a second, and ten times that in the third
+    for number in range(4):  # 10 s each, one after the other, at 1,000 rows per second; the third is ten times as fast
         rows = 100_000 if number == 2 else 10_000
         finished_at = begun + timedelta(seconds=10 * (number + 1))
         system.postgres.execute(insert, [bytes([number]), rows, 10, finished_at])
@@ -257,7 +257,7 @@ def test_failures_are_grouped_by_cause_and_the_gates_summary_is_last(
 
 
 def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger: Ledger) -> None:
-    """Of its teams the ledger has moved on: no figures of another run are shown as its own."""
+    """The ledger now has a newer run's figures for its teams. They are not shown as its own."""
     enable(system, ledger)
     ledger.record("task_failed", task="plan_teams", error="no such table")
     ledger.end_run("failed")
@@ -282,11 +282,11 @@ def _forget_runs() -> None:
 
 @pytest.mark.slow
 class TestAirflow:
-    """What Airflow alone knows, after real runs in it."""
+    """What only Airflow knows, after real runs in it."""
 
     @pytest.fixture(autouse=True)
     def alone(self) -> Iterator[None]:
-        _forget_runs()  # those of other tests of this process
+        _forget_runs()  # of other tests in this process
         yield
         _forget_runs()
 
@@ -401,7 +401,7 @@ class TestAirflow:
 
 
 def recorded() -> set[str]:
-    """The name of every event that the package records, as far as it is written out."""
+    """The name of every event that the package records, if the name is written out in the code."""
     found = set()
     for path in (ROOT / "plugins" / "pdi2").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -1,7 +1,7 @@
 """`make up` as a person starts it, and real Chromium (Debian's) to look at it.
 
-One system for all files of this directory, in the order in which make test-ui names them: a migration and its rollback,
-then trouble, and at last the form, whose runs nobody waits for.
+All files of this directory share one system, in the order in which make test-ui names them: a migration and its
+rollback, then trouble, and at last the form, whose runs nobody waits for.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Person:
-    """Somebody in front of a laptop: no other address is asked for, and nothing pops up."""
+    """Somebody at a laptop. The browser asks for no other address, and nothing pops up."""
 
     def __init__(self, context: BrowserContext, up: Up) -> None:
         self.up = up
@@ -63,7 +63,7 @@ class Person:
         return self.page.frame_locator("iframe")
 
     def barriers(self, path: str = "/pdi2/") -> list[str]:
-        """What axe calls serious or critical on the page by itself, as it is now, light and dark."""
+        """What axe calls serious or critical, light and dark, on the page outside Airflow's frame, as it is now."""
         tab = self.page.context.new_page()
         tab.goto(f"{self.up.address}{path}")
         expect(tab.get_by_role("heading", level=1)).not_to_have_text("Loading")

@@ -1,4 +1,4 @@
-"""Airflow's own form, in Chromium: what is typed is what is sent."""
+"""Airflow's own form in Chromium sends what is typed."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A migration as people see it, from the login to the rollback: in this order, on one system."""
+"""A migration as people see it, from the login to the rollback. The tests run in this order, on one system."""
 
 import re
 from contextlib import suppress
@@ -18,7 +18,7 @@ TEAM = 666
 
 
 def lose_updates(up: Up) -> None:
-    """Ids that Kafka never delivered, of a client that means harm: Postgres alone knows them."""
+    """Ids of a client that means harm. Kafka never delivered them, so only Postgres knows them."""
     with up.postgres.connect("posthog") as postgres:
         schema.add_team(postgres, TEAM)
         for distinct_id in HOSTILE:
@@ -35,7 +35,7 @@ def lose_updates(up: Up) -> None:
 
 
 def trigger(person: Person, **numbers: str) -> None:
-    """Airflow's own form, opened from the DAG's page."""
+    """Triggers a run with Airflow's own form, opened from the DAG's page."""
     page = person.page
     page.get_by_role("button", name="Trigger").click()
     form = page.get_by_role("dialog").last
@@ -151,7 +151,7 @@ def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
 
 
 def loses_the_task(person: Person, task_id: str) -> None:
-    """As Airflow does where it finds the end of the asking process only after the answer: a new try begins anew."""
+    """Airflow does this if it learns only after the answer that the asking process has ended. A new try starts over."""
     run_id = person.page.url.partition("/runs/")[2].partition("/")[0]
     cleared = person.page.request.post(
         f"{person.up.address}/api/v2/dags/{FILL}/clearTaskInstances",
@@ -161,7 +161,7 @@ def loses_the_task(person: Person, task_id: str) -> None:
 
 
 def opens_a_team(person: Person, migration: object) -> None:
-    """With the keyboard alone."""
+    """Uses only the keyboard."""
     button = migration.get_by_role("button", name=f"Team {TEAM}, details")  # type: ignore[attr-defined]
     button.press("Enter")
     team = migration.get_by_role("dialog", name=f"Team {TEAM}")  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""The page where something is wrong, and where somebody looks from a phone or another time zone: in this order.
+"""The page when something is wrong, and when somebody looks from a phone or another time zone, in this order.
 
-After a migration and its rollback. ClickHouse is killed in the next migration, which then is marked as failed; once it
-is back, the last one runs to its irreversible end.
+It begins after a migration and its rollback. ClickHouse is killed in the next migration, which is then marked as
+failed. Once ClickHouse is back, the last migration runs to its irreversible end.
 """
 
 import json
@@ -25,13 +25,13 @@ from .conftest import AIRFLOW_WORKS, FILL, ROLLBACK, Person, Up, axe
 pytestmark = pytest.mark.ui
 
 LETTER = 12
-"""Pixels that a letter takes, and more."""
+"""In pixels. No letter is wider than this."""
 POOL = "pdi2_copies"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def rolled_back(browser: Browser, up: Up) -> None:
-    """A migration and its rollback, where the stories made none."""
+    """Runs a migration and its rollback, unless the stories have done so."""
     context = browser.new_context()
     person = Person(context, up)
     person.logs_in("admin")
@@ -51,7 +51,7 @@ def rolled_back(browser: Browser, up: Up) -> None:
 
 @pytest.fixture
 def page(person: Person) -> Page:
-    """The page by itself, as Airflow frames it."""
+    """The page that Airflow shows in a frame, opened without the frame."""
     person.logs_in("admin")
     person.page.goto(f"{person.up.address}/pdi2/")
     expect(person.page.get_by_role("heading", level=1)).not_to_have_text("Loading")
@@ -60,7 +60,7 @@ def page(person: Person) -> Page:
 
 @pytest.fixture
 def first(page: Page) -> Locator:
-    """The first line."""
+    """The first line of the page."""
     return page.get_by_role("region", name="Safe or not")
 
 
@@ -70,7 +70,7 @@ def waits(page: Page) -> Locator:
 
 
 def trigger(person: Person, dag_id: str = FILL, **conf: Any) -> str:
-    """Through Airflow's API; the form is test_stories' subject. Returns the run's id."""
+    """Triggers a run through Airflow's API, because test_stories tests the form. Returns the run's id."""
     answer = person.page.request.post(
         f"{person.up.address}/api/v2/dags/{dag_id}/dagRuns", data={"logical_date": None, "conf": conf}
     )
@@ -105,7 +105,7 @@ def test_every_run_is_listed_and_its_certificate_opens_and_downloads(person: Per
 
 
 def test_the_tab_of_a_run_is_about_that_run(person: Person, page: Page) -> None:
-    """A dry run, after which the page itself goes on telling of the rollback."""
+    """The run is a dry run. After it, the page itself still tells of the rollback."""
     run_id = trigger(person, dry_run=True)
     tab = person.page.context.new_page()
     tab.goto(f"{person.up.address}/dags/{FILL}/runs/{quote(run_id, safe='')}/plugin/migration-of-run")
@@ -236,7 +236,7 @@ def test_a_dead_clickhouse_is_named_with_the_retries_and_then_refuses_the_next_r
 
 @pytest.fixture
 def clickhouse_again(up: Up) -> Iterator[None]:
-    """Where it was, on what it left. It was killed with the password that Airflow's connection has."""
+    """Starts ClickHouse again on its port and its data. Its password comes from Airflow's connection."""
     airflow = Path(f"/proc/{process_of(up, b'standalone')}/environ").read_bytes().split(b"\0")
     [given] = [one for one in airflow if one.startswith(b"AIRFLOW_CONN_POSTHOG_CLICKHOUSE=")]
     connection = json.loads(given.partition(b"=")[2])
@@ -261,7 +261,7 @@ def test_it_is_said_from_when_on_the_migration_is_irreversible(person: Person, p
 
 
 def process_of(up: Up, name: bytes) -> int:
-    """The process that `make up` runs something in."""
+    """The child process of `make up` that has this name in its command line."""
     for children in Path(f"/proc/{up.pid}/task").glob("*/children"):
         for pid in children.read_text().split():
             if name in Path(f"/proc/{pid}/cmdline").read_bytes():
