@@ -4,7 +4,9 @@ All files of this directory share one system, in the order in which make test-ui
 rollback, then trouble, and at last the form, whose runs nobody waits for.
 """
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +23,12 @@ expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="session")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    with screenshots.running(tmp_path_factory.mktemp("up"), rows=8_000, teams=4) as up:
+def up() -> Iterator[Up]:
+    """Outside pytest's own directory: another pytest on this machine would lock Postgres's user out of that one."""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
+        screenshots.running(Path(directory), rows=8_000, teams=4) as up,
+    ):
         yield up
 
 
