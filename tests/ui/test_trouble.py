@@ -256,7 +256,9 @@ def test_it_is_said_from_when_on_the_migration_is_irreversible(person: Person, p
     expect(first).to_contain_text("this is irreversible, and a rollback is no longer possible", timeout=AIRFLOW_WORKS)
     expect(page.get_by_role("heading", level=1)).to_have_text("Complete: reads are on the new table")
     expect(page.get_by_role("link", name="Roll back")).to_have_count(0)
-    expect(page.get_by_role("definition").filter(has_text="not measured")).to_have_count(1)
+    peak = page.locator("#numbers dt", has_text="Peak memory").locator("+ dd")
+    # Whether a statement lasted long enough to be measured depends on the machine.
+    expect(peak).to_have_text(re.compile(r"^(not measured|[1-9][\d,]* MB)$"))
     assert person.barriers() == []
 
 
