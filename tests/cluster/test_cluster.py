@@ -16,7 +16,7 @@ from typing import Any
 import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
+from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
 from conftest import ENGINE, ReplicatedSystem, System
 from pdi2 import sql
 from pdi2.core.cluster import pressure, replicas
@@ -501,6 +501,7 @@ def test_what_replicas_and_keeper_end_passes_and_takes_no_try(code: int) -> None
         (DatabaseError("HTTP driver received HTTP status 429"), True, False),
         (DatabaseError("HTTP driver received HTTP status 503"), True, False),
         (OperationalError("Read timed out"), True, False),
+        (StreamFailureError("Stream ended unexpectedly (connection closed by server)"), True, False),
         (DatabaseError("Table is in readonly mode", code=164), False, False),
     ],
 )

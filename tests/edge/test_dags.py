@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,7 @@ def test_no_two_statements_of_an_engine_share_a_name() -> None:
     assert len(set(STATEMENTS)) == len(STATEMENTS)
 
 
+@cache
 def names_in_the_code() -> set[str]:
     """Every string in the package's modules that could be a statement's name; f-strings become patterns."""
     names = set()

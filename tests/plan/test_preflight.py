@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from conftest import System
 from pdi2.core.engines.failures import BusyError, Reaction, reaction
+from pdi2.core.plan import clickhouse_checks
 from pdi2.core.plan.preflight import Preflight, PreflightError, Verdict, check
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import AUDIT_SCHEMA, SCHEMA, Settings, SettingsError
@@ -28,6 +29,7 @@ from stories import (
     insert_truth,
     migrate,
     plan,
+    two_ids_each,
 )
 
 from demo import schema
@@ -52,6 +54,16 @@ def problems_of(system: System, settings: Settings | None = None, found: list[st
         assert problem in str(refused.value)
         assert re.fullmatch(r"\S.*[.] .*[.]", problem, re.DOTALL), f"no sentence and next step: {problem!r}"
     return refused.value.problems
+
+
+def test_what_earlier_runs_copied_needs_no_room_again(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_ids_each(system, TEAM, TEAM + 1)
+    copied: list[int] = []
+    monkeypatch.setattr(clickhouse_checks, "disk_problems", lambda _, rows: copied.append(rows) or [])
+    look(system)
+    migrate(system, system.ledger())
+    look(system)
+    assert copied == [0, 4]
 
 
 def set_row(system: System, status: int) -> None:

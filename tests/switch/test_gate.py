@@ -187,6 +187,14 @@ def test_a_trial_is_certified_for_its_teams_alone(system: System, ledger: Ledger
     assert sorted(plan(system, again)) == [TEAM + 1, TEAM + 2], "what the trial verified stays verified"
 
 
+def test_a_trial_whose_switch_is_started_by_hand_switches_nothing(system: System, ledger: Ledger) -> None:
+    enable(system, ledger, TRIAL)
+    plan(system, ledger, TRIAL)
+    copy_and_verify(system, ledger, TEAM)
+    judge(system, ledger, TRIAL)
+    unchanged(system, GateError, lambda: switch(system, ledger, TRIAL), "a trial switches nothing")
+
+
 @pytest.mark.parametrize("status", [0, 1, 3, 4, 6])
 def test_a_row_that_somebody_else_changed_stops_the_switch(system: System, ledger: Ledger, status: int) -> None:
     migrate(system, ledger)

@@ -150,7 +150,13 @@ def test_drift_of_an_earlier_audit_is_not_told_again(system: System, switched: L
     assert audit(system)[0].findings == {}
 
 
-def test_after_old_writes_have_stopped_the_old_table_is_not_asked(system: System, switched: Ledger) -> None:
+@pytest.mark.parametrize("large", [False, True], ids=["small teams", "teams cut in ranges"])
+def test_after_old_writes_have_stopped_the_old_table_is_not_asked(
+    system: System, switched: Ledger, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr("pdi2.core.state.slices.SMALL_ROWS", 0)
+        monkeypatch.setattr("pdi2.core.verify.digesting.aggregated_at_once", lambda _: 1)
     found, told = audit(system)
     assert found.old_differs == 0
     assert "old table's reader differs for about 0 ids" in told

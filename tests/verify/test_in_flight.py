@@ -10,7 +10,7 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings, SettingsError
 from pdi2.core.verify.verifying import verify_team
-from stories import ALICE, TEAM, add_teams, enable, insert_new, insert_truth, plan, rows_of, seen, stop_merges
+from stories import ALICE, BOB, TEAM, add_teams, enable, insert_new, insert_truth, plan, rows_of, seen, stop_merges
 
 from demo.schema import Table
 
@@ -138,6 +138,24 @@ def test_a_deletion_during_the_wait_is_in_flight(
     assert verify(system, ledger) == ({} if arrives else {"resurrected": 1})
     writer.flush()
     assert seen(system) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM posthog_persondistinctid WHERE distinct_id = 'id'",
+        "UPDATE posthog_persondistinctid SET version = 9 WHERE distinct_id = 'id'",
+    ],
+)
+def test_a_row_that_stood_above_postgres_before_the_wait_is_not_in_flight_after_it(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Postgres was restored from a backup, and goes on from there."""
+    insert_new(system, BOB, 9)
+    insert_truth(system, ALICE, 3)
+    meanwhile(monkeypatch, lambda: system.postgres.execute(change.encode()))
+    assert sum(verify(system, ledger).values()) == 1
+    assert system.disagreements() == {}
 
 
 def test_an_id_that_moves_on_during_its_repair_is_no_failure(system: System, ledger: Ledger) -> None:

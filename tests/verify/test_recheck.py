@@ -5,16 +5,21 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import psycopg
 import pytest
+from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import System
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch.gate import switch_reads
+from pdi2.core.verify.rechecking import MOST_CHANGED, _touched
 from pdi2.core.verify.settling import VerifyError
+from pdi2.core.verify.verifying import verify_team
 from stories import (
     ALICE,
     BOB,
+    MEGABYTE,
     NO_WAIT,
     TEAM,
     Listening,
@@ -129,6 +134,31 @@ def test_a_change_that_was_lost_is_found_and_repaired(system: System, ledger: Le
     assert system.disagreements() == {}
     assert warehouse.teams == as_a_whole
     assert {team_id for team_id, _ in warehouse.ids} == {TEAM}
+
+
+def test_a_change_that_was_not_committed_at_the_first_look_is_found(system: System, ledger: Ledger) -> None:
+    """At the recheck, newer transactions are open: they are newer than Postgres's snapshot, and no change is older."""
+    with psycopg.connect(system.uri) as late:
+        late.execute(
+            "UPDATE posthog_persondistinctid SET version = 1 WHERE distinct_id = 'id' AND team_id = %s", [TEAM]
+        )
+        verify_team(ledger, system.warehouse(), TEAM, NO_WAIT)
+        verify_team(ledger, system.warehouse(), OTHER, NO_WAIT)
+    with psycopg.connect(system.uri) as one, psycopg.connect(system.uri) as another:
+        for open_one in (one, another):
+            open_one.execute("SELECT txid_current()")
+        assert switch(system, ledger).ids == {(TEAM, b"id")}
+
+
+def test_what_was_touched_need_not_fit_into_memory(system: System) -> None:
+    system.clickhouse.command(
+        "INSERT INTO person_distinct_id2 (team_id, distinct_id, _timestamp) "
+        f"SELECT {TEAM}, concat('an id that is as long as most are ', toString(number)), 1 FROM numbers(1500000)"
+    )
+    warehouse = system.warehouse(max_memory_usage=130 * MEGABYTE)
+    with pytest.raises(DatabaseError, match="memory limit"):
+        warehouse.rows("touched_ids", {"since": 0, "most": MOST_CHANGED})
+    assert len(_touched(warehouse, {TEAM: 0})[TEAM]) == MOST_CHANGED + 1
 
 
 def test_only_what_changed_is_looked_at(system: System, ledger: Ledger) -> None:

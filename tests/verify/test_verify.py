@@ -171,6 +171,14 @@ def test_rows_that_contradict_each_other_at_one_version_are_decided_by_postgres(
     assert_agrees_whatever_merges(system)
 
 
+def test_tombstones_of_several_persons_are_one_tombstone(system: System, ledger: Ledger) -> None:
+    """Ours, from an id that came back as somebody else's and was deleted again without a tombstone."""
+    given(system, None, [("a", -1), ("b", -1)])
+    add_teams(system, TEAM)
+    assert verify(system, ledger) == {}
+    assert seen(system) == {}
+
+
 @pytest.mark.slow
 def test_every_kind_at_once(system: System, ledger: Ledger) -> None:
     for name, (_, truth, _) in DIFFERENCES.items():

@@ -214,7 +214,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
             with self._connect() as client:
                 while not done.wait(POLL_SECONDS):
                     seen = client.query(sql.clickhouse("peak_memory"), parameters={"log_comment": self._comment})
-                    peak = seen.result_rows[0][0]
+                    peak = max((row[0] for row in seen.result_rows), default=0)  # a profile's filter may leave no row
                     if peak > SMALLEST_PEAK:
                         cost.peak_memory = max(cost.peak_memory or 0, peak + self.set_aside)
         except ClickHouseError as error:  # if the work fails too, its own statement says so

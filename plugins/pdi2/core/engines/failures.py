@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 
 import psycopg
-from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
+from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
 from clickhouse_connect.driver.exceptions import Error as ClickHouseFailure
 
 MEMORY_LIMIT_EXCEEDED = 241
@@ -83,8 +83,8 @@ class Reaction(StrEnum):
 def reaction(error: BaseException) -> Reaction:
     """What to do after a failure, by ClickHouse's code if there is one.
 
-    A failure without a code never reached the server, or is an HTTP error: the server, or a proxy in front of it,
-    refused the request.
+    A failure without a code never reached the server, was cut off in the middle of an answer, or is an HTTP error: the
+    server, or a proxy in front of it, refused the request.
     """
     if isinstance(error, BusyError):
         return Reaction.RETRY
@@ -96,7 +96,8 @@ def reaction(error: BaseException) -> Reaction:
         if is_time_limit(error):
             return Reaction.SPLIT
         if error.code is None:
-            lost = type(error) in (DatabaseError, OperationalError) and not REFUSED.search(str(error))
+            lost = type(error) in (DatabaseError, OperationalError, StreamFailureError)
+            lost = lost and not REFUSED.search(str(error))
             return Reaction.RETRY if lost else Reaction.FAIL
         return Reaction.RETRY if error.code in TRANSIENT else Reaction.FAIL
     if isinstance(error, psycopg.Error):

@@ -48,7 +48,7 @@ TABLES: dict[str, dict[str, Any]] = {  # PostHog up to 1.33 on ClickHouse 21.12 
 
 def state_problems(warehouse: Warehouse) -> list[str]:
     """What is in the way at the moment, once the tables are known to be as they should be."""
-    return _disk_problems(warehouse) + _mutation_problems(warehouse) + cluster_checks.problems(warehouse)
+    return _mutation_problems(warehouse) + cluster_checks.problems(warehouse)
 
 
 def table_problems(warehouse: Warehouse) -> list[str]:
@@ -69,7 +69,7 @@ def table_problems(warehouse: Warehouse) -> list[str]:
                 "Point the connection posthog_clickhouse at PostHog's database, or run PostHog's own migrations first."
             )
             continue
-        engine, definition, sorting_key = (value.decode() for value in tables[table][:3])
+        engine, definition, sorting_key = (value.decode() for value in tables[table])
         if problem := cluster_checks.engine_problem(table, engine, definition, wanted["engine"], wanted["by"]):
             problems.append(problem)
         elif sorting_key != wanted["sorting_key"]:
@@ -97,15 +97,16 @@ def _column_problem(table: str, column: str, types: str | tuple[str, ...], found
     return f"Column {column} of ClickHouse table {table} {state}. Create the table as PostHog does."
 
 
-def _disk_problems(warehouse: Warehouse) -> list[str]:
-    sizes = {row[0].decode(): row[-1] for row in warehouse.rows("tables")}
-    needed = sizes["person_distinct_id"] or 0
+def disk_problems(warehouse: Warehouse, rows_copied: int) -> list[str]:
+    """Whether what is still to be copied has room, if it takes as much as in the old table."""
+    rows, size = warehouse.rows("size")[0]
+    needed = size * max(0, rows - rows_copied) / max(1, rows)
     policy, free, _ = disks_of_new(warehouse)
     if free >= needed:
         return []
     return [
         f"The disks of person_distinct_id2 (storage policy {policy}) have {free / 1e9:.1f} GB free, and the copy may "
-        f"need {needed / 1e9:.1f} GB (the size of the old table). Free or add disk first."
+        f"need {needed / 1e9:.1f} GB (the size of what is not copied yet in the old table). Free or add disk first."
     ]
 
 

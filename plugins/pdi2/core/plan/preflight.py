@@ -11,7 +11,7 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, describe, reaction
 from pdi2.core.plan import clickhouse_checks, postgres_checks
 from pdi2.core.plan.planning import rows_by_team
-from pdi2.core.state.ledger import AT_WORK, Ledger
+from pdi2.core.state.ledger import AT_WORK, Ledger, TeamStatus
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import NAME, Status, Switches
 from pdi2.core.state.words import counted
@@ -70,6 +70,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
         return ended
     if not tables:
         problems += _team_problems(ledger.connection, warehouse, settings)
+        problems += clickhouse_checks.disk_problems(warehouse, _rows_copied(ledger))
     problems += _switch_problems(ledger)
     if problems:
         raise PreflightError(problems)
@@ -137,6 +138,12 @@ def _switch_problems(ledger: Ledger) -> list[str]:
             'table lacks what came since. Set PERSON_DISTINCT_ID_WRITES to "both" and see docs/runbook.md.'
         )
     return problems
+
+
+def _rows_copied(ledger: Ledger) -> int:
+    """How many rows of the old table earlier runs have copied."""
+    teams = ledger.teams() if ledger.exists() else []
+    return sum(team.rows_source for team in teams if team.status in (TeamStatus.COPIED, TeamStatus.VERIFIED))
 
 
 def _team_problems(connection: Connection[Any], warehouse: Warehouse, settings: Settings) -> list[str]:

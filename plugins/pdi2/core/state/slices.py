@@ -101,8 +101,10 @@ def join(slices: list[Slice]) -> Slice:
     return Slice(slices[0].team_id, slices[0].lower, slices[-1].upper)
 
 
-def cut(warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int) -> list[Slice]:
-    """Cuts the range into slices of about `rows` rows, in key order, with no gap and no overlap.
+def cut(
+    warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int, table: str = "person_distinct_id"
+) -> list[Slice]:
+    """Cuts the range into slices of about `rows` rows of the table, in key order, with no gap and no overlap.
 
     The bounds come from the primary index, or from a sample of the rows if the index is too coarse or missing: if the
     server has no mergeTreeIndex, if it leaves the ids out of its index (it may, if the teams alone tell granules
@@ -111,34 +113,35 @@ def cut(warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int) -> li
     """
     if rows_in_whole <= rows:
         return [whole]
-    index = _index(warehouse, whole)
+    where = {**whole.parameters, "table": table}
+    index = _index(warehouse, where)
     parts = {part for _, _, of_granules in index for part in of_granules}
     bounds = _bounds(index, rows)
     if (len(bounds) + 1) * rows < rows_in_whole / 2 or len(parts) * GRANULE_ROWS > rows / 2:
-        bounds = _sampled(warehouse, whole, rows) or bounds
+        bounds = _sampled(warehouse, where, rows) or bounds
     return [
         Slice(whole.team_id, lower, upper)
         for lower, upper in zip([whole.lower, *bounds], [*bounds, whole.upper], strict=True)
     ]
 
 
-def _index(warehouse: Warehouse, whole: Slice) -> list[tuple[Any, ...]]:
+def _index(warehouse: Warehouse, where: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     try:
-        return warehouse.rows("index_bounds", whole.parameters)
+        return warehouse.rows("index_bounds", where)
     except DatabaseError as error:
         if error.code == UNKNOWN_FUNCTION:
             return []
         raise
 
 
-def _sampled(warehouse: Warehouse, whole: Slice, rows: int) -> list[bytes]:
+def _sampled(warehouse: Warehouse, where: Mapping[str, Any], rows: int) -> list[bytes]:
     """Bounds from reading all ids of the range; none if that exceeds the ClickHouse user's time limit.
 
     Then the bounds from the index must do.
     """
     step = max(1, rows // SAMPLES_A_SLICE)
     try:
-        return _bounds(warehouse.rows("sampled_bounds", {**whole.parameters, "step": step}), rows)
+        return _bounds(warehouse.rows("sampled_bounds", {**where, "step": step}), rows)
     except DatabaseError as error:
         if is_time_limit(error):
             return []

@@ -74,9 +74,14 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     """Compares and repairs what changed since the teams were verified, waits for all replicas, and switches reads.
 
     The switch is one transaction: it checks the gate once more, sets the row to CompletedSuccessfully and reads to
-    "new", and records an event. Raises GateError if a team is not verified or a required approval is missing, and
-    WaitError if the migration is paused.
+    "new", and records an event. Raises GateError if a team is not verified, a required approval is missing or the run
+    is a trial, and WaitError if the migration is paused.
     """
+    if settings.team_ids is not None:
+        raise GateError(
+            "This run is a trial of single teams, and a trial switches nothing (this task was cleared or run by hand). "
+            "Reads stay as they are. To switch, trigger the DAG without team_ids: it does only what is missing."
+        )
     switches = Switches(ledger.connection)
     row = switches.row()
     if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at):

@@ -74,11 +74,12 @@ class Difference:
     def in_flight_since(self, before: "Difference") -> bool:
         """Whether Postgres has changed since `before`, and the new table has caught up with what Postgres said then.
 
-        A row above Postgres's version is never just in flight, because the application writes to Postgres first.
+        A row above Postgres's version is never just in flight, because the application writes to Postgres first. Nor
+        does a row that has not moved since `before` show that the table has caught up.
         """
         if self.truth == before.truth or self.kind is Kind.AHEAD:
             return False
-        if before.truth and self.seen and self.seen.version > before.truth.version:
+        if before.truth and self.seen and self.seen != before.seen and self.seen.version > before.truth.version:
             return True
         return _agree(self.seen, before.truth)
 
@@ -138,7 +139,7 @@ def _agree(seen: Seen | None, truth: Truth | None) -> bool:
     application's.
     """
     if seen is None or truth is None:
-        return truth is None and (seen is None or (seen.is_deleted and not seen.rivals))
+        return truth is None and (seen is None or all(row.is_deleted for row in (seen, *seen.rivals)))
     if seen.rivals or seen.is_deleted or seen.person_id != truth.person_id:
         return False
     return seen.version == truth.version or seen.version <= min(0, truth.version)

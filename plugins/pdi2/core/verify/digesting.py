@@ -208,7 +208,7 @@ def _by_range(
     once: 177 MB for 12 parts of 20,000 rows, 885 MB for 60.
     """
     if len(teams.ids) > 1:
-        yield teams, _of_one(warehouse, name, {**teams.parameters, **parameters})
+        yield teams, in_memory_or_spilling(warehouse, name, {**teams.parameters, **parameters})
         return
     yield from _of_range(warehouse, name, parameters, Slice(teams.ids[0], b"", None), teams.rows, most)
 
@@ -217,10 +217,10 @@ def _of_range(
     warehouse: Warehouse, name: str, parameters: dict[str, Any], whole: Slice, rows_in_whole: int, rows: int
 ) -> Iterator[tuple[Slice | Teams, list[tuple[Any, ...]]]]:
     """Halves the ranges if one meets the limit though it spills: ClickHouse 23.6 takes up to five times the memory."""
-    ranges = cut(warehouse, whole, rows_in_whole, rows)
+    ranges = cut(warehouse, whole, rows_in_whole, rows, "person_distinct_id2")  # the old table may be gone
     for number, one in enumerate(ranges):
         try:
-            found = _of_one(warehouse, name, {**one.parameters, **parameters})
+            found = in_memory_or_spilling(warehouse, name, {**one.parameters, **parameters})
         except DatabaseError as error:
             if reaction(error) is not Reaction.SPLIT or rows <= FEWEST_ROWS:
                 raise
@@ -230,7 +230,7 @@ def _of_range(
         yield one, found
 
 
-def _of_one(warehouse: Warehouse, name: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+def in_memory_or_spilling(warehouse: Warehouse, name: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Runs the statement in memory, or if it does not fit, spilling to disk.
 
     Spilling is slower and takes about 100 MB itself, but allows many large groups.

@@ -16,7 +16,7 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import TEAMS_AT_ONCE, Teams
 from pdi2.core.verify.comparing import Key
-from pdi2.core.verify.digesting import Digests, suspects
+from pdi2.core.verify.digesting import Digests, in_memory_or_spilling, suspects
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ def _touched(warehouse: Warehouse, since: dict[int, int]) -> dict[int, set[bytes
     """
     if not since:
         return {}
-    rows = warehouse.rows("touched_ids", {"since": min(since.values()), "most": MOST_CHANGED + 1})
+    parameters = {"since": min(since.values()), "most": MOST_CHANGED + 1}
+    rows = in_memory_or_spilling(warehouse, "touched_ids", parameters)
     touched: dict[int, set[bytes]] = {}
     for team_id, of_team in groupby(rows, key=lambda row: row[0]):
         found = list(of_team)

@@ -2,7 +2,7 @@
 -- Each part starts at a different offset, because the first ids of a part are its lowest.
 -- ClickHouse 23.6 does not know _part_offset in PREWHERE.
 SELECT distinct_id, count() * {step:UInt64}
-FROM person_distinct_id
+FROM {table:Identifier}
 PREWHERE /* include slice_range */
 WHERE (_part_offset + cityHash64(_part)) % {step:UInt64} = 0
 GROUP BY distinct_id

@@ -1,10 +1,12 @@
 -- What happened to teams since they were verified: how many of their rows are newer, by the transaction that wrote
 -- them, and whether rows are gone, because a deleted row shows no transaction. If the mark says nothing (another
--- server, or too long ago), everything counts as new.
+-- server, or too long ago), everything counts as new. Both ages count back from the same transaction, which may be
+-- newer than the snapshot's.
 WITH verified AS (
     SELECT team_id,
            (mark ->> 'at')::bigint AS marked_at,
-           txid_snapshot_xmax(txid_current_snapshot()) - (mark ->> 'xid')::bigint AS newest,
+           txid_snapshot_xmax(txid_current_snapshot()) - (mark ->> 'xid')::bigint AS transactions,
+           age(((mark ->> 'xid')::bigint & 4294967295)::text::xid) AS newest,
            (mark ->> 'rows')::bigint AS rows,
            (mark ->> 'ids')::numeric AS ids,
            (mark ->> 'last')::bigint AS last
@@ -15,9 +17,10 @@ WITH verified AS (
 SELECT verified.team_id,
        verified.marked_at,
        count(*) FILTER (WHERE age(mapping.xmin) <= verified.newest) AS changed,
-       coalesce(verified.newest NOT BETWEEN 0 AND 2000000000
+       coalesce(verified.transactions NOT BETWEEN 0 AND 2000000000
                 OR verified.rows <> count(*) FILTER (WHERE mapping.id <= verified.last)
                 OR verified.ids <> coalesce(sum(mapping.id) FILTER (WHERE mapping.id <= verified.last), 0), true) AS unknown
 FROM verified
 LEFT JOIN posthog_persondistinctid AS mapping ON mapping.team_id = verified.team_id
-GROUP BY verified.team_id, verified.marked_at, verified.newest, verified.rows, verified.ids, verified.last
+GROUP BY verified.team_id, verified.marked_at, verified.transactions, verified.newest, verified.rows, verified.ids,
+         verified.last
