@@ -8,6 +8,7 @@ import pytest
 from conftest import System
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, WaitError, reaction
+from pdi2.core.plan.preflight import Verdict, check
 from pdi2.core.report.certificate import for_approval
 from pdi2.core.report.reporting import close_run
 from pdi2.core.report.way_back import way_back
@@ -192,7 +193,20 @@ def test_a_trial_whose_switch_is_started_by_hand_switches_nothing(system: System
     plan(system, ledger, TRIAL)
     copy_and_verify(system, ledger, TEAM)
     judge(system, ledger, TRIAL)
-    unchanged(system, GateError, lambda: switch(system, ledger, TRIAL), "a trial switches nothing")
+    unchanged(system, GateError, lambda: switch(system, ledger, TRIAL), "trial of single teams, which switches nothing")
+
+
+@pytest.mark.parametrize("settings", [TRIAL, Settings(dry_run=True)], ids=["trial", "dry run"])
+def test_old_writes_end_by_no_trial(system: System, ledger: Ledger, settings: Settings) -> None:
+    migrate(system, ledger)
+    switch(system, ledger)
+    unchanged(system, GateError, lambda: old_writes_end(ledger, settings), "which switches nothing")
+    assert check(ledger, system.warehouse(), settings, []).verdict is Verdict.NOTHING
+
+
+def test_a_dry_run_whose_dual_write_is_started_by_hand_writes_nothing(system: System, ledger: Ledger) -> None:
+    dry = Settings(dry_run=True)
+    unchanged(system, MigrationError, lambda: enable(system, ledger, dry), "a dry run, which writes nothing")
 
 
 @pytest.mark.parametrize("status", [0, 1, 3, 4, 6])

@@ -182,11 +182,11 @@ def switch_reads() -> None:
 )
 def stop_old_writes() -> PokeReturnValue:
     """Waits until no reader can still use the old table, and then stops the writes to it."""
-    if not current_settings().stop_old_writes:
+    settings = current_settings()
+    if not settings.stop_old_writes:
         raise AirflowSkipException("stop_old_writes is off: both tables stay written, and a rollback stays possible.")
     ledger = open_ledger()
     with ledger.connection:
-        settings = current_settings()
         until = gate.old_writes_end(ledger, settings)
         if pendulum.now() < until:
             log.info("Readers may use the old table until %s; old writes go on.", until)

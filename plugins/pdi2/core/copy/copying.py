@@ -67,7 +67,8 @@ def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
         ledger.start_copy([team_id])
         warehouse.max_memory_usage = min(warehouse.max_memory_usage, team.memory_budget or warehouse.max_memory_usage)
         most = Budget(warehouse.max_memory_usage).range_rows
-        rows = min(most, max(team.slice_rows or max(ledger.smallest_slice_rows() or most, most // 8), FEWEST_ROWS))
+        wanted = team.slice_rows or max(ledger.smallest_slice_rows() or most, most // 8)
+        rows = min(most, max(wanted, FEWEST_ROWS))
         left = [Slice(team_id, lower or b"", None)]
         try:
             left = cut(warehouse, left[0], team.rows_source, rows)

@@ -113,7 +113,8 @@ def _already_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
             "nothing says that the new table agrees with Postgres, and readers use it. Nothing was changed. Trigger "
             'audit_person_distinct_id2: it compares every team with Postgres, and mends it with {"repair": true}.',
         )
-    if switches.writes() == "both" and settings.stop_old_writes and not settings.dry_run:
+    trial = settings.dry_run or settings.team_ids is not None
+    if switches.writes() == "both" and settings.stop_old_writes and not trial:
         return Preflight(Verdict.STOP_OLD_WRITES, "Reads are switched already; stopping old writes is what is left.")
     return Preflight(Verdict.NOTHING, "The migration is complete already; there is nothing to do.")
 

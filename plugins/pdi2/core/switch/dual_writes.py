@@ -48,6 +48,11 @@ class Observation:
 
 def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
     """Sets writes to "both" and the row to Starting, in one transaction: everything or nothing."""
+    if settings.dry_run:
+        raise MigrationError(
+            "This run is a dry run, which writes nothing, not even if this task is run by hand. Trigger the DAG "
+            "without dry_run."
+        )
     ledger.create()
     switches = Switches(ledger.connection)
     with ledger.transaction():

@@ -77,11 +77,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     "new", and records an event. Raises GateError if a team is not verified, a required approval is missing or the run
     is a trial, and WaitError if the migration is paused.
     """
-    if settings.team_ids is not None:
-        raise GateError(
-            "This run is a trial of single teams, and a trial switches nothing (this task was cleared or run by hand). "
-            "Reads stay as they are. To switch, trigger the DAG without team_ids: it does only what is missing."
-        )
+    _refuse_trials(settings)
     switches = Switches(ledger.connection)
     row = switches.row()
     if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at):
@@ -99,6 +95,16 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
         switches.change(_left_at(ledger), Status.COMPLETED_SUCCESSFULLY, progress=100)
         switches.set_reads("new")
         ledger.record("reads_switched", **certificate, rechecked=rechecked, replicas=everywhere)
+
+
+def _refuse_trials(settings: Settings) -> None:
+    """These tasks are skipped in such runs, unless somebody clears them or runs them by hand."""
+    if settings.dry_run or settings.team_ids is not None:
+        raise GateError(
+            f"This run is a {'dry run' if settings.dry_run else 'trial of single teams'}, which switches nothing, not "
+            "even if this task is run by hand. Reads and writes stay as they are. To go on, trigger the DAG without "
+            "dry_run and team_ids: it does only what is missing."
+        )
 
 
 def _check_approval(ledger: Ledger, settings: Settings) -> None:
@@ -121,7 +127,11 @@ def _left_at(ledger: Ledger) -> Status:
 
 
 def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
-    """The time from which no reader uses the old table any more. Raises GateError if reads are not on the new table."""
+    """The time from which no reader uses the old table any more.
+
+    Raises GateError if reads are not on the new table, or if the run is a trial.
+    """
+    _refuse_trials(settings)
     switches = Switches(ledger.connection)
     row = switches.row()
     if row is None or row.status != Status.COMPLETED_SUCCESSFULLY or row.finished_at is None:

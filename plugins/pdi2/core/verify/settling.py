@@ -50,7 +50,9 @@ def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], 
             keys = {one.key for one in wrong}
             old = old_answers(warehouse, keys) if wrong and Switches(ledger.connection).old_is_written() else {}
             left = _repair(ledger, warehouse, wrong) if settings.repair else wrong
-            findings.record(ledger, wrong, old, keys if settings.repair else set(), keys - {one.key for one in left})
+            touched = keys if settings.repair else set()
+            repaired = keys - {one.key for one in left}
+            findings.record(ledger, wrong, old, touched, repaired)
             if settings.repair and left:
                 raise _unrepaired(ledger, left)
             found.update(one.kind.value for one in wrong)
