@@ -501,6 +501,7 @@ def test_what_replicas_and_keeper_end_passes_and_takes_no_try(code: int) -> None
         (DatabaseError("HTTP driver received HTTP status 429"), True, False),
         (DatabaseError("HTTP driver received HTTP status 503"), True, False),
         (OperationalError("Read timed out"), True, False),
+        (DatabaseError("Query was cancelled", code=394), True, False),
         (StreamFailureError("Stream ended unexpectedly (connection closed by server)"), True, False),
         (DatabaseError("Table is in readonly mode", code=164), False, False),
     ],

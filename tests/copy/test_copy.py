@@ -1,5 +1,6 @@
 """Copying a team on the real engines: the live-pair rule, slices, checkpoints, and what the engines refuse."""
 
+import hashlib
 from collections.abc import Callable
 from itertools import combinations_with_replacement
 from typing import Any
@@ -269,6 +270,7 @@ ODD_IDS = [
     b"\xc3",
     "naïve 人 🦔".encode(),
     "長".encode() * 400,
+    hashlib.shake_128(b"longer than a key of Postgres, which cannot compress it").digest(3_000),
 ]
 
 

@@ -290,6 +290,15 @@ class TestAirflow:
         yield
         _forget_runs()
 
+    def test_a_run_of_another_dag_is_nobodys(self, system: System, viewer: Visitor) -> None:
+        """Whoever sees the page may read our DAGs, and perhaps no other."""
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+
+        with create_session() as session:
+            session.add(DagRun("somebody_elses", "its_run", run_type="manual", state="running"))
+        assert viewer.get("/status", dag="somebody_elses", run="its_run").status_code == 404
+
     def test_a_dry_run_shows_its_plan_and_writes_nothing(self, system: System, viewer: Visitor) -> None:
         many_ids(system, 500)
 

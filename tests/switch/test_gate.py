@@ -15,6 +15,7 @@ from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger, NotOwnerError
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import ChangedElsewhereError, Switches
+from pdi2.core.switch.dual_writes import DualWriteError
 from pdi2.core.switch.gate import (
     GateError,
     RollbackError,
@@ -318,6 +319,29 @@ def test_a_rollback_that_would_lose_writes_is_refused(system: System, ledger: Le
     assert system.status() == 2
 
 
+def test_a_rollback_that_meets_the_end_of_old_writes_loses_none(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    switch(system, ledger)
+
+    class Slow(Ledger):
+        def create(self) -> None:
+            stop_old_writes(ledger)
+
+    with pytest.raises(RollbackError, match="Old writes have stopped"):
+        roll_back(Slow(system.ledger().connection, "the rollback", "a test"))
+    assert system.switches() == {"reads": "new", "writes": "new"}
+    assert system.status() == 2
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_a_dual_write_that_is_enabled_by_hand_undoes_no_switch(system: System, ledger: Ledger, status: int) -> None:
+    migrate(system, ledger)
+    switch(system, ledger)
+    stop_old_writes(ledger)
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = %s", [status])
+    unchanged(system, DualWriteError, lambda: enable(system, ledger), "since preflight looked.*Nothing was changed")
+
+
 def test_migrating_again_after_a_rollback_verifies_every_team_again(system: System, ledger: Ledger) -> None:
     migrate(system, ledger)
     switch(system, ledger)
@@ -422,6 +446,16 @@ def test_a_run_whose_failed_tasks_are_cleared_after_its_report_goes_on_to_the_sw
 
     assert system.status() == 2
     assert close_run(ledger, NO_WAIT)["outcome"] == "completed"
+
+
+def test_a_rejected_run_whose_approval_is_given_after_all_switches(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    ledger.record("switch_rejected", by="ann")
+    assert close_run(ledger, NO_WAIT)["outcome"] == "rejected"
+    assert system.status() == 3
+
+    switch(system, ledger)
+    assert system.status() == 2
 
 
 def test_a_trial_that_passed_is_no_failure(system: System, ledger: Ledger) -> None:

@@ -18,18 +18,21 @@ from pdi2.core.report.telling import CAUSE, cause
 FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"
 AUDIT = "audit_person_distinct_id2"
+OURS = (FILL, ROLLBACK, AUDIT)
+"""The page tells nothing of other DAGs, because whoever reads it was asked for no permission to read those."""
 LISTED = 5
 GOING_ON = (DagRunState.QUEUED, DagRunState.RUNNING)
 
 
 def run(session: Session, airflow_run: str) -> DagRun | None:
-    """The run with the ledger's name for it, which is its DAG's id and its own id."""
+    """The run with the ledger's name for it, which is its DAG's id and its own id; None if it is of another DAG."""
     dag_id, _, run_id = airflow_run.partition(" ")
-    return session.scalar(select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
+    found = select(DagRun).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id, DagRun.dag_id.in_(OURS))
+    return session.scalar(found)
 
 
 def newest(session: Session, limit: int) -> list[DagRun]:
-    chosen = select(DagRun).where(DagRun.dag_id.in_((FILL, ROLLBACK, AUDIT)))
+    chosen = select(DagRun).where(DagRun.dag_id.in_(OURS))
     return list(session.scalars(chosen.order_by(DagRun.queued_at.desc(), DagRun.id.desc()).limit(limit)))
 
 

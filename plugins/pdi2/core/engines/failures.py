@@ -39,6 +39,7 @@ TRANSIENT = {
     319: "the fate of an insert is unknown",
     341: "a mutation waits for a replica that is away",
     373: "an earlier statement of the session is not over yet",
+    394: "the statement was cancelled, as by a server that restarts",
     425: "the operating system failed a call",
     439: "no thread is free",
     473: "another statement holds a lock",

@@ -6,14 +6,13 @@ from tabulate import tabulate
 
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report.way_back import way_back
-from pdi2.core.state.ledger import FAILED, TRIAL_PASSED, Ledger, Team, TeamStatus
+from pdi2.core.state.ledger import FAILED, REJECTED, TRIAL_PASSED, Ledger, Team, TeamStatus
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import ChangedElsewhereError, Status, Switches
 from pdi2.core.state.words import are, counted
 from pdi2.core.switch.gate import not_verified
 
 LARGEST = 30
-REJECTED = "rejected"
 
 
 class UnfinishedError(MigrationError):

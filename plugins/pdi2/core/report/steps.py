@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from pdi2.core.report.reporting import REJECTED
-from pdi2.core.state.ledger import TRIAL_PASSED
+from pdi2.core.state.ledger import REJECTED, TRIAL_PASSED
 
 STEPS = {
     "enable_dual_writes": ("Dual writes on", "run_started"),

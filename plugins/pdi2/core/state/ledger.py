@@ -23,6 +23,7 @@ from pdi2.core.state.slices import Slice
 T = TypeVar("T")
 TRIAL_PASSED = "trial passed"
 FAILED = "failed"
+REJECTED = "rejected"
 AT_WORK = (
     "Another run of this migration is running at this moment (it holds the advisory lock). Nothing was changed. "
     "Wait until it has ended, then trigger this run again."
@@ -277,7 +278,9 @@ class Ledger:
         of the application's tombstones the new table has for ids that Postgres does not have; seconds: the team's share
         of the time.
         """
-        self._execute("team_verified", {"teams": Jsonb(list(teams))})
+        verified = list(teams)
+        self._execute("team_verified", {"teams": Jsonb(verified)})
+        self.settle_findings(team["team_id"] for team in verified)
 
     def set_failed(self, team_ids: Iterable[int], error: str) -> None:
         self._execute("team_failed", {"team_ids": list(team_ids), "error": error})
@@ -287,6 +290,10 @@ class Ledger:
 
     def add_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
         self._execute("finding_add", {"findings": Jsonb(findings)})
+
+    def settle_findings(self, team_ids: Iterable[int]) -> None:
+        """Closes the findings of teams that agree with Postgres now."""
+        self._execute("findings_settled", {"team_ids": list(team_ids)})
 
     def findings_by_kind(self) -> dict[str, dict[str, int]]:
         return {

@@ -22,6 +22,8 @@ FEWEST_ROWS = 1_000
 SMALL_ROWS = 10_000
 """Teams with no more rows than this share statements: statements of their own would cost more than their rows do."""
 TEAMS_AT_ONCE = 500
+LONGEST_BOUND = 2_000
+"""In bytes. The ledger's key holds where a slice begins, and a key of Postgres takes 2,704 bytes at most."""
 BYTES_A_STATEMENT = 25_000_000
 BYTES_A_ROW = 1_000
 """Memory planned for a statement that aggregates all rows it reads. `old_differs`, which reads both tables, took up to
@@ -153,7 +155,7 @@ def _bounds(found: list[tuple[Any, ...]], rows: int) -> list[bytes]:
     bounds: list[bytes] = []
     since = 0
     for distinct_id, stands_for, *_ in found:
-        if since >= rows:
+        if since >= rows and len(distinct_id) <= LONGEST_BOUND:
             bounds.append(distinct_id)
             since = 0
         since += stands_for

@@ -9,7 +9,7 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.state.switches import Status, Switches
+from pdi2.core.state.switches import NAME, Status, Switches
 from pdi2.core.state.words import counted, quoted
 
 ENABLED = "dual_writes_enabled"
@@ -61,6 +61,12 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
         assert row is not None  # noqa: S101  (created above)
         ledger.claim(settings.as_dict())
         was = switches.writes()
+        if row.status in (Status.COMPLETED_SUCCESSFULLY, Status.RUNNING) or was == "new":
+            raise DualWriteError(
+                f"The row {NAME} has become {Status(row.status).name} since preflight looked, or the application "
+                "writes the new table only, so enabling the dual write would undo a switch or take over somebody "
+                "else's run. Nothing was changed. Trigger a new run: its preflight says what is left to do."
+            )
         if row.status == Status.ROLLED_BACK or was not in ("both", None):
             ledger.verify_all_again()
         switches.set_writes("both")

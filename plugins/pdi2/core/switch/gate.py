@@ -8,7 +8,7 @@ from pdi2.core.cluster.pressure import refuse_while_paused
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.plan.planning import chosen, rows_by_team
-from pdi2.core.state.ledger import FAILED, Ledger, Team, TeamStatus
+from pdi2.core.state.ledger import FAILED, REJECTED, Ledger, Team, TeamStatus
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import Status, Switches
 from pdi2.core.state.words import are, counted
@@ -120,10 +120,10 @@ def _check_approval(ledger: Ledger, settings: Settings) -> None:
 
 
 def _left_at(ledger: Ledger) -> Status:
-    """The status that this run left the row in: Errored if it was reported as failed and went on after its failed tasks
-    were cleared, else Starting."""
+    """The status that this run left the row in: Errored if it was reported as failed or rejected and went on after its
+    tasks were cleared, else Starting."""
     run = ledger.current_run()
-    return Status.ERRORED if run and run.outcome == FAILED else Status.STARTING
+    return Status.ERRORED if run and run.outcome in (FAILED, REJECTED) else Status.STARTING
 
 
 def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
@@ -168,17 +168,12 @@ def roll_back(ledger: Ledger) -> str:
             "old table lacks what came since, and reading it would lose updates. Nothing was changed. To go back, "
             "restore the old table from Postgres first."
         )
-    if switches.writes() != "both":
-        raise RollbackError(
-            f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is "{switches.writes()}"), so the old table lacks '
-            "what came since, and reading it would lose updates. Nothing was changed. The new table agrees with "
-            "Postgres: stay on it. To be able to go back next time, "
-            "run the migration with stop_old_writes off."
-        )
+    _refuse_to_lose_updates(switches)
     ledger.create()
     with ledger.transaction():
         ledger.claim({})
         switches.change(Status.COMPLETED_SUCCESSFULLY, Status.ROLLED_BACK)
+        _refuse_to_lose_updates(switches)  # a run that was ending old writes had the row until now
         switches.set_reads("old")
         ledger.record("rolled_back")
         ledger.end_run("rolled back")
@@ -186,3 +181,13 @@ def roll_back(ledger: Ledger) -> str:
         "Reads are back on the old table, and both tables are written. PostHog's processes that saw the migration "
         "complete remember it until they are restarted: restart them now."
     )
+
+
+def _refuse_to_lose_updates(switches: Switches) -> None:
+    if switches.writes() != "both":
+        raise RollbackError(
+            f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is "{switches.writes()}"), so the old table lacks '
+            "what came since, and reading it would lose updates. Nothing was changed. The new table agrees with "
+            "Postgres: stay on it. To be able to go back next time, "
+            "run the migration with stop_old_writes off."
+        )
