@@ -41,7 +41,7 @@ STEPS = {
 }
 
 OPENING = """A whole migration on this machine: Postgres, ClickHouse's engine and Airflow are real, and an application
-goes on writing and reading. It takes about 40 seconds."""
+goes on writing and reading. It takes about 50 seconds."""
 
 NEXT = """
 What next:

@@ -261,3 +261,16 @@ def test_a_bad_parameter_is_refused(wrong: dict[str, Any]) -> None:
 def test_an_audit_repairs_nothing_unless_it_is_asked_to() -> None:
     defaults = {name: schema["default"] for name, schema in AUDIT_SCHEMA.items()}
     assert Settings.validated(defaults, {}, AUDIT_SCHEMA).repair is False
+
+
+def test_what_an_audit_finds_before_the_switch_is_repaired_by_it(system: System, ledger: Ledger) -> None:
+    """A consumer lost a row that had arrived: nothing has changed in Postgres, and nothing new is in the table."""
+    migrate(system, ledger)
+    system.clickhouse.command("DELETE FROM person_distinct_id2 WHERE distinct_id = 'other'")
+    with pytest.raises(DriftError, match="2 ids drifted"):
+        audit(system)
+
+    switch_reads(ledger, system.warehouse(), NO_WAIT)
+
+    assert system.disagreements() == {}
+    assert [row[3] for row in findings(system)] == [True, True]

@@ -291,6 +291,9 @@ class Ledger:
     def add_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
         self._execute("finding_add", {"findings": Jsonb(findings)})
 
+    def verified_with_open_findings(self) -> set[int]:
+        return {team_id for (team_id,) in self._execute("findings_open")}
+
     def settle_findings(self, team_ids: Iterable[int]) -> None:
         """Closes the findings of teams that agree with Postgres now."""
         self._execute("findings_settled", {"team_ids": list(team_ids)})

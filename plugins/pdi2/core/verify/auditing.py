@@ -73,7 +73,7 @@ def audit(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings
     """
     _check_repair(ledger, settings)
     old_differs = compare(ledger, warehouse, teams, settings).old_differs
-    if settings.repair:
+    if settings.repair:  # whatever was wrong in these teams is repaired, or compare would have raised
         ledger.settle_findings(teams.ids)
     return {team_id: None if old_differs is None else old_differs[team_id] for team_id in teams.ids}
 

@@ -38,13 +38,16 @@ def mark(before: tuple[int, int], first: Digests, team_id: int) -> dict[str, int
     return {"at": at, "xid": xid, "rows": rows, "ids": str(ids), "last": last}
 
 
-def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Iterator[set[Key]]:
-    """Ids of verified teams, in portions, that were written in Postgres or the new table since the verification."""
+def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings, doubtful: set[int]) -> Iterator[set[Key]]:
+    """Ids of verified teams, in portions, that were written in Postgres or the new table since the verification.
+
+    Of `doubtful` teams, and of those whose changes cannot be told, all ids that the digests suspect.
+    """
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
     since = {
         team_id: max(0, int(marked_at - settings.in_flight))
         for team_id, marked_at, changed, unknown in teams
-        if not unknown and changed <= MOST_CHANGED
+        if not unknown and changed <= MOST_CHANGED and team_id not in doubtful
     }
     changed = _touched(warehouse, since)
     for team_id, distinct_id in postgres.execute(ledger.connection, "changed_ids", {"team_ids": list(since)}):

@@ -106,6 +106,9 @@ def compare(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settin
 def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Counter[str]:
     """Compares and repairs what changed in teams since they were verified; returns the number of findings by kind.
 
-    Raises VerifyError if some remain.
+    Teams with open findings, such as those of an audit, are compared as a whole. Raises VerifyError if some remain.
     """
-    return settle(ledger, warehouse, changed_ids(ledger, warehouse, settings), settings)
+    doubtful = ledger.verified_with_open_findings()
+    found = settle(ledger, warehouse, changed_ids(ledger, warehouse, settings, doubtful), settings)
+    ledger.settle_findings(doubtful)
+    return found
