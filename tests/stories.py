@@ -173,6 +173,19 @@ def a_range_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copying, "RANGES_AT_ONCE", 1)
 
 
+def skip_waits(monkeypatch: pytest.MonkeyPatch, happening: Callable[[], object] = lambda: None) -> list[float]:
+    """The seconds that each wait for what is in flight would take. It takes none, but `happening` happens in it."""
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        happening()
+
+    monkeypatch.setattr("pdi2.core.verify.waiting.monotonic", lambda: sum(waits))
+    monkeypatch.setattr("pdi2.core.verify.waiting.sleep", sleep)
+    return waits
+
+
 def enable(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:
     dual_writes.enable(ledger, system.warehouse(), settings)
 

@@ -32,6 +32,7 @@ from stories import (
     merge,
     plan,
     seen,
+    skip_waits,
     stop_merges,
 )
 
@@ -119,8 +120,7 @@ def test_a_team_that_cannot_be_copied_fails_alone(system: System, ledger: Ledger
 def test_what_is_wrong_in_a_few_teams_is_repaired_with_one_wait(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr("pdi2.core.verify.settling.sleep", waits.append)
+    waits = skip_waits(monkeypatch)
     teams = plan(system, ledger)
     copy_together(ledger, system.warehouse(), teams)
     insert_new(system, CAROL, 7, "simple")

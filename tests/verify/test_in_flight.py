@@ -1,6 +1,6 @@
 """Traffic goes on while a team is verified: one wait tells what is only on its way from what is wrong."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +10,20 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings, SettingsError
 from pdi2.core.verify.verifying import verify_team
-from stories import ALICE, BOB, TEAM, add_teams, enable, insert_new, insert_truth, plan, rows_of, seen, stop_merges
+from stories import (
+    ALICE,
+    BOB,
+    TEAM,
+    add_teams,
+    enable,
+    insert_new,
+    insert_truth,
+    plan,
+    rows_of,
+    seen,
+    skip_waits,
+    stop_merges,
+)
 
 from demo.schema import Table
 
@@ -28,15 +41,7 @@ def ledger(system: System) -> Ledger:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that each wait would take; it takes none."""
-    waits: list[float] = []
-    monkeypatch.setattr("pdi2.core.verify.settling.sleep", waits.append)
-    return waits
-
-
-def meanwhile(monkeypatch: pytest.MonkeyPatch, happening: Callable[[], object]) -> None:
-    """Makes something happen during a wait."""
-    monkeypatch.setattr("pdi2.core.verify.settling.sleep", lambda _: happening())
+    return skip_waits(monkeypatch)
 
 
 def verify(system: System, ledger: Ledger, warehouse: Warehouse | None = None) -> dict[str, int]:
@@ -81,12 +86,13 @@ def test_many_portions_of_differences_share_one_wait(
 def test_very_many_differences_share_a_few_waits_and_little_memory(
     system: System, ledger: Ledger, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pdi2.core.verify.settling.HELD_AT_ONCE", 5)
+    monkeypatch.setattr("pdi2.core.verify.settling.REPAIRED_AT_ONCE", 4)
+    monkeypatch.setattr("pdi2.core.verify.waiting.LISTS_HELD", 2)
     for number in range(12):
         insert_truth(system, UUID(int=100 + number), 1, f"id {number}")
 
     assert verify(system, ledger) == {"missing": 12}
-    assert waits == [30, 30, 30]
+    assert waits == [30, 30], "the second list became old during the first wait"
     assert system.disagreements() == {}
 
 
@@ -101,7 +107,7 @@ def test_an_id_that_moves_all_the_time_is_in_flight_as_long_as_its_rows_arrive(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hot = Hot(system, rows_arrive=True)
-    meanwhile(monkeypatch, hot.move)
+    skip_waits(monkeypatch, hot.move)
     assert verify(system, ledger) == {}
     assert system.disagreements() == {TEAM: {"hot"}}, "its last row is on its way"
 
@@ -114,7 +120,7 @@ def test_an_id_that_moves_all_the_time_and_whose_rows_are_lost_is_wrong(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hot = Hot(system, rows_arrive=False)
-    meanwhile(monkeypatch, hot.move)
+    skip_waits(monkeypatch, hot.move)
     assert verify(system, ledger) == {"stale": 1}
     assert system.disagreements() == {}
 
@@ -134,7 +140,7 @@ def test_a_deletion_during_the_wait_is_in_flight(
         writer.delete(TEAM, "leaves")
 
     insert_new(system, ALICE, -5, "leaves")
-    meanwhile(monkeypatch, leave)
+    skip_waits(monkeypatch, leave)
     assert verify(system, ledger) == ({} if arrives else {"resurrected": 1})
     writer.flush()
     assert seen(system) == {}
@@ -153,7 +159,7 @@ def test_a_row_that_stood_above_postgres_before_the_wait_is_not_in_flight_after_
     """Postgres was restored from a backup, and goes on from there."""
     insert_new(system, BOB, 9)
     insert_truth(system, ALICE, 3)
-    meanwhile(monkeypatch, lambda: system.postgres.execute(change.encode()))
+    skip_waits(monkeypatch, lambda: system.postgres.execute(change.encode()))
     assert sum(verify(system, ledger).values()) == 1
     assert system.disagreements() == {}
 

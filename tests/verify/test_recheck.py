@@ -30,6 +30,7 @@ from stories import (
     insert_truth,
     migrate,
     plan,
+    skip_waits,
     stop_merges,
     two_ids_each,
 )
@@ -153,9 +154,9 @@ def test_a_change_that_was_not_committed_at_the_first_look_is_found(system: Syst
 def test_what_was_touched_need_not_fit_into_memory(system: System) -> None:
     system.clickhouse.command(
         "INSERT INTO person_distinct_id2 (team_id, distinct_id, _timestamp) "
-        f"SELECT {TEAM}, concat('an id that is as long as most are ', toString(number)), 1 FROM numbers(1500000)"
+        f"SELECT {TEAM}, concat('an id that is as long as most are ', toString(number)), 1 FROM numbers(2000000)"
     )
-    warehouse = system.warehouse(max_memory_usage=130 * MEGABYTE)
+    warehouse = system.warehouse(max_memory_usage=170 * MEGABYTE)
     with pytest.raises(DatabaseError, match="memory limit"):
         warehouse.rows("touched_ids", {"since": 0, "most": MOST_CHANGED})
     assert len(_touched(warehouse, {TEAM: 0})[TEAM]) == MOST_CHANGED + 1
@@ -176,8 +177,7 @@ def test_a_change_on_its_way_is_no_finding(system: System, ledger: Ledger, monke
     writer.flush()
     writer.identify(TEAM, "id", carol)
     writer.delete(TEAM, "other")
-    waits: list[float] = []
-    monkeypatch.setattr("pdi2.core.verify.settling.sleep", lambda seconds: waits.append(seconds) or writer.flush())
+    waits = skip_waits(monkeypatch, writer.flush)
 
     switch(system, ledger, Settings(in_flight_seconds=30))
 

@@ -6,7 +6,6 @@ show because fewer of the earlier rows are left: such a team is compared as a wh
 
 import logging
 from collections.abc import Iterator
-from itertools import groupby
 
 from more_itertools import chunked
 
@@ -76,10 +75,13 @@ def _touched(warehouse: Warehouse, since: dict[int, int]) -> dict[int, set[bytes
     if not since:
         return {}
     parameters = {"since": min(since.values()), "most": MOST_CHANGED + 1}
-    rows = in_memory_or_spilling(warehouse, "touched_ids", parameters)
-    touched: dict[int, set[bytes]] = {}
-    for team_id, of_team in groupby(rows, key=lambda row: row[0]):
-        found = list(of_team)
-        cut_off = len(found) > MOST_CHANGED
-        touched[team_id] = {id_ for _, id_, at in found if cut_off or at >= since.get(team_id, at + 1)}
-    return {team_id: ids for team_id, ids in touched.items() if ids and team_id in since}
+    touched: dict[int, dict[bytes, int]] = {team_id: {} for team_id in since}
+    for team_id, distinct_id, at in in_memory_or_spilling(warehouse, "touched_ids", parameters):
+        if team_id in since:
+            touched[team_id][distinct_id] = at
+    return {
+        team_id: found
+        for team_id, ids in touched.items()
+        for cut_off in [len(ids) > MOST_CHANGED]
+        if (found := {id_ for id_, at in ids.items() if cut_off or at >= since[team_id]})
+    }

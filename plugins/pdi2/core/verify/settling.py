@@ -1,10 +1,11 @@
 """Settles for single ids whether they are wrong, and repairs the new table where they are. Writes nothing else."""
 
+import gc
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
-from time import sleep
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from more_itertools import chunked, flatten
 
@@ -17,14 +18,13 @@ from pdi2.core.state.slices import named
 from pdi2.core.state.switches import Switches
 from pdi2.core.state.words import counted, quoted
 from pdi2.core.verify import findings
-from pdi2.core.verify.comparing import Difference, Key, differences, old_answers
-from pdi2.core.verify.repairing import has_to_go, insert, take_away
+from pdi2.core.verify.comparing import Difference, Key, differences, newest_rows, old_answers
+from pdi2.core.verify.repairing import has_to_go, insert, row_of, take_away
+from pdi2.core.verify.waiting import once_old
 
 log = logging.getLogger(__name__)
 
 EXAMPLES = 5
-HELD_AT_ONCE = 200_000
-"""How many differences share one wait; they take 100 MB."""
 REPAIRED_AT_ONCE = 20_000
 REMOVAL_SECONDS = 300.0
 """How long ClickHouse may take to carry out a DELETE, which it does between merges."""
@@ -38,14 +38,12 @@ class VerifyError(MigrationError):
 def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], settings: Settings) -> Counter[str]:
     """Records the suspected ids that still differ after the in-flight window, and repairs them if the settings say so.
 
-    There is one wait for all ids, or for each HELD_AT_ONCE of them. Returns the number of findings by kind; the ledger
-    has each finding. Raises VerifyError if a repair did not hold.
+    Returns the number of findings by kind; the ledger has each finding. Raises VerifyError if a repair did not hold.
     """
     found: Counter[str] = Counter()
     looks = flatten(differences(ledger.connection, warehouse, keys) for keys in suspected)
-    for held in chunked(looks, HELD_AT_ONCE):
-        sleep(settings.in_flight)
-        for before in chunked(held, REPAIRED_AT_ONCE):
+    with _without_collector():
+        for before in once_old(chunked(looks, REPAIRED_AT_ONCE), settings.in_flight):
             wrong = _still_different(ledger, warehouse, before)
             keys = {one.key for one in wrong}
             old = old_answers(warehouse, keys) if wrong and Switches(ledger.connection).old_is_written() else {}
@@ -57,6 +55,18 @@ def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], 
                 raise _unrepaired(ledger, left)
             found.update(one.kind.value for one in wrong)
     return found
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Many differences would be searched for cycles again and again, although they have none: 40 % of the CPU time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> list[Difference]:
@@ -73,7 +83,8 @@ def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> li
     hindered = {one.key for one in wrong if has_to_go(one)}
     while True:
         take_away(ledger.connection, warehouse, hindered, asked)
-        left = _still_different(ledger, warehouse, wrong)
+        there = newest_rows(warehouse, (one.key for one in wrong))
+        left = _still_different(ledger, warehouse, [one for one in wrong if there.get(one.key) != row_of(one)])
         hindered_before, hindered = hindered, {one.key for one in left if has_to_go(one)}
         freed = hindered_before - hindered
         swallowed = [one for one in left if one.key in freed]
