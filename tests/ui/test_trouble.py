@@ -204,6 +204,36 @@ def test_a_missing_pool_is_named_with_the_remedy(person: Person, page: Page, wai
     expect(waits.get_by_role("listitem")).to_have_count(0)
 
 
+def test_a_trial_says_that_it_never_switches_and_what_comes_next(page: Page, person: Person, first: Locator) -> None:
+    with person.up.postgres.connect("posthog") as postgres:
+        team_ids = [postgres.execute("SELECT min(team_id) FROM pdi2_migration.team").fetchone()[0]]  # type: ignore[index]
+    trigger(person, team_ids=team_ids, settle_seconds=30)
+    expect(first).to_contain_text("This is a trial: it never switches reads.", timeout=AIRFLOW_WORKS)
+    assert person.barriers() == []
+
+    heading = page.get_by_role("heading", level=1)
+    expect(heading).to_have_text("The trial passed: reads stay on the old table", timeout=AIRFLOW_WORKS)
+    expect(first).to_contain_text("Trigger the DAG without team_ids to migrate all teams.")
+    expect(page.get_by_role("region", name="Runs of the migration").get_by_text("trial passed")).to_be_visible()
+    assert person.barriers() == []
+
+
+def test_a_rejected_switch_leaves_readers_where_they_are(page: Page, person: Person, first: Locator) -> None:
+    trigger(person, settle_seconds=5, require_approval=True)
+    expect(first).to_contain_text("Approve the switch, or reject it.", timeout=AIRFLOW_WORKS)
+    page.get_by_role("link", name="Approve the switch").click()
+    with page.expect_response(lambda answer: answer.url.endswith("/hitlDetails") and answer.request.method == "PATCH"):
+        page.get_by_role("button", name="Reject", exact=True).click()
+    page.goto(f"{person.up.address}/pdi2/")
+
+    heading = page.get_by_role("heading", level=1)
+    expect(heading).to_have_text("The switch was rejected: reads stay on the old table", timeout=AIRFLOW_WORKS)
+    expect(first).to_contain_text("A new run asks for approval again.")
+    log = page.get_by_role("region", name="What happened, and who did it")
+    expect(log.get_by_text("admin rejected the switch.")).to_be_visible()
+    assert person.barriers() == []
+
+
 def test_a_dead_clickhouse_is_named_with_the_retries_and_then_refuses_the_next_run(
     person: Person, page: Page, first: Locator, waits: Locator
 ) -> None:
