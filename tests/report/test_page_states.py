@@ -395,6 +395,41 @@ class TestAirflow:
         assert [one["airflow"]["pool"] for one in seen] == [{"slots": 2, "occupied": 0}, None]
         assert [one["verdict"]["topic"] for one in seen] == ["Running", "The pool of the copies does not exist"]
 
+    def test_a_reported_run_whose_failed_tasks_are_cleared_goes_on(
+        self, system: System, viewer: Visitor, admin: Visitor
+    ) -> None:
+        """It copies again, so it is told as running, and can be paused."""
+        from airflow.models.pool import Pool
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        Pool.create_or_update_pool(POOL, slots=2, description="", include_deferred=False)
+        many_ids(system, 500)
+        system.clickhouse.command("ALTER TABLE person_distinct_id2 ADD CONSTRAINT refused CHECK version >= 0")
+        run = system.run()
+        assert viewer.get("/status").json()["phase"] == "Failed: reads stay on the old table"
+        assert admin.post("/pause").status_code == 409
+
+        cleared = admin.client.post(
+            f"/api/v2/dags/{FILL}/clearTaskInstances",
+            json={"dry_run": False, "dag_run_id": run.run_id, "only_failed": True},
+        )
+
+        assert cleared.is_success, cleared.text
+        seen = viewer.get("/status").json()
+        assert seen["alive"]
+        assert seen["phase"] == "Copying and verifying teams"
+        assert (seen["run"]["outcome"], seen["run"]["ended_at"]) == (None, None)
+        assert seen["verdict"]["topic"] == "Running"
+        assert seen["steps"][-1]["state"] == "waiting"
+        assert viewer.get("/runs").json()["lines"][0]["outcome"] == "queued"
+        assert admin.post("/pause").status_code == 204
+        assert viewer.get("/status").json()["verdict"]["topic"] == "Paused"
+        with create_session() as session:
+            of_run = session.query(TaskInstance).filter_by(run_id=run.run_id)
+            of_run.filter(TaskInstance.task_id != "report").update({"state": "failed"})
+        assert not viewer.get("/status").json()["alive"], "only its report is left"
+
     def test_a_run_that_airflow_ended_without_a_report_is_not_running(self, system: System, viewer: Visitor) -> None:
         run = system.run(dry_run=True)
         enable(system, system.ledger(f"{FILL} {run.run_id}"))

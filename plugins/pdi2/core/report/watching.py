@@ -30,9 +30,13 @@ def runs(connection: Connection[Any], limit: int) -> list[dict[str, Any]]:
 
 
 def status(
-    connection: Connection[Any], run: Mapping[str, Any] | None, airflow: Mapping[str, Any], alive: bool
+    connection: Connection[Any],
+    run: Mapping[str, Any] | None,
+    newest: Mapping[str, Any] | None,
+    airflow: Mapping[str, Any],
+    alive: bool,
 ) -> dict[str, Any]:
-    """A run, and the migration as a whole.
+    """A run, and the migration as a whole: the `newest` run decides which table is read, whichever is looked at.
 
     `airflow` is what Airflow knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer
     run exists, there are no figures, because the ledger's teams have moved on.
@@ -48,10 +52,12 @@ def status(
         "reads": switches.reads(),
     }
     seen: dict[str, Any] = {"now": now, "switch": switch, "run": run}
-    if run is None:
+    if run is None or newest is None:
         return {**seen, "verdict": _told(switch, None, None, False, {})}
     alive = alive and not run["ended_at"]
     happened = {line["what"]: line for line in _all(connection, "watch_milestones", _period(run))}
+    if alive:
+        happened.pop("report", None)  # of before its tasks were cleared
     ledger = Ledger(connection, "", "")
     paused = ledger.paused()
     figures = None
@@ -62,7 +68,6 @@ def status(
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
     told = {**airflow, "paused": bool(paused)}
     switched_at = row.finished_at if row else None
-    newest = _newest(connection, run)
     return {
         **seen,
         "alive": alive,
@@ -120,11 +125,6 @@ def certificate(connection: Connection[Any], run_id: int) -> dict[str, str] | No
 
 def _period(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"since": run["started_at"], "until": run["until"]}
-
-
-def _newest(connection: Connection[Any], known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The newest run: it decides which table is read, whichever run is being looked at."""
-    return known if known["newest"] else run(connection) or known
 
 
 def _told(*situation: Any) -> dict[str, Any]:
