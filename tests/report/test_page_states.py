@@ -17,7 +17,7 @@ from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import COPY_SHARE
 from pdi2.core.switch import gate
 from pdi2.edge import POOL
-from stories import NO_WAIT, copy_and_verify, enable, many_ids, migrate, plan
+from stories import NO_WAIT, copy_and_verify, earlier_run, enable, many_ids, migrate, plan
 from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
@@ -429,6 +429,39 @@ class TestAirflow:
             of_run = session.query(TaskInstance).filter_by(run_id=run.run_id)
             of_run.filter(TaskInstance.task_id != "report").update({"state": "failed"})
         assert not viewer.get("/status").json()["alive"], "only its report is left"
+
+    def test_a_run_that_only_ends_old_writes_is_told_and_can_be_paused(
+        self, system: System, viewer: Visitor, admin: Visitor
+    ) -> None:
+        """It owns nothing of the ledger, and what it does is irreversible."""
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+
+        many_ids(system, 500)
+        earlier_run(system, stop_old_writes=False)
+        run = system.run(read_cache_seconds=1)
+        ended = viewer.get("/status").json()["verdict"]
+        outcome = viewer.get("/runs").json()["lines"][0]["outcome"]
+        with create_session() as session:  # as it was before its last task
+            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+        system.postgres.execute(
+            "UPDATE posthog_instancesetting SET raw_value = '\"both\"' WHERE key LIKE '%_WRITES'"
+        )
+        finished_at = system.value("SELECT finished_at FROM posthog_asyncmigration")
+
+        for view in ({}, {"dag": FILL, "run": run.run_id}):
+            seen = viewer.get("/status", **view).json()
+            assert (seen["verdict"]["tone"], seen["verdict"]["text"]) == (
+                "warn",
+                "Readers use the new table. Old writes stop at",
+            )
+            assert datetime.fromisoformat(seen["verdict"]["until"]) == finished_at + timedelta(seconds=1)
+            assert seen["airflow"]["old_writes_end"] == seen["verdict"]["until"]
+        assert admin.post("/pause").status_code == 204
+        assert first_line(viewer)["topic"] == "Paused"
+        assert viewer.get("/status", dag=FILL, run=run.run_id).json()["paused"]["actor"] == "ann"
+        assert ended["topic"] == "Old writes have stopped"
+        assert outcome == "old writes stopped"
 
     def test_a_run_that_airflow_ended_without_a_report_is_not_running(self, system: System, viewer: Visitor) -> None:
         run = system.run(dry_run=True)

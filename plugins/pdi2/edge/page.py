@@ -71,6 +71,7 @@ def status(
             raise HTTPException(404, "Neither Airflow nor the ledger knows this run.")
         pool = Pool.get_pool(POOL, session=session)
         airflow = runs.tasks(session, dag_run) if dag_run else {}
+        airflow["old_writes_end"] = runs.old_writes_end(session)
         airflow["pool"] = pool and {"slots": pool.slots, "occupied": pool.occupied_slots(session=session)}
         alive = dag_run.state in runs.GOING_ON if dag_run else True
         seen = watching.status(connection, owner, newest, airflow, alive)
@@ -190,7 +191,8 @@ def pause(user: GetUserDep, session: SessionDep) -> None:
     """Pauses the migration: copies stop after their current slices, and no team begins until somebody resumes."""
     with acting(user) as ledger:
         run = ledger.current_run()
-        if run is None or (run.ended_at and not runs.goes_on_after_its_report(session, run.airflow_run)):
+        at_work = run and (not run.ended_at or runs.goes_on_after_its_report(session, run.airflow_run))
+        if not at_work and not runs.old_writes_end(session):
             raise HTTPException(409, "No run is going on, so there is nothing to pause.")
         if not ledger.paused():
             ledger.record("paused")
@@ -204,7 +206,7 @@ def resume(user: GetUserDep) -> None:
 
 
 def _newer(session: Session, owner: dict[str, Any] | None) -> DagRun | None:
-    """A migration run that came after the ledger's owner and has changed nothing, or nothing yet."""
+    """A migration run that came after the ledger's owner and does not own it."""
     newest = runs.newest_of(session, FILL)
     if newest is None or (owner and (runs.name(newest) == owner["airflow_run"] or _before(newest, owner))):
         return None

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from pdi2.core.report.telling import CAUSE, cause
-from pdi2.edge import END
+from pdi2.edge import END, OLD_WRITES_END
 
 FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"
@@ -83,6 +83,13 @@ def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
     }
 
 
+def old_writes_end(session: Session) -> datetime | None:
+    """When a run that only ends old writes, and does not own the ledger, will do so; None if no such run goes on."""
+    going = session.scalars(select(DagRun).where(DagRun.dag_id == FILL, DagRun.state.in_(GOING_ON))).all()
+    ends = (one[OLD_WRITES_END] for one in told(session, going).values() if OLD_WRITES_END in one)
+    return next(map(datetime.fromisoformat, ends), None)
+
+
 def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at: datetime | None) -> datetime | None:
     """The end of the first try that `engine` did not answer, since the last row: until then the engine did answer."""
     tries = select(func.min(TaskInstanceHistory.end_date)).where(
@@ -94,10 +101,10 @@ def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at
 
 
 def told(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, Any]]:
-    """By the ledger's name of a run, what its tasks left for the page as XComs: problems, message, plan."""
+    """By the ledger's name of a run, what its tasks left for the page as XComs: problems, message, plan, old_writes_end."""
     chosen = select(XComModel.dag_id, XComModel.run_id, XComModel.key, XComModel.value).where(
         XComModel.dag_run_id.in_([dag_run.id for dag_run in dag_runs]),
-        XComModel.key.in_(("problems", "message", "plan")),
+        XComModel.key.in_(("problems", "message", "plan", OLD_WRITES_END)),
     )
     found: dict[str, dict[str, Any]] = {}
     for dag_id, run_id, key, value in session.execute(chosen):
@@ -143,6 +150,8 @@ def _outcome(dag_run: DagRun, ledger: Mapping[str, Any] | None, told: Mapping[st
         return "refused: nothing was changed" if told.get("problems") and not ledger else "failed"
     if dag_run.dag_id == AUDIT:
         return "no drift"
+    if told.get(OLD_WRITES_END):
+        return "old writes stopped"
     return "planned: nothing was written" if told.get("plan") else "nothing to do"
 
 

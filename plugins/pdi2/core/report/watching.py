@@ -51,22 +51,22 @@ def status(
         "writes": switches.writes(),
         "reads": switches.reads(),
     }
-    seen: dict[str, Any] = {"now": now, "switch": switch, "run": run}
+    ledger = Ledger(connection, "", "")
+    paused = ledger.paused() if run or ledger.exists() else None
+    seen: dict[str, Any] = {"now": now, "switch": switch, "run": run, "paused": paused and asdict(paused)}
+    told = {**airflow, "paused": bool(paused)}
     if run is None or newest is None:
-        return {**seen, "verdict": _told(switch, None, None, False, {})}
+        return {**seen, "verdict": _told(switch, None, None, False, told)}
     alive = alive and not run["ended_at"]
     happened = {line["what"]: line for line in _all(connection, "watch_milestones", _period(run))}
     if alive:
         happened.pop("report", None)  # of before its tasks were cleared
-    ledger = Ledger(connection, "", "")
-    paused = ledger.paused()
     figures = None
     if run["newest"]:
         figures = progress.figures(connection, run, now, "planned" in happened, alive and not paused)
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
-    told = {**airflow, "paused": bool(paused)}
     switched_at = row.finished_at if row else None
     return {
         **seen,
@@ -75,7 +75,6 @@ def status(
         "verdict": _told(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
         "steps": [asdict(step) for step in found],
         "waits": [asdict(wait) for wait in steps.waits(run, current, happened, copies, switched_at)],
-        "paused": paused and asdict(paused),
         **(figures or {}),
         "findings": ledger.findings_by_kind(),
         "failures": _failures(connection, run, alive, airflow.get("states", {})),
