@@ -20,6 +20,8 @@ from pdi2.edge import POOL
 from stories import NO_WAIT, copy_and_verify, earlier_run, enable, many_ids, migrate, plan
 from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
 
+from demo.switches import READS, set_switch
+
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
 
@@ -99,6 +101,34 @@ def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, le
     )
 
     assert (first_line(viewer)["tone"], first_line(viewer)["topic"]) == ("bad", "The switches disagree")
+
+
+@pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
+def test_a_switch_that_somebody_else_made_is_an_alarm_on_the_page_and_in_the_certificate(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    """PostHog's own runner completes the row, or a person does: readers use the new table from then on."""
+    many_ids(system, 500)
+    migrate(system, ledger)
+    gate.certify(ledger, system.warehouse(), NO_WAIT)
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()")
+    if "reads" in system.switches():
+        set_switch(system.postgres, READS, "new")
+
+    while_it_works = first_line(viewer)
+    drawn_up = certificate.draw_up(ledger, reporting.close_run(ledger, NO_WAIT))
+
+    seen = viewer.get("/status").json()
+    for told in (while_it_works, seen["verdict"]):
+        assert (told["tone"], told["topic"], told["until"]) == ("bad", "Somebody else switched reads", None)
+    assert seen["phase"] == "Failed: reads are on the new table"
+    facts, html = drawn_up.files.values()
+    assert json.loads(facts)["report"]["reads"] == reporting.ELSEWHERE
+    assert "on the old table" not in html
+    assert "until old writes stop" not in html, "this run does not stop them any more"
+    assert '<p class="good">' not in html
+    assert "Reads are on the new table, and not by this run" in reporting.text(json.loads(facts)["report"], [])
+    assert not reporting.got_through(ledger, NO_WAIT)
 
 
 def test_every_first_line_has_a_row_in_the_runbook() -> None:
@@ -444,9 +474,7 @@ class TestAirflow:
         outcome = viewer.get("/runs").json()["lines"][0]["outcome"]
         with create_session() as session:  # as it was before its last task
             session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
-        system.postgres.execute(
-            "UPDATE posthog_instancesetting SET raw_value = '\"both\"' WHERE key LIKE '%_WRITES'"
-        )
+        system.postgres.execute("UPDATE posthog_instancesetting SET raw_value = '\"both\"' WHERE key LIKE '%_WRITES'")
         finished_at = system.value("SELECT finished_at FROM posthog_asyncmigration")
 
         for view in ({}, {"dag": FILL, "run": run.run_id}):

@@ -51,7 +51,8 @@ def goes_on_after_its_report(session: Session, airflow_run: str) -> bool:
         return False
     left = TaskInstance.state.is_(None) | TaskInstance.state.not_in(State.finished)
     of_run = (TaskInstance.dag_id == dag_run.dag_id, TaskInstance.run_id == dag_run.run_id)
-    return session.scalar(select(func.count()).where(*of_run, left, TaskInstance.task_id.not_in(LAST))) > 0
+    found = select(TaskInstance.id).where(*of_run, left, TaskInstance.task_id.not_in(LAST)).limit(1)
+    return session.scalar(found) is not None
 
 
 def as_it_is(session: Session, owner: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -101,7 +102,7 @@ def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at
 
 
 def told(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, Any]]:
-    """By the ledger's name of a run, what its tasks left for the page as XComs: problems, message, plan, old_writes_end."""
+    """By the ledger's name of a run, what its tasks left for the page: problems, message, plan, old_writes_end."""
     chosen = select(XComModel.dag_id, XComModel.run_id, XComModel.key, XComModel.value).where(
         XComModel.dag_run_id.in_([dag_run.id for dag_run in dag_runs]),
         XComModel.key.in_(("problems", "message", "plan", OLD_WRITES_END)),

@@ -28,7 +28,7 @@ class Verdict:
 def verdict(
     switch: Mapping[str, Any], run: Mapping[str, Any] | None, now: str | None, alive: bool, airflow: Mapping[str, Any]
 ) -> Verdict:
-    """`switch` has status, finished_at, reads, writes; `now` is the run's step; for `airflow` see edge.page.status."""
+    """For `switch` see watching.status, for `airflow` edge.page.status; `now` is the run's step."""
     new = switch["status"] == Status.COMPLETED_SUCCESSFULLY.name
     if switch["reads"] and (switch["reads"] == "new") != new:
         return Verdict(
@@ -37,6 +37,15 @@ def verdict(
             f"PERSON_DISTINCT_ID_READS the {switch['reads']} one.",
             "Find out who changed one of them; the migration changes both at once.",
             "The switches disagree",
+        )
+    if switch["by_somebody_else"]:
+        return Verdict(
+            "bad",
+            "Readers use the new table, unverified: somebody else completed PostHog's migration row (PostHog's own "
+            "runner, or an administrator).",
+            "Trigger audit_person_distinct_id2: it compares every team with Postgres, and mends it with "
+            '{"repair": true}. If it finds no drift, all is well.',
+            "Somebody else switched reads",
         )
     if new:
         return _after_the_switch(switch, run, alive, airflow)

@@ -44,14 +44,16 @@ def status(
     switches = Switches(connection)
     row = switches.row()
     now = datetime.now(UTC)
+    ledger = Ledger(connection, "", "")
+    complete = row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
     switch = {
         "status": Status(row.status).name if row else None,
         "progress": row.progress if row else None,
         "finished_at": row.finished_at if row else None,
         "writes": switches.writes(),
         "reads": switches.reads(),
+        "by_somebody_else": complete and not ledger.switched(row.finished_at if row else None),
     }
-    ledger = Ledger(connection, "", "")
     paused = ledger.paused() if run or ledger.exists() else None
     seen: dict[str, Any] = {"now": now, "switch": switch, "run": run, "paused": paused and asdict(paused)}
     told = {**airflow, "paused": bool(paused)}
