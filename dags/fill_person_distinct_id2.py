@@ -40,7 +40,8 @@ def fill_person_distinct_id2() -> None:
     preflight >> enable_dual_writes >> tasks.prove_dual_writes() >> plan_teams >> teams >> certify
     certify >> approve >> tasks.switch_reads() >> stop_old_writes
     preflight >> [plan_teams, certify, stop_old_writes, end]
-    stop_old_writes >> [end, ending.report().as_teardown(on_failure_fail_dagrun=True)]
+    stop_old_writes >> end
+    [teams, stop_old_writes] >> ending.report().as_teardown(on_failure_fail_dagrun=True)
 
 
 fill_person_distinct_id2()

@@ -30,7 +30,7 @@ EDGES = {
     "prove_dual_writes": {"plan_teams"},
     "plan_teams": {"team.copy", "team.verify"},
     "team.copy": {"team.verify", "certify"},
-    "team.verify": {"certify"},
+    "team.verify": {"certify", "report"},
     "certify": {"approve"},
     "approve": {"switch_reads"},
     "switch_reads": {"stop_old_writes"},

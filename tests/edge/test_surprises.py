@@ -179,6 +179,33 @@ def test_a_run_that_is_marked_while_copies_are_red_is_red(system: System, seeded
     assert system.disagreements() == {}
 
 
+def test_a_run_is_reported_once_every_team_is_done(system: System, seeded: Seeded) -> None:
+    """A team fails, so what follows the teams cannot be reached any more, while others are still being copied."""
+    broken = seeded.team_ids[0]
+    system.clickhouse.command(
+        f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK NOT (team_id = {broken} AND version < 0)"
+    )
+    pause_when(system, "team", "NEW.status = 'failed'")
+    seen: list[Any] = []
+
+    def resume(hands: Hands) -> None:
+        hands.wait_for("stop_old_writes", "upstream_failed")
+        time.sleep(3)
+        seen.append((hands.states()["report"], system.status(), system.ledger().current_run()))
+        system.ledger().record("resumed")
+
+    with meanwhile(system, resume):
+        run = system.run()
+
+    [(report, status, owner)] = seen
+    assert (report, status, owner.ended_at) == ({"None"}, 5, None)
+    assert run.state == "failed"
+    assert red(run) == ["team.copy"]
+    facts = system.ledger().latest("report")
+    assert (facts["outcome"], facts["teams"], facts["verified"]) == ("failed", 3, 2)
+    assert system.status() == 3
+
+
 @pytest.mark.parametrize("conf", [{"dry_run": True}, {}], ids=["a dry run", "a run"])
 def test_a_run_that_is_marked_before_anything_failed_is_red(
     system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch, conf: dict[str, Any]

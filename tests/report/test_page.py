@@ -468,6 +468,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
         "finished_at": None,
         "writes": "new",
         "reads": "new",
+        "by_somebody_else": False,
     }
     for kind in ("copied", "verified"):
         bars = seen["throughput"][kind]["rows_per_second"]

@@ -17,8 +17,10 @@ from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import COPY_SHARE
 from pdi2.core.switch import gate
 from pdi2.edge import POOL
-from stories import NO_WAIT, copy_and_verify, enable, many_ids, migrate, plan
+from stories import NO_WAIT, copy_and_verify, earlier_run, enable, many_ids, migrate, plan
 from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
+
+from demo.switches import READS, set_switch
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
@@ -99,6 +101,34 @@ def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, le
     )
 
     assert (first_line(viewer)["tone"], first_line(viewer)["topic"]) == ("bad", "The switches disagree")
+
+
+@pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
+def test_a_switch_that_somebody_else_made_is_an_alarm_on_the_page_and_in_the_certificate(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    """PostHog's own runner completes the row, or a person does: readers use the new table from then on."""
+    many_ids(system, 500)
+    migrate(system, ledger)
+    gate.certify(ledger, system.warehouse(), NO_WAIT)
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()")
+    if "reads" in system.switches():
+        set_switch(system.postgres, READS, "new")
+
+    while_it_works = first_line(viewer)
+    drawn_up = certificate.draw_up(ledger, reporting.close_run(ledger, NO_WAIT))
+
+    seen = viewer.get("/status").json()
+    for told in (while_it_works, seen["verdict"]):
+        assert (told["tone"], told["topic"], told["until"]) == ("bad", "Somebody else switched reads", None)
+    assert seen["phase"] == "Failed: reads are on the new table"
+    facts, html = drawn_up.files.values()
+    assert json.loads(facts)["report"]["reads"] == reporting.ELSEWHERE
+    assert "on the old table" not in html
+    assert "until old writes stop" not in html, "this run does not stop them any more"
+    assert '<p class="good">' not in html
+    assert "Reads are on the new table, and not by this run" in reporting.text(json.loads(facts)["report"], [])
+    assert not reporting.got_through(ledger, NO_WAIT)
 
 
 def test_every_first_line_has_a_row_in_the_runbook() -> None:
@@ -394,6 +424,72 @@ class TestAirflow:
 
         assert [one["airflow"]["pool"] for one in seen] == [{"slots": 2, "occupied": 0}, None]
         assert [one["verdict"]["topic"] for one in seen] == ["Running", "The pool of the copies does not exist"]
+
+    def test_a_reported_run_whose_failed_tasks_are_cleared_goes_on(
+        self, system: System, viewer: Visitor, admin: Visitor
+    ) -> None:
+        """It copies again, so it is told as running, and can be paused."""
+        from airflow.models.pool import Pool
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        Pool.create_or_update_pool(POOL, slots=2, description="", include_deferred=False)
+        many_ids(system, 500)
+        system.clickhouse.command("ALTER TABLE person_distinct_id2 ADD CONSTRAINT refused CHECK version >= 0")
+        run = system.run()
+        assert viewer.get("/status").json()["phase"] == "Failed: reads stay on the old table"
+        assert admin.post("/pause").status_code == 409
+
+        cleared = admin.client.post(
+            f"/api/v2/dags/{FILL}/clearTaskInstances",
+            json={"dry_run": False, "dag_run_id": run.run_id, "only_failed": True},
+        )
+
+        assert cleared.is_success, cleared.text
+        seen = viewer.get("/status").json()
+        assert seen["alive"]
+        assert seen["phase"] == "Copying and verifying teams"
+        assert (seen["run"]["outcome"], seen["run"]["ended_at"]) == (None, None)
+        assert seen["verdict"]["topic"] == "Running"
+        assert seen["steps"][-1]["state"] == "waiting"
+        assert viewer.get("/runs").json()["lines"][0]["outcome"] == "queued"
+        assert admin.post("/pause").status_code == 204
+        assert viewer.get("/status").json()["verdict"]["topic"] == "Paused"
+        with create_session() as session:
+            of_run = session.query(TaskInstance).filter_by(run_id=run.run_id)
+            of_run.filter(TaskInstance.task_id != "report").update({"state": "failed"})
+        assert not viewer.get("/status").json()["alive"], "only its report is left"
+
+    def test_a_run_that_only_ends_old_writes_is_told_and_can_be_paused(
+        self, system: System, viewer: Visitor, admin: Visitor
+    ) -> None:
+        """It owns nothing of the ledger, and what it does is irreversible."""
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+
+        many_ids(system, 500)
+        earlier_run(system, stop_old_writes=False)
+        run = system.run(read_cache_seconds=1)
+        ended = viewer.get("/status").json()["verdict"]
+        outcome = viewer.get("/runs").json()["lines"][0]["outcome"]
+        with create_session() as session:  # as it was before its last task
+            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+        system.postgres.execute("UPDATE posthog_instancesetting SET raw_value = '\"both\"' WHERE key LIKE '%_WRITES'")
+        finished_at = system.value("SELECT finished_at FROM posthog_asyncmigration")
+
+        for view in ({}, {"dag": FILL, "run": run.run_id}):
+            seen = viewer.get("/status", **view).json()
+            assert (seen["verdict"]["tone"], seen["verdict"]["text"]) == (
+                "warn",
+                "Readers use the new table. Old writes stop at",
+            )
+            assert datetime.fromisoformat(seen["verdict"]["until"]) == finished_at + timedelta(seconds=1)
+            assert seen["airflow"]["old_writes_end"] == seen["verdict"]["until"]
+        assert admin.post("/pause").status_code == 204
+        assert first_line(viewer)["topic"] == "Paused"
+        assert viewer.get("/status", dag=FILL, run=run.run_id).json()["paused"]["actor"] == "ann"
+        assert ended["topic"] == "Old writes have stopped"
+        assert outcome == "old writes stopped"
 
     def test_a_run_that_airflow_ended_without_a_report_is_not_running(self, system: System, viewer: Visitor) -> None:
         run = system.run(dry_run=True)

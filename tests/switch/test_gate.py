@@ -232,6 +232,15 @@ def test_a_row_that_somebody_else_completed_is_not_taken_for_our_switch(system: 
     unchanged(system, ChangedElsewhereError, lambda: switch(system, ledger), "completed by somebody else")
 
 
+def test_old_writes_do_not_end_by_a_switch_that_somebody_else_made(system: System, ledger: Ledger) -> None:
+    """Somebody may mark the red switch_reads as done, because the row is complete."""
+    migrate(system, ledger)
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, finished_at = now()")
+    unchanged(
+        system, GateError, lambda: old_writes_end(ledger, NO_WAIT), "completed by somebody else.*old writes go on"
+    )
+
+
 def test_a_switch_that_fails_in_the_middle_switches_nothing(system: System, ledger: Ledger) -> None:
     migrate(system, ledger)
     system.postgres.execute(

@@ -258,7 +258,7 @@ def test_a_dead_clickhouse_is_named_with_the_retries_and_then_refuses_the_next_r
     expect(page.get_by_text("Times are in")).to_contain_text("failed")
     expect(first).to_contain_text("The run stopped; what is finished is kept.")
     trigger(person)
-    refused = page.get_by_role("region", name="A run that changed nothing")
+    refused = page.get_by_role("region", name="A run without a report")
     expect(refused).to_contain_text("refused: nothing was changed", timeout=AIRFLOW_WORKS)
     expect(refused.get_by_role("listitem").first).to_contain_text("ClickHouse cannot be reached")
     assert person.barriers() == []

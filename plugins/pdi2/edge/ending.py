@@ -49,7 +49,7 @@ def report() -> dict[str, Any]:
             "finished is kept. Trigger the run again: it does only what is missing."
         )
     if facts is None:
-        raise AirflowSkipException("This run changed nothing, so there is nothing to report.")
+        raise AirflowSkipException("This run copied and switched nothing, so there is nothing to report.")
     return facts
 
 

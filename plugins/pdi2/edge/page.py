@@ -63,16 +63,18 @@ def status(
     """A run (the ledger's newest if none is named), what Airflow says about it, and links to where an operator acts."""
     wanted = f"{dag} {run}" if dag and run else None
     with reading() as connection:
-        owner = watching.run(connection, wanted)
+        owner = runs.as_it_is(session, watching.run(connection, wanted))
+        newest = runs.as_it_is(session, watching.run(connection)) if owner and not owner["newest"] else owner
         airflow_run = wanted or (owner["airflow_run"] if owner else "")
         dag_run = runs.run(session, airflow_run)
         if wanted and not owner and not dag_run:
             raise HTTPException(404, "Neither Airflow nor the ledger knows this run.")
         pool = Pool.get_pool(POOL, session=session)
         airflow = runs.tasks(session, dag_run) if dag_run else {}
+        airflow["old_writes_end"] = runs.old_writes_end(session)
         airflow["pool"] = pool and {"slots": pool.slots, "occupied": pool.occupied_slots(session=session)}
         alive = dag_run.state in runs.GOING_ON if dag_run else True
-        seen = watching.status(connection, owner, airflow, alive)
+        seen = watching.status(connection, owner, newest, airflow, alive)
         other = dag_run if wanted and not owner else _newer(session, seen["run"])
         told = runs.told(session, [other]).get(runs.name(other), {}) if other else {}
     if dag_run and airflow["unanswered"]:
@@ -185,11 +187,12 @@ def events(milestones: bool = True, limit: Limit = 50, offset: Offset = 0) -> di
 
 
 @app.post("/pause", status_code=204, dependencies=[Depends(may_act), Depends(same_origin)])
-def pause(user: GetUserDep) -> None:
+def pause(user: GetUserDep, session: SessionDep) -> None:
     """Pauses the migration: copies stop after their current slices, and no team begins until somebody resumes."""
     with acting(user) as ledger:
         run = ledger.current_run()
-        if run is None or run.ended_at:
+        at_work = run and (not run.ended_at or runs.goes_on_after_its_report(session, run.airflow_run))
+        if not at_work and not runs.old_writes_end(session):
             raise HTTPException(409, "No run is going on, so there is nothing to pause.")
         if not ledger.paused():
             ledger.record("paused")
@@ -203,7 +206,7 @@ def resume(user: GetUserDep) -> None:
 
 
 def _newer(session: Session, owner: dict[str, Any] | None) -> DagRun | None:
-    """A migration run that came after the ledger's owner and has changed nothing, or nothing yet."""
+    """A migration run that came after the ledger's owner and does not own it."""
     newest = runs.newest_of(session, FILL)
     if newest is None or (owner and (runs.name(newest) == owner["airflow_run"] or _before(newest, owner))):
         return None

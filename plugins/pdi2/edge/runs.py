@@ -9,11 +9,12 @@ from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancehistory import TaskInstanceHistory
 from airflow.models.xcom import XComModel
-from airflow.utils.state import DagRunState, TaskInstanceState
+from airflow.utils.state import DagRunState, State, TaskInstanceState
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from pdi2.core.report.telling import CAUSE, cause
+from pdi2.edge import END, OLD_WRITES_END
 
 FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"
@@ -22,6 +23,8 @@ OURS = (FILL, ROLLBACK, AUDIT)
 """The page tells nothing of other DAGs, because whoever reads it was asked for no permission to read those."""
 LISTED = 5
 GOING_ON = (DagRunState.QUEUED, DagRunState.RUNNING)
+LAST = ("report", "roll_back", END)
+"""The tasks that end a run. Airflow needs a moment after them to end it too."""
 
 
 def run(session: Session, airflow_run: str) -> DagRun | None:
@@ -39,6 +42,24 @@ def newest(session: Session, limit: int) -> list[DagRun]:
 def newest_of(session: Session, dag_id: str) -> DagRun | None:
     chosen = select(DagRun).where(DagRun.dag_id == dag_id)
     return session.scalar(chosen.order_by(DagRun.queued_at.desc(), DagRun.id.desc()).limit(1))
+
+
+def goes_on_after_its_report(session: Session, airflow_run: str) -> bool:
+    """Whether tasks are left that come before `report`, as after somebody cleared those that failed."""
+    dag_run = run(session, airflow_run)
+    if dag_run is None or dag_run.state not in GOING_ON:
+        return False
+    left = TaskInstance.state.is_(None) | TaskInstance.state.not_in(State.finished)
+    of_run = (TaskInstance.dag_id == dag_run.dag_id, TaskInstance.run_id == dag_run.run_id)
+    found = select(TaskInstance.id).where(*of_run, left, TaskInstance.task_id.not_in(LAST)).limit(1)
+    return session.scalar(found) is not None
+
+
+def as_it_is(session: Session, owner: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The ledger's run, or None. One that goes on after its report has not ended."""
+    if owner and owner["newest"] and owner["ended_at"] and goes_on_after_its_report(session, owner["airflow_run"]):
+        return {**owner, "ended_at": None, "outcome": None}
+    return owner
 
 
 def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
@@ -63,6 +84,13 @@ def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
     }
 
 
+def old_writes_end(session: Session) -> datetime | None:
+    """When a run that only ends old writes, and does not own the ledger, will do so; None if no such run goes on."""
+    going = session.scalars(select(DagRun).where(DagRun.dag_id == FILL, DagRun.state.in_(GOING_ON))).all()
+    ends = (one[OLD_WRITES_END] for one in told(session, going).values() if OLD_WRITES_END in one)
+    return next(map(datetime.fromisoformat, ends), None)
+
+
 def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at: datetime | None) -> datetime | None:
     """The end of the first try that `engine` did not answer, since the last row: until then the engine did answer."""
     tries = select(func.min(TaskInstanceHistory.end_date)).where(
@@ -74,10 +102,10 @@ def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at
 
 
 def told(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, Any]]:
-    """By the ledger's name of a run, what its tasks left for the page as XComs: problems, message, plan."""
+    """By the ledger's name of a run, what its tasks left for the page: problems, message, plan, old_writes_end."""
     chosen = select(XComModel.dag_id, XComModel.run_id, XComModel.key, XComModel.value).where(
         XComModel.dag_run_id.in_([dag_run.id for dag_run in dag_runs]),
-        XComModel.key.in_(("problems", "message", "plan")),
+        XComModel.key.in_(("problems", "message", "plan", OLD_WRITES_END)),
     )
     found: dict[str, dict[str, Any]] = {}
     for dag_id, run_id, key, value in session.execute(chosen):
@@ -115,14 +143,16 @@ def _kind(dag_run: DagRun, ledger: Mapping[str, Any] | None) -> str:
 
 
 def _outcome(dag_run: DagRun, ledger: Mapping[str, Any] | None, told: Mapping[str, Any]) -> str:
-    if ledger and ledger["outcome"]:
-        return ledger["outcome"]
     if dag_run.state in GOING_ON:
         return dag_run.state
+    if ledger and ledger["outcome"]:
+        return ledger["outcome"]
     if dag_run.state == DagRunState.FAILED:
         return "refused: nothing was changed" if told.get("problems") and not ledger else "failed"
     if dag_run.dag_id == AUDIT:
         return "no drift"
+    if told.get(OLD_WRITES_END):
+        return "old writes stopped"
     return "planned: nothing was written" if told.get("plan") else "nothing to do"
 
 

@@ -23,7 +23,7 @@ from pdi2.core.state.slices import named
 from pdi2.core.state.switches import Switches
 from pdi2.core.switch import dual_writes, gate, payoff
 from pdi2.core.verify.verifying import verify_team, verify_together
-from pdi2.edge import END, POOL, VERDICT, figures
+from pdi2.edge import END, OLD_WRITES_END, POOL, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
 from pdi2.edge.connections import (
     PUT_OFF_SECONDS,
@@ -72,9 +72,11 @@ def preflight() -> str:
             tell("problems", getattr(error, "problems", [describe(error)]))
             raise
         log.info(result.message)
-        if ledger and result.verdict in (checks.Verdict.MIGRATE, checks.Verdict.PLAN_ONLY):
+        if ledger and result.verdict is not checks.Verdict.NOTHING:
             back = way_back(Switches(ledger.connection), settings.stop_old_writes, settings.read_cache_seconds)
             log.info(back.text)
+            if back.until:
+                tell(OLD_WRITES_END, back.until.isoformat())
     tell("message", result.message)
     # As an XCom of its own, because a branch that skips tasks leaves no return value.
     tell(VERDICT, str(result.verdict))

@@ -46,7 +46,8 @@ function show(seen) {
 }
 
 const going = (other) => ["queued", "running"].includes(other?.state);
-const phase = (seen) => (seen.run ? seen.phase : ofRun ? `This run ${going(seen.other) ? "has changed nothing yet" : "changed nothing"}` : seen.other ? "No migration has changed anything yet" : "No migration has begun");
+const phase = (seen) => (seen.run ? seen.phase : ofRun ? `This run ${did(seen.other)}` : seen.other ? "No migration has changed anything yet" : "No migration has begun");
+const did = (other) => (other?.old_writes_end ? "does nothing but end old writes" : going(other) ? "has changed nothing yet" : "changed nothing");
 
 function about({ run, alive, now, links }) {
   const zone = `Times are in ${zoneName()}.`;
@@ -57,11 +58,11 @@ function about({ run, alive, now, links }) {
   return ["Started by ", visible(run.actor), " at ", time(run.started_at), `${took}, ${state}. `, followed, link(links.run, "Open the run"), `. ${zone}`];
 }
 
-function actions({ user, paused, links, steps, run, alive, airflow, switch: now }) {
+function actions({ user, paused, links, steps = [], run, alive, airflow, switch: now }) {
   const made = [];
-  if (run?.newest && user.may_act) {
+  if ((run?.newest || airflow.old_writes_end) && user.may_act) {
     if (paused) made.push(el("button", { type: "button", id: "resume", class: "main", onclick: () => act("resume") }, "Resume"));
-    else if (alive) made.push(el("button", { type: "button", id: "pause", onclick: () => act("pause") }, "Pause after the current slices"));
+    else if (alive || airflow.old_writes_end) made.push(el("button", { type: "button", id: "pause", onclick: () => act("pause") }, "Pause after the current slices"));
     if (steps.some((step) => step.task === "approve" && step.state === "now")) made.push(link(links.approval, "Approve the switch", { class: "main" }));
     if (now.reads === "new" && now.writes === "both") made.push(link(links.rollback, "Roll back"));
     if (airflow.pool && alive) made.push(link(links.pool, `Copies at once: ${airflow.pool.slots}`));

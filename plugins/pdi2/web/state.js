@@ -18,8 +18,8 @@ export function waits(seen) {
   const { run, alive, waits: reasons = [], paused, airflow } = seen;
   const told = [];
   if (airflow.pool === null && seen.switch.status !== "COMPLETED_SUCCESSFULLY") told.push(el("li", { class: "bad" }, "Airflow has no pool pdi2_copies, and without it no copy begins. Create it under ", link(seen.links.pool, "Admin, Pools"), ", or with ", el("code", {}, "airflow pools set pdi2_copies 2 copies"), "."));
-  if (!run) return told;
   if (paused) told.push(el("li", {}, "Paused by ", visible(paused.actor), " since ", time(paused.at), ". What is running ends with its slice; nothing else begins until somebody resumes."));
+  if (!run) return told;
   for (const wait of reasons) told.push(el("li", {}, visibleLines(wait.text), ...until(wait.until, seen.now)));
   if (alive && airflow.unanswered) told.push(unanswered(seen));
   if (alive && airflow.retrying) told.push(retrying(seen));
@@ -80,7 +80,7 @@ export function row(found, name) {
 
 const marked = (text) => text.replaceAll("**", "").split("`").map((part, at) => (at % 2 ? el("code", {}, part) : part));
 
-// A run that changed nothing, or nothing yet: the plan of a dry run, or the reasons of preflight.
+// A run that does not own the ledger: the plan of a dry run, the reasons of preflight, or the end of old writes alone.
 export function other(found) {
   if (!found) return [];
   const what = { "dry run": "Dry run", trial: "Trial", migration: "Run", audit: "Audit", rollback: "Rollback" }[found.kind];

@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 import pdi2
 from pdi2.core.engines import postgres
 from pdi2.core.engines.failures import MigrationError
+from pdi2.core.report.reporting import ELSEWHERE
 from pdi2.core.report.telling import MILESTONES, row, sentence, setting
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
@@ -28,7 +29,7 @@ PAGES = jinja2.Environment(
     trim_blocks=True,
 )
 PAGES.filters |= {"row": row, "setting": setting}
-PAGES.globals |= {"are": are, "counted": counted}
+PAGES.globals |= {"are": are, "counted": counted, "elsewhere": ELSEWHERE}
 MOST_FINDINGS = 1_000
 
 

@@ -13,6 +13,11 @@ from pdi2.core.state.words import are, counted
 from pdi2.core.switch.gate import not_verified
 
 LARGEST = 30
+ELSEWHERE = (
+    "Reads are on the new table, and not by this run: somebody else completed PostHog's migration row (PostHog's own "
+    "runner, or an administrator), so readers use what nobody certified. Trigger audit_person_distinct_id2: it "
+    'compares every team with Postgres, and mends it with {"repair": true}.'
+)
 
 
 class UnfinishedError(MigrationError):
@@ -25,6 +30,7 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
     row = switches.row()
     teams = ledger.teams()
     outcome = _outcome(ledger, settings, row.status if row else None)
+    elsewhere = outcome != "completed" and switches.reads_are_new()
     if outcome in (FAILED, REJECTED) and row and row.status == Status.STARTING:
         _mark_failed(ledger, switches, teams)
     facts = {
@@ -39,7 +45,8 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
         "old_differs": sum(team.old_differs or 0 for team in teams),
         "tombstones": sum(team.tombstones or 0 for team in teams),
         "findings": ledger.findings_by_kind(),
-        "way_back": way_back(switches, settings.stop_old_writes, settings.read_cache_seconds).text,
+        "reads": ELSEWHERE if elsewhere else f"Reads are on the {'new' if outcome == 'completed' else 'old'} table.",
+        "way_back": way_back(switches, settings.stop_old_writes and not elsewhere, settings.read_cache_seconds).text,
     }
     ledger.record("report", **facts)
     ledger.end_run(outcome)
@@ -49,7 +56,8 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
 def got_through(ledger: Ledger, settings: Settings) -> bool:
     """Whether the run achieved what its settings ask for, or a person rejected the switch."""
     switches = Switches(ledger.connection)
-    if switches.reads_are_new():
+    row = switches.row()
+    if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at):
         return not (settings.stop_old_writes and switches.old_is_written())
     return ledger.is_owner() and _outcome(ledger, settings, None) != FAILED
 
@@ -116,6 +124,7 @@ def text(facts: dict[str, Any], teams: list[Team]) -> str:
             f"The old table's reader was wrong for about {counted(facts['old_differs'], 'id')}",
             f"The application's tombstones for ids that Postgres does not have: {facts['tombstones']:,}, left in place",
             *findings,
+            facts["reads"],
             facts["way_back"],
             "",
             tabulate(listed, headers="keys", intfmt=","),

@@ -87,12 +87,15 @@ def phase(run: Mapping[str, Any], found: list[Step], alive: bool, reads_are_new:
     if not alive and not run["ended_at"]:
         return "Stopped without a report: reads are on the " + ("new table" if reads_are_new else "old table")
     if run["ended_at"]:
-        return {
+        ended = {
             "completed": "Complete: reads are on the new table",
             TRIAL_PASSED: "The trial passed: reads stay on the old table",
             REJECTED: "The switch was rejected: reads stay on the old table",
             "rolled back": "Rolled back: reads are on the old table",
         }.get(run["outcome"], "Failed: reads stay on the old table")
+        if run["newest"] and reads_are_new:  # though somebody else may have switched them
+            return f"{ended.partition(':')[0]}: reads are on the new table"
+        return ended
     return {
         "enable_dual_writes": "Turning dual writes on",
         "prove_dual_writes": "Proving that every write reaches both tables",

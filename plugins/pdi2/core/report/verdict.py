@@ -28,7 +28,7 @@ class Verdict:
 def verdict(
     switch: Mapping[str, Any], run: Mapping[str, Any] | None, now: str | None, alive: bool, airflow: Mapping[str, Any]
 ) -> Verdict:
-    """`switch` has status, finished_at, reads, writes; `now` is the run's step; for `airflow` see edge.runs.tasks."""
+    """For `switch` see watching.status, for `airflow` edge.page.status; `now` is the run's step."""
     new = switch["status"] == Status.COMPLETED_SUCCESSFULLY.name
     if switch["reads"] and (switch["reads"] == "new") != new:
         return Verdict(
@@ -38,8 +38,17 @@ def verdict(
             "Find out who changed one of them; the migration changes both at once.",
             "The switches disagree",
         )
+    if switch["by_somebody_else"]:
+        return Verdict(
+            "bad",
+            "Readers use the new table, unverified: somebody else completed PostHog's migration row (PostHog's own "
+            "runner, or an administrator).",
+            "Trigger audit_person_distinct_id2: it compares every team with Postgres, and mends it with "
+            '{"repair": true}. If it finds no drift, all is well.',
+            "Somebody else switched reads",
+        )
     if new:
-        return _after_the_switch(switch, run, alive)
+        return _after_the_switch(switch, run, alive, airflow)
     if run and run["outcome"] == "rolled back":
         return Verdict(
             "warn",
@@ -53,7 +62,9 @@ def verdict(
     return _not_running(run)
 
 
-def _after_the_switch(switch: Mapping[str, Any], run: Mapping[str, Any] | None, alive: bool) -> Verdict:
+def _after_the_switch(
+    switch: Mapping[str, Any], run: Mapping[str, Any] | None, alive: bool, airflow: Mapping[str, Any]
+) -> Verdict:
     text = "Readers use the new table."
     if switch["writes"] != "both":
         return Verdict(
@@ -63,13 +74,23 @@ def _after_the_switch(switch: Mapping[str, Any], run: Mapping[str, Any] | None, 
             "Old writes have stopped",
         )
     settings = (run or {}).get("settings") or {}
+    until = airflow.get("old_writes_end")
     if alive and settings.get("stop_old_writes") and switch["finished_at"]:
+        until = switch["finished_at"] + timedelta(seconds=settings["read_cache_seconds"])
+    if until and airflow.get("paused"):
+        return Verdict(
+            "warn",
+            f"{text} Somebody paused the migration, so old writes go on and a rollback is possible.",
+            "Resume it when the time is right: old writes then stop, which is irreversible. Or roll back before that.",
+            "Paused",
+        )
+    if until:
         return Verdict(
             "warn",
             f"{text} Old writes stop at",
             "Watch PostHog. If anything is wrong, roll back before then.",
             "Reads are switched, both tables are written",
-            until=switch["finished_at"] + timedelta(seconds=settings["read_cache_seconds"]),
+            until=until,
             after=": until then a rollback is possible; after that it is irreversible.",
         )
     return Verdict(

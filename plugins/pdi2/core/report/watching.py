@@ -30,9 +30,13 @@ def runs(connection: Connection[Any], limit: int) -> list[dict[str, Any]]:
 
 
 def status(
-    connection: Connection[Any], run: Mapping[str, Any] | None, airflow: Mapping[str, Any], alive: bool
+    connection: Connection[Any],
+    run: Mapping[str, Any] | None,
+    newest: Mapping[str, Any] | None,
+    airflow: Mapping[str, Any],
+    alive: bool,
 ) -> dict[str, Any]:
-    """A run, and the migration as a whole.
+    """A run, and the migration as a whole: the `newest` run decides which table is read, whichever is looked at.
 
     `airflow` is what Airflow knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer
     run exists, there are no figures, because the ledger's teams have moved on.
@@ -40,29 +44,32 @@ def status(
     switches = Switches(connection)
     row = switches.row()
     now = datetime.now(UTC)
+    ledger = Ledger(connection, "", "")
+    complete = row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
     switch = {
         "status": Status(row.status).name if row else None,
         "progress": row.progress if row else None,
         "finished_at": row.finished_at if row else None,
         "writes": switches.writes(),
         "reads": switches.reads(),
+        "by_somebody_else": complete and not ledger.switched(row.finished_at if row else None),
     }
-    seen: dict[str, Any] = {"now": now, "switch": switch, "run": run}
-    if run is None:
-        return {**seen, "verdict": _told(switch, None, None, False, {})}
+    paused = ledger.paused() if run or ledger.exists() else None
+    seen: dict[str, Any] = {"now": now, "switch": switch, "run": run, "paused": paused and asdict(paused)}
+    told = {**airflow, "paused": bool(paused)}
+    if run is None or newest is None:
+        return {**seen, "verdict": _told(switch, None, None, False, told)}
     alive = alive and not run["ended_at"]
     happened = {line["what"]: line for line in _all(connection, "watch_milestones", _period(run))}
-    ledger = Ledger(connection, "", "")
-    paused = ledger.paused()
+    if alive:
+        happened.pop("report", None)  # of before its tasks were cleared
     figures = None
     if run["newest"]:
         figures = progress.figures(connection, run, now, "planned" in happened, alive and not paused)
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
-    told = {**airflow, "paused": bool(paused)}
     switched_at = row.finished_at if row else None
-    newest = _newest(connection, run)
     return {
         **seen,
         "alive": alive,
@@ -70,7 +77,6 @@ def status(
         "verdict": _told(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
         "steps": [asdict(step) for step in found],
         "waits": [asdict(wait) for wait in steps.waits(run, current, happened, copies, switched_at)],
-        "paused": paused and asdict(paused),
         **(figures or {}),
         "findings": ledger.findings_by_kind(),
         "failures": _failures(connection, run, alive, airflow.get("states", {})),
@@ -120,11 +126,6 @@ def certificate(connection: Connection[Any], run_id: int) -> dict[str, str] | No
 
 def _period(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"since": run["started_at"], "until": run["until"]}
-
-
-def _newest(connection: Connection[Any], known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The newest run: it decides which table is read, whichever run is being looked at."""
-    return known if known["newest"] else run(connection) or known
 
 
 def _told(*situation: Any) -> dict[str, Any]:

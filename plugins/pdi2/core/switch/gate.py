@@ -129,7 +129,7 @@ def _left_at(ledger: Ledger) -> Status:
 def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
     """The time from which no reader uses the old table any more.
 
-    Raises GateError if reads are not on the new table, or if the run is a trial.
+    Raises GateError if this project has not switched reads to the new table, or if the run is a trial.
     """
     _refuse_trials(settings)
     switches = Switches(ledger.connection)
@@ -138,6 +138,12 @@ def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
         raise GateError(
             "Reads are not, or no longer, on the new table, so old writes go on. Nothing was changed. If somebody "
             "rolled back, all is well; to migrate again, trigger a new run."
+        )
+    if not ledger.switched(row.finished_at):
+        raise GateError(
+            "The migration row was completed by somebody else (PostHog's own runner, or an administrator), so nothing "
+            "says that the new table agrees with Postgres, and old writes go on. Nothing was changed. Trigger "
+            'audit_person_distinct_id2: it compares every team with Postgres, and mends it with {"repair": true}.'
         )
     # Without instance settings we cannot stop old writes: each process stops once it restarts, so waiting is no use.
     wait = settings.read_cache_seconds if switches.has_settings else 0
