@@ -98,10 +98,10 @@ postgres-%: .venv-matrix/postgres-%/package.json
 	cd $(@D) && tar --extract --gzip --strip-components 1 --file *.tgz && rm *.tgz && node scripts/hydrate-symlinks.js
 	chmod -R a+rX $(@D) && touch $@
 
-test-airflow: venv $(AIRFLOW_VERSIONS:%=airflow-%) ## Run the DAGs' stories on each older Airflow that is supported (15 min)
+test-airflow: venv $(AIRFLOW_VERSIONS:%=airflow-%) ## Run the DAGs' stories and the page on each older Airflow that is supported (20 min)
 
 airflow-%: .venv-matrix/airflow-%/installed
-	.venv-matrix/airflow-$*/bin/python -m pytest tests/edge/test_dag_stories.py tests/edge/test_older_airflow.py
+	.venv-matrix/airflow-$*/bin/python -m pytest tests/edge/test_dag_stories.py tests/edge/test_older_airflow.py tests/report/test_page.py
 
 .venv-matrix/airflow-%/installed: setup.cfg tests/airflow_constraints | venv
 	$(UV) venv --quiet --clear --python $(BIN)/python .venv-matrix/airflow-$*

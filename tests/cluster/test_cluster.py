@@ -22,7 +22,7 @@ from pdi2 import sql
 from pdi2.core.cluster import pressure, replicas
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import CONSISTENT, IN_MEMORY, LOOKS, Warehouse, spilling
-from pdi2.core.engines.failures import Reaction, WaitError, reaction, waits
+from pdi2.core.engines.failures import MigrationError, Reaction, WaitError, reaction, waits
 from pdi2.core.plan import cluster_checks
 from pdi2.core.plan.clickhouse_checks import TABLES, table_problems
 from pdi2.core.report import certificate
@@ -344,6 +344,40 @@ def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(
     replicated.clickhouse.command(f"SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.NEW}")
     gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
     assert replicated.switches()["reads"] == "new"
+
+
+def test_each_wait_for_replicas_at_the_switch_has_patience_of_its_own(
+    replicated: ReplicatedSystem, proven: Ledger
+) -> None:
+    third = replicated.replicas[2]
+    ids = iter("abcde")
+
+    def lags(error: type[MigrationError] = WaitError) -> None:
+        third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+        insert_new(replicated, ALICE, 0, next(ids))
+        with pytest.raises(error, match="r3-01"):
+            wait()
+
+    def an_hour_passes() -> None:
+        replicated.postgres.execute(
+            "UPDATE pdi2_migration.event "
+            "SET detail = detail || jsonb_build_object('since', (detail ->> 'since')::float - 3600) "
+            "WHERE detail ? 'since'"
+        )
+
+    def wait() -> None:
+        replicas.wait_for_all(proven, replicated.warehouse())
+
+    lags()
+    third.command(f"SYSTEM START FETCHES {Table.NEW}")
+    third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    wait()
+    an_hour_passes()
+    lags()
+    lags()
+    an_hour_passes()
+    lags(replicas.ReplicaError)
+    lags()
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pdi2.core.copy.copying import CopyError, copy_team
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.state.settings import Settings
+from pdi2.core.state.settings import MEBIBYTE, Settings
 from pdi2.core.state.slices import Slice
 from stories import (
     MEGABYTE,
@@ -232,6 +232,39 @@ def test_the_slice_ends_where_the_new_table_has_no_room_for_more_parts(system: S
     system.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY SETTING parts_to_delay_insert = 1000")
     copy_team(ledger, system.warehouse(), TEAM)
     assert len(seen(system)) == IDS
+
+
+@pytest.mark.parametrize("memory", [50 * MEBIBYTE, 200 * MEGABYTE, 2_000 * MEGABYTE, 64 * 1024 * MEBIBYTE])
+def test_no_memory_limit_makes_more_parts_at_once_than_the_new_table_takes(memory: int) -> None:
+    """ClickHouse looks at parts_to_throw_insert before an INSERT, and never within one. Until 23.5 it was 300."""
+    budget = copying.Budget(memory)
+    least = budget.insert_settings(staged=True)["min_insert_block_size_bytes"]
+    assert copying.RANGES_AT_ONCE * budget.range_rows * 100 / least <= 300
+
+
+@pytest.mark.skipif(LOCAL, reason="clickhouse-local of before 24 does not tell its parts")
+def test_ids_that_make_many_parts_are_handed_over_a_few_ranges_at_a_time(system: System) -> None:
+    """Each of five ranges makes about 8 parts, all five more than ClickHouse takes."""
+    system.clickhouse.command(
+        "ALTER TABLE person_distinct_id2 MODIFY SETTING parts_to_delay_insert = 20, parts_to_throw_insert = 24"
+    )
+    many_ids(system, 300_000, id_="concat(toString(number), repeat('x', 390))")
+    ledger = system.ledger()
+    plan(system, ledger)
+    ledger.remember_slice_rows(TEAM, 60_000)
+    handed_over: list[int] = []
+
+    class Counting(Warehouse):
+        def define(self, name: str, parameters: Mapping[str, Any]) -> None:
+            if name == "staging_attach":
+                handed_over.append(staging.waiting(self, staging.Tables(parameters["target"], "", "", "", ""))[1])
+            super().define(name, parameters)
+
+    with Counting(system.client, "counting", 50 * MEBIBYTE) as warehouse:
+        copy_team(ledger, warehouse, TEAM)
+
+    assert max(handed_over) <= 20
+    assert answer(system, COPIED) == [(300_000, 300_000)]
 
 
 def copy_without_patience(ledger: Ledger, system: System) -> None:

@@ -126,6 +126,14 @@ def test_a_session_has_the_limits_of_this_project(system: System) -> None:
         assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
 
 
+@pytest.mark.parametrize(("chosen", "ours"), [("off", "local"), ("local", "local"), ("remote_apply", "remote_apply")])
+def test_what_is_committed_survives_a_crash_of_postgres(system: System, chosen: str, ours: str) -> None:
+    """And a session waits for no standby that others of the role do not wait for."""
+    system.postgres.execute(f"ALTER DATABASE {system.database} SET synchronous_commit = {chosen}")
+    with sessions.begin(lambda: psycopg.connect(system.uri)) as connection:
+        assert connection.execute("SHOW synchronous_commit").fetchone() == (ours,)
+
+
 @pytest.mark.parametrize("what", ["ROLE", "DATABASE"])
 def test_read_only_transactions_are_one_line_of_preflight(
     system: System,

@@ -206,6 +206,24 @@ def test_a_run_that_waits_for_nothing_still_looks(system: System, ledger: Ledger
         look(system, ledger, no_wait)
 
 
+@pytest.mark.parametrize(("age", "proven"), [(BEFORE_THE_WINDOW, True), (IN_THE_WINDOW, False)])
+def test_a_run_that_waits_for_nothing_looks_at_the_last_minutes_only(
+    system: System, ledger: Ledger, age: int, proven: bool
+) -> None:
+    """Links of weeks ago take long to read, and a writer whose cache had not run out then is right by now."""
+    no_wait = Settings(settle_seconds=0, read_cache_seconds=0)
+    stale = stale_writer(system, age)
+    enable(system, ledger, no_wait)
+    pass_time(system, HOUR)
+    stale.create(TEAM, "missed")
+    stale.flush()
+    if proven:
+        assert look(system, ledger, no_wait)[0]
+    else:
+        with pytest.raises(DualWriteError, match="missed"):
+            look(system, ledger, no_wait)
+
+
 def test_a_proof_before_the_switch_is_refused(system: System, ledger: Ledger) -> None:
     ledger.create()
     with pytest.raises(MigrationError, match="never enabled by this project. Clear enable_dual_writes"):

@@ -1,11 +1,12 @@
 """The gate before the switch, the switch, the way back, and who owns the migration."""
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import System
+from conftest import ENGINE, System
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, WaitError, reaction
 from pdi2.core.plan.preflight import Verdict, check
@@ -25,6 +26,7 @@ from pdi2.core.switch.gate import (
     stop_old_writes,
     switch_reads,
 )
+from pdi2.core.verify.verifying import verify_team
 from stories import (
     ALICE,
     NO_WAIT,
@@ -239,6 +241,45 @@ def test_old_writes_do_not_end_by_a_switch_that_somebody_else_made(system: Syste
     unchanged(
         system, GateError, lambda: old_writes_end(ledger, NO_WAIT), "completed by somebody else.*old writes go on"
     )
+
+
+@pytest.mark.skipif(bool(ENGINE), reason="there no mutation outlives its statement")
+def test_a_mutation_that_began_after_preflight_is_waited_for_and_what_it_removed_is_repaired(
+    system: System, ledger: Ledger
+) -> None:
+    """TEAM is verified while the mutation goes on, and sees the row that it removes later."""
+    enable(system, ledger)
+    plan(system, ledger)
+    for team_id in TEAMS:
+        copy_team(ledger, system.warehouse(), team_id)
+    system.clickhouse.command("SYSTEM STOP MERGES person_distinct_id2")
+    delete = "ALTER TABLE person_distinct_id2 DELETE WHERE distinct_id = 'other'"
+    system.clickhouse.command(delete, settings={"mutations_sync": 0})
+    time.sleep(1)  # system.mutations has whole seconds
+    for team_id in TEAMS:
+        verify_team(ledger, system.warehouse(), team_id, NO_WAIT)
+
+    with pytest.raises(WaitError, match="carries out 1 mutation.*DELETE WHERE distinct_id = 'other'"):
+        switch(system, ledger)
+    assert system.switches()["reads"] == "old"
+
+    system.clickhouse.command("SYSTEM START MERGES person_distinct_id2")
+    system.clickhouse.command(f"{delete} AND 0", settings={"mutations_sync": 2})
+    assert system.disagreements() != {}
+    switch(system, ledger)
+    assert (system.status(), system.disagreements()) == (2, {})
+
+
+@pytest.mark.skipif(bool(ENGINE), reason="there no mutation outlives its statement")
+def test_a_mutation_that_fails_keeps_the_gate_shut(system: System, ledger: Ledger) -> None:
+    migrate(system, ledger)
+    alter = "ALTER TABLE person_distinct_id2 UPDATE _offset = throwIf(1, 'no such luck') WHERE 1"
+    with pytest.raises(Exception, match="no such luck"):
+        system.clickhouse.command(alter, settings={"mutations_sync": 2})
+    told = "A mutation .* fails.*Reads stay on the old table.*no such luck.*KILL MUTATION.*trigger the run again"
+    unchanged(system, GateError, lambda: switch(system, ledger), told)
+    system.clickhouse.command(f"KILL MUTATION WHERE database = '{system.database}'")
+    switch(system, ledger)
 
 
 def test_a_switch_that_fails_in_the_middle_switches_nothing(system: System, ledger: Ledger) -> None:

@@ -10,6 +10,7 @@ import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import System
 from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.plan.clickhouse_checks import mutations
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch.gate import switch_reads
@@ -88,6 +89,16 @@ def test_where_nothing_changed_nothing_is_compared(system: System, ledger: Ledge
     assert (warehouse.ids, warehouse.teams, rechecked(system)) == (set(), set(), {})
 
 
+def test_our_own_mutations_are_nobody_elses(system: System, ledger: Ledger) -> None:
+    insert_new(system, BOB, 9, "id")
+    warehouse = system.warehouse()
+    assert verify_team(ledger, warehouse, TEAM, NO_WAIT) == {"ahead": 1}
+    warehouse.execute("reach_every_replica")
+    found = mutations(warehouse)
+    assert (len(found), {one.is_ours for one in found}) == (2, {True})
+    assert switch(system, ledger).teams == set()
+
+
 # By name: what happens after the verification, the findings, and the teams compared as a whole.
 CHANGES: dict[str, tuple[Callable[[System], object], list[tuple[Any, ...]], set[int]]] = {
     "a link that Postgres alone knows": (relink, [(TEAM, "id", "wrong_person", True)], set()),
@@ -110,6 +121,14 @@ CHANGES: dict[str, tuple[Callable[[System], object], list[tuple[Any, ...]], set[
         lambda system: (relink(system), system.postgres.execute("VACUUM FREEZE posthog_persondistinctid")),
         [(TEAM, "id", "wrong_person", True)],
         set(),
+    ),
+    "a row that somebody else's mutation removed": (
+        lambda system: system.clickhouse.command(
+            f"ALTER TABLE person_distinct_id2 DELETE WHERE team_id = {TEAM} AND distinct_id = 'other'",
+            settings={"mutations_sync": 2},
+        ),
+        [(TEAM, "other", "missing", True)],
+        {TEAM, OTHER},
     ),
     "a row that somebody else wrote": (
         lambda system: system.clickhouse.command(

@@ -29,9 +29,11 @@ UNREADABLE = {60, 497}
 TIMED_OUT, UNFINISHED = 159, 341
 SYNTAX = 62
 """ClickHouse 22.12 does not know LIGHTWEIGHT, and waits for merges too."""
-CONNECTED, SWITCH_WAITS = "connected_to", "switch_waits"
+CONNECTED = "connected_to"
+SWITCH_WAITS, SWITCH_WAITED = "switch_waits", "switch_waited"
+"""Both carry the time since when a wait goes on. The second one ends that wait."""
 PATIENCE_SECONDS = 1800
-"""How long a run waits for the replicas at the switch, from its first look."""
+"""How long a wait for the replicas at the switch may take, however often the task is put off meanwhile."""
 
 
 class ReplicaError(MigrationError):
@@ -162,7 +164,9 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
     """
     parts = _parts(warehouse)
     found: list[Replica] = []
-    since = (ledger.latest_of_run(SWITCH_WAITS) or {"since": time.time()})["since"]
+    begun, ended = ((ledger.latest_of_run(what) or {"since": 0.0})["since"] for what in (SWITCH_WAITS, SWITCH_WAITED))
+    goes_on = begun != ended
+    since = begun if goes_on else time.time()
 
     def look() -> str | None:
         found.clear()
@@ -170,15 +174,21 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
             found.extend(_look(warehouse, state, parts, or_wait=True))
         return " ".join(_lag(one) for one in found if one.lacks != 0) or None
 
+    def record(_: str, reason: str) -> None:
+        ledger.record(SWITCH_WAITS, reason=reason, since=since)
+
     try:
-        patiently(look, "The switch", lambda _, reason: ledger.record(SWITCH_WAITS, reason=reason, since=since))
+        waited_now = patiently(look, "The switch", record)
     except WaitError as wait:
         if time.time() - since > PATIENCE_SECONDS:
+            ledger.record(SWITCH_WAITED, since=since)
             raise ReplicaError(
                 f"The switch was given up, because some replica lacks what is copied and verified. {wait} Reads stay "
                 "on the old table. Mend the replica and trigger the run again: only the switch is left."
             ) from wait
         raise
+    if goes_on or waited_now:
+        ledger.record(SWITCH_WAITED, since=since)
     return [asdict(one) for one in found]
 
 

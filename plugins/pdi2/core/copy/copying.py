@@ -13,7 +13,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pdi2.core.cluster.pressure import wait_while_busy
 from pdi2.core.copy import pieces
-from pdi2.core.copy.pieces import Budget
+from pdi2.core.copy.pieces import PARTS_A_RANGE, Budget
 from pdi2.core.copy.staging import Tables, hand_over, tables_for, waiting
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import (
@@ -165,7 +165,9 @@ def _fill(warehouse: Warehouse, tables: Tables, ranges: list[Slice], room: int) 
     until = time.monotonic() + SLICE_SECONDS
     done = rows = parts = 0
     while done < len(ranges):
-        taken = ranges[done : done + pieces.tell_apart(warehouse, tables, ranges[done : done + RANGES_AT_ONCE])]
+        parts_a_range = parts / done if parts else PARTS_A_RANGE
+        at_once = min(RANGES_AT_ONCE, max(1, int((room - parts) / parts_a_range)))  # ClickHouse stops no INSERT
+        taken = ranges[done : done + pieces.tell_apart(warehouse, tables, ranges[done : done + at_once])]
         piece = join(taken)
         expected = pieces.copy(warehouse, tables, piece)
         if tables.staged:

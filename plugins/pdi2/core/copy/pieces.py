@@ -20,6 +20,9 @@ from pdi2.core.state.slices import Slice, Teams, cut, join
 Piece = Slice | Teams
 OLD_TABLE = "person_distinct_id"
 ALL_ROWS = {"steps": 1, "step": 0}
+MOST_ROWS_A_RANGE = 3_500_000
+PARTS_A_RANGE = 50
+"""So many parts of at least 7 MB, the half of a block, have that many rows of 100 bytes."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,11 @@ class Budget:
 
     @property
     def range_rows(self) -> int:
-        """Telling complex ids apart takes up to 45 bytes per row."""
-        return self.memory // 60
+        """Telling complex ids apart takes up to 45 bytes per row.
+
+        With more memory a range would only make more parts, because a part has 14 MB at most.
+        """
+        return min(self.memory // 60, MOST_ROWS_A_RANGE)
 
     @property
     def deciding_rows(self) -> int:

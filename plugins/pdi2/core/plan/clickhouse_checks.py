@@ -2,7 +2,7 @@
 
 import re
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from pdi2.core.cluster.pressure import disks_of_new
 from pdi2.core.copy.pieces import Budget
@@ -46,9 +46,21 @@ TABLES: dict[str, dict[str, Any]] = {  # PostHog up to 1.33 on ClickHouse 21.12 
 }
 
 
+class Mutation(NamedTuple):
+    """A mutation of the new table; `parts` are left to do, `began` in seconds. Ours remove what a repair named."""
+
+    name: str
+    command: str
+    parts: int
+    failure: str
+    began: int
+    is_done: bool
+    is_ours: bool
+
+
 def state_problems(warehouse: Warehouse) -> list[str]:
     """What is in the way at the moment, once the tables are known to be as they should be."""
-    return _mutation_problems(warehouse) + cluster_checks.problems(warehouse)
+    return mutation_problems(warehouse) + cluster_checks.problems(warehouse)
 
 
 def table_problems(warehouse: Warehouse) -> list[str]:
@@ -142,24 +154,34 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
     return problems
 
 
-def _mutation_problems(warehouse: Warehouse) -> list[str]:
-    """A mutation that fails holds up every later one, including our DELETEs."""
+def mutations(warehouse: Warehouse) -> list[Mutation]:
+    """Those of the new table that ClickHouse still lists; of finished ones, it keeps the last hundred."""
     return [
-        f"The mutation {mutation.decode()} of person_distinct_id2 fails: {command.decode()}: "
-        f"{reason.decode()[:LONGEST_TEXT]}. Remove the cause, or end it: KILL MUTATION WHERE mutation_id = "
-        f"'{mutation.decode()}'."
-        for mutation, command, _, reason in warehouse.rows("mutations_of_new")
-        if reason
+        Mutation(name.decode(), command.decode(), parts, reason.decode(), began, bool(is_done), bool(is_ours))
+        for name, command, parts, reason, began, is_done, is_ours in warehouse.rows("mutations_of_new")
     ]
 
 
-def unfinished(warehouse: Warehouse) -> str | None:
-    """Unfinished mutations of the new table, which may remove or change verified rows. All one can do is wait."""
-    if not (found := warehouse.rows("mutations_of_new")):
+def mutation_problems(warehouse: Warehouse) -> list[str]:
+    """A mutation that fails holds up every later one, including our DELETEs."""
+    return [
+        f"The mutation {one.name} of person_distinct_id2 fails: {one.command}: {one.failure[:LONGEST_TEXT]}. Remove "
+        f"the cause, or end it: KILL MUTATION WHERE mutation_id = '{one.name}'."
+        for one in mutations(warehouse)
+        if one.failure and not one.is_done
+    ]
+
+
+def unfinished(warehouse: Warehouse, *, ours: bool) -> str | None:
+    """Unfinished mutations of the new table, with or without ours, which may remove or change verified rows.
+
+    All one can do is wait.
+    """
+    if not (found := [one for one in mutations(warehouse) if not one.is_done and (ours or not one.is_ours)]):
         return None
-    mutation, command, parts, _ = found[0]
+    first = found[0]
     return (
         f"ClickHouse still carries out {len(found)} mutation(s) of person_distinct_id2, the first of which is "
-        f"{mutation.decode()}, with {parts:,} part(s) to do: {command.decode()}. Nothing was changed. Airflow tries "
+        f"{first.name}, with {first.parts:,} part(s) to do: {first.command}. Nothing was changed. Airflow tries "
         "again; if this goes on, look at system.mutations and whether merges are stopped, then trigger the run again."
     )

@@ -79,7 +79,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     notes = _notes(ledger, settings)
     if settings.dry_run:
         return Preflight(Verdict.PLAN_ONLY, "\n".join(["All checks passed. Dry run: only the plan follows.", *notes]))
-    if busy := clickhouse_checks.unfinished(warehouse):
+    if busy := clickhouse_checks.unfinished(warehouse, ours=True):
         raise BusyError(busy)
     return Preflight(Verdict.MIGRATE, "\n".join(["All checks passed.", *notes]))
 

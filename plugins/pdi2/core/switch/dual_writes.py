@@ -91,7 +91,7 @@ def _baseline(warehouse: Warehouse) -> dict[str, Any]:
 
 
 def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observation:
-    """Looks at a window of `settle_seconds` that ended one in-flight allowance ago.
+    """Looks at a window of `settle_seconds` (0: of the default's length) that ended one in-flight allowance ago.
 
     Raises DualWriteError with counts and examples if a miss is still in the window after
     `settings.proof_limit_seconds`.
@@ -102,9 +102,8 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         raise MigrationError("Dual writes were never enabled by this project. Clear enable_dual_writes to do it.")
     (now,) = warehouse.rows("now")[0]
     end = int(now - settings.in_flight)
-    start = enabled["enabled_at"]
-    if settings.settle_seconds:
-        start = max(start, end - settings.settle_seconds)
+    window = settings.settle_seconds or Settings.settle_seconds  # dual writes may have been on for weeks
+    start = max(enabled["enabled_at"], end - window)
     known = [int(event) for event in enabled["known"]]
     misses = _evidence(ledger, _misses(warehouse, start, end, known)) if end > start else []
     window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds

@@ -6,7 +6,8 @@ from typing import Any
 from pdi2.core.cluster import replicas
 from pdi2.core.cluster.pressure import refuse_while_paused
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.engines.failures import MigrationError
+from pdi2.core.engines.failures import MigrationError, WaitError
+from pdi2.core.plan import clickhouse_checks
 from pdi2.core.plan.planning import chosen, rows_by_team
 from pdi2.core.state.ledger import FAILED, REJECTED, Ledger, Team, TeamStatus
 from pdi2.core.state.settings import Settings
@@ -75,7 +76,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
 
     The switch is one transaction: it checks the gate once more, sets the row to CompletedSuccessfully and reads to
     "new", and records an event. Raises GateError if a team is not verified, a required approval is missing or the run
-    is a trial, and WaitError if the migration is paused.
+    is a trial, and WaitError if the migration is paused or a mutation of the new table goes on.
     """
     _refuse_trials(settings)
     switches = Switches(ledger.connection)
@@ -85,6 +86,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     refuse_while_paused(ledger, "The switch of reads")
     _check_approval(ledger, settings)
     _judge(ledger, warehouse, settings)
+    _wait_for_mutations(warehouse)
     rechecked = verify_changes(ledger, warehouse, settings)
     everywhere = replicas.wait_for_all(ledger, warehouse)
     with ledger.transaction():
@@ -105,6 +107,17 @@ def _refuse_trials(settings: Settings) -> None:
             "even if this task is run by hand. Reads and writes stay as they are. To go on, trigger the DAG without "
             "dry_run and team_ids: it does only what is missing."
         )
+
+
+def _wait_for_mutations(warehouse: Warehouse) -> None:
+    """No comparison sees what somebody's mutation has yet to remove."""
+    if failing := clickhouse_checks.mutation_problems(warehouse):
+        raise GateError(
+            "A mutation of person_distinct_id2 fails, and may yet change what is verified. Reads stay on the old "
+            f"table. {' '.join(failing)} Then trigger the run again: only the switch is left."
+        )
+    if busy := clickhouse_checks.unfinished(warehouse, ours=False):
+        raise WaitError(busy)
 
 
 def _check_approval(ledger: Ledger, settings: Settings) -> None:

@@ -1,7 +1,8 @@
 """Finds what changed in teams since they were verified, so that the switch need not compare everything again.
 
 Every row in Postgres names the transaction that wrote it (xmin), which a plain scan finds without hashing. Deleted rows
-show because fewer of the earlier rows are left: such a team is compared as a whole.
+show because fewer of the earlier rows are left: such a team is compared as a whole. So is every team that was verified
+before a mutation of the new table, because what somebody's ALTER or DELETE removed leaves no newer row.
 """
 
 import logging
@@ -11,6 +12,7 @@ from more_itertools import chunked
 
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.plan.clickhouse_checks import mutations
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import TEAMS_AT_ONCE, Teams
@@ -25,8 +27,13 @@ MOST_CHANGED = 100_000
 
 def now(ledger: Ledger, warehouse: Warehouse) -> tuple[int, int]:
     """Where both databases stand: ClickHouse's time in seconds and Postgres's transaction. Call it before the first
-    look at a team."""
-    return warehouse.rows("now")[0][0], postgres.value(ledger.connection, "snapshot")
+    look at a team.
+
+    While somebody's mutation goes on, ClickHouse stands where it began.
+    """
+    at = warehouse.rows("now")[0][0]
+    at = min([at, *(one.began for one in mutations(warehouse) if not (one.is_done or one.is_ours))])
+    return at, postgres.value(ledger.connection, "snapshot")
 
 
 def mark(before: tuple[int, int], first: Digests, team_id: int) -> dict[str, int | str]:
@@ -43,10 +50,11 @@ def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings, doubtf
     Of `doubtful` teams, and of those whose changes cannot be told, all ids that the digests suspect.
     """
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
+    mutated_at = max((one.began for one in mutations(warehouse) if not one.is_ours), default=-1)
     since = {
         team_id: max(0, int(marked_at - settings.in_flight))
         for team_id, marked_at, changed, unknown in teams
-        if not unknown and changed <= MOST_CHANGED and team_id not in doubtful
+        if not unknown and changed <= MOST_CHANGED and team_id not in doubtful and marked_at > mutated_at
     }
     changed = _touched(warehouse, since)
     for team_id, distinct_id in postgres.execute(ledger.connection, "changed_ids", {"team_ids": list(since)}):

@@ -1,7 +1,8 @@
 -- A role, a database or a server may have settings that suit an application but not us: a comparison may take long, and
 -- a connection is idle while ClickHouse works. Only what could hold up the application is limited: the wait for a lock,
 -- and a transaction that nobody ends. The driver reads times only in ISO style, and an id may be text in any script. A
--- limit that the server does not know is left out, because there is none of that kind.
+-- limit that the server does not know is left out, because there is none of that kind. A crash of Postgres must lose
+-- nothing that we reported as done, so commits are flushed. They wait for a standby only where the role's commits do.
 SELECT set_config(wanted.name, wanted.value, false)
 FROM (
     VALUES ('statement_timeout', '0'),
@@ -11,6 +12,8 @@ FROM (
            ('idle_in_transaction_session_timeout', '10min'),
            ('default_transaction_isolation', 'read committed'),
            ('DateStyle', 'ISO'),
-           ('client_encoding', 'UTF8')
+           ('client_encoding', 'UTF8'),
+           ('synchronous_commit', 'local')
 ) AS wanted (name, value)
 JOIN pg_settings ON pg_settings.name = wanted.name
+WHERE wanted.name <> 'synchronous_commit' OR pg_settings.setting = 'off'
