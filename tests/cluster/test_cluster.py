@@ -348,7 +348,7 @@ def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(
 
 @pytest.mark.slow
 def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
-    replicated: ReplicatedSystem, proven: Ledger
+    replicated: ReplicatedSystem, proven: Ledger, followed_soon: None
 ) -> None:
     forbidden = {
         "match": "system.zookeeper",
