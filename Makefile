@@ -57,7 +57,7 @@ test: venv ## Run every test but those with targets of their own (14 min)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-chaos: venv ## Run the chaos tests too, which break the engines and the run (25 min)
-	$(BIN)/python -m pytest -n 2 -m "not ui and not cluster and not pooler"
+	PDI2_EXAMPLES=60 $(BIN)/python -m pytest -n 2 -m "not ui and not cluster and not pooler"
 
 test-cluster: venv zookeeper ## Migrate on replicas and a ZooKeeper that are killed, frozen and cut off (20 min)
 	$(BIN)/python -m pytest -m cluster tests/cluster/test_real_cluster.py tests/demo/test_up.py tests/demo/test_story.py

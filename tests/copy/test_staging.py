@@ -400,6 +400,7 @@ def test_copies_on_a_plain_table_carry_no_stamp(system: System, ledger: Ledger) 
 def test_a_slice_is_finished_though_a_replica_is_away_or_does_not_fetch(
     replicated: ReplicatedSystem,
     replicated_ledger: Ledger,
+    followed_soon: None,
     caplog: pytest.LogCaptureFixture,
     away: str,
 ) -> None:

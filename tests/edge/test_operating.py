@@ -23,7 +23,7 @@ from airflow.sdk.timezone import utcnow
 from airflow.utils.session import create_session
 from airflow.utils.sqlalchemy import prohibit_commit
 from airflow.utils.state import DagRunState
-from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, ROOT, System
+from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, ROOT, System, run_dag
 from pdi2.core.state.settings import SCHEMA
 from pdi2.edge import POOL
 from pdi2.edge.pool import SLOTS
@@ -174,7 +174,7 @@ class TestRuns:
         """A run that gets no parameters from anybody."""
         bag = configure(monkeypatch, schedule="@hourly", defaults=json.dumps(NOTHING_TO_WAIT_FOR), **options)
         assert bag.import_errors == {}
-        return bag.dags[FILL].test()
+        return run_dag(bag.dags[FILL])
 
     def test_scheduled_runs_continue_take_in_new_teams_and_end_with_nothing_to_do(
         self, monkeypatch: pytest.MonkeyPatch, system: System, seeded: Seeded, said: Any

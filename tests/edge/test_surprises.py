@@ -227,7 +227,8 @@ def test_a_run_that_is_marked_before_anything_failed_is_red(
     assert dump(system) == before
 
 
-def test_a_pause_holds_an_approved_switch(system: System, seeded: Seeded) -> None:
+def test_a_pause_holds_an_approved_switch(system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 2)
     seen: list[dict[str, str]] = []
 
     def pause_and_approve(hands: Hands) -> None:
@@ -300,7 +301,10 @@ def test_a_switch_that_is_marked_by_hand_is_none(system: System, seeded: Seeded)
     assert system.status() == 3
 
 
-def test_an_end_of_old_writes_that_is_marked_by_hand_is_none(system: System, seeded: Seeded) -> None:
+def test_an_end_of_old_writes_that_is_marked_by_hand_is_none(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conftest.POKE_SECONDS", 5)  # long enough to be marked between two looks
     pause_when(system, "event", "NEW.what = 'reads_switched'")
 
     def mark(hands: Hands) -> None:

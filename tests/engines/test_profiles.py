@@ -346,25 +346,47 @@ CLOSED = {
 }
 
 
+def told_of_a_closed_server(path: Path) -> str | None:
+    from pdi2.edge import connections
+
+    os.environ |= connected_to(path)
+    with pytest.raises(DatabaseError) as closed:
+        connections.open_warehouse("preflight", MEMORY)
+    assert uncut(closed.value) is not Reaction.RETRY
+    return connections._closed(closed.value)
+
+
+def connected_to(path: Path) -> dict[str, str]:
+    extra = {"client_kwargs": {"interface": "chdb"} | address(path)}
+    return {"AIRFLOW_CONN_POSTHOG_CLICKHOUSE": json.dumps({"conn_type": "clickhouse", "extra": extra})}
+
+
+@pytest.mark.slow
+@real_engine
+@pytest.mark.parametrize(("profile", "told"), CLOSED.values(), ids=CLOSED.keys())
+def test_a_profile_with_which_nobody_can_connect_is_told(tmp_path: Path, profile: str, told: str) -> None:
+    """The client library asks for the server's settings as it connects, and the profile forbids that."""
+    problem = configured(tmp_path, told_of_a_closed_server, profile=profile)
+
+    assert problem.startswith(f"With {told}")
+    assert "in its profile, the ClickHouse user cannot even read the server's settings" in problem
+    assert "Give the user of posthog_clickhouse a profile without it." in problem
+
+
 @pytest.mark.slow
 @real_engine
 @pytest.mark.usefixtures("airflow_metadata")
-@pytest.mark.parametrize(("profile", "told"), CLOSED.values(), ids=CLOSED.keys())
-def test_a_profile_with_which_nobody_can_connect_is_one_line_of_preflight(
-    system: System, tmp_path: Path, profile: str, told: str
-) -> None:
-    """The client library asks for the server's settings as it connects, and the profile forbids that."""
+def test_a_profile_with_which_nobody_can_connect_is_one_line_of_preflight(system: System, tmp_path: Path) -> None:
+    profile, told = CLOSED["result"]
     write_config(tmp_path, profile=profile)
-    extra = {"client_kwargs": {"interface": "chdb"} | address(tmp_path)}
-    connection = {"AIRFLOW_CONN_POSTHOG_CLICKHOUSE": json.dumps({"conn_type": "clickhouse", "extra": extra})}
 
-    run = subprocess.run(["airflow", "dags", "test", FILL], env=os.environ | connection, capture_output=True, text=True)
+    run = subprocess.run(
+        ["airflow", "dags", "test", FILL], env=os.environ | connected_to(tmp_path), capture_output=True, text=True
+    )
 
     said = " ".join((run.stdout + run.stderr).split())
     assert "The migration cannot begin, for 1 reason; nothing was changed." in said
     assert f"1. With {told}" in said
-    assert "in its profile, the ClickHouse user cannot even read the server's settings" in said
-    assert "Give the user of posthog_clickhouse a profile without it." in said
     assert system.value("SELECT to_regnamespace('pdi2_migration')") is None
     assert system.status() == 0
 
