@@ -378,6 +378,11 @@ def test_each_wait_for_replicas_at_the_switch_has_patience_of_its_own(
     an_hour_passes()
     lags(replicas.ReplicaError)
     lags()
+    proven.record("paused")
+    with pytest.raises(WaitError, match="paused"):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    an_hour_passes()
+    lags()
 
 
 @pytest.mark.slow

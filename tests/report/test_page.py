@@ -450,6 +450,11 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
     gate.certify(ledger, system.warehouse(), settings)
     assert told() == ("Waiting for approval of the switch", ["approve"], ["approval"])
     ledger.record("switch_approved", by="ann")
+    for what in ("switch_waits", "switch_put_off"):
+        ledger.record(what, reason="r2 is 61 s behind", since=1)
+        assert told()[1:] == (["switch_reads"], ["server"])
+        ledger.record("switch_waited", since=1)
+        assert told()[2] == []
     gate.switch_reads(ledger, system.warehouse(), settings)
     assert told() == ("Reads are on the new table; old writes go on for now", ["stop_old_writes"], ["readers"])
     verdict = viewer.get("/status").json()["verdict"]

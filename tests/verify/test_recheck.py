@@ -8,15 +8,16 @@ from typing import Any
 import psycopg
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
-from conftest import System
+from conftest import ENGINE, System
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.plan.clickhouse_checks import mutations
+from pdi2.core.engines.failures import BusyError
+from pdi2.core.plan import mutations
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch.gate import switch_reads
 from pdi2.core.verify.rechecking import MOST_CHANGED, _touched
 from pdi2.core.verify.settling import VerifyError
-from pdi2.core.verify.verifying import verify_team
+from pdi2.core.verify.verifying import verify_changes, verify_team
 from stories import (
     ALICE,
     BOB,
@@ -94,7 +95,7 @@ def test_our_own_mutations_are_nobody_elses(system: System, ledger: Ledger) -> N
     warehouse = system.warehouse()
     assert verify_team(ledger, warehouse, TEAM, NO_WAIT) == {"ahead": 1}
     warehouse.execute("reach_every_replica")
-    found = mutations(warehouse)
+    found = mutations.listed(warehouse)
     assert (len(found), {one.is_ours for one in found}) == (2, {True})
     assert switch(system, ledger).teams == set()
 
@@ -168,6 +169,37 @@ def test_a_change_that_was_not_committed_at_the_first_look_is_found(system: Syst
         for open_one in (one, another):
             open_one.execute("SELECT txid_current()")
         assert switch(system, ledger).ids == {(TEAM, b"id")}
+
+
+def test_what_somebodys_mutation_removed_is_compared_once(system: System, ledger: Ledger) -> None:
+    delete = "ALTER TABLE person_distinct_id2 DELETE WHERE distinct_id = 'other'"
+    system.clickhouse.command(delete, settings={"mutations_sync": 2})
+    time.sleep(1.1)  # system.mutations has whole seconds
+    warehouse = Listening(system)
+    assert verify_changes(ledger, warehouse, NO_WAIT) == {"missing": 2}
+    assert warehouse.teams == {TEAM, OTHER}
+    assert switch(system, ledger).teams == set()
+
+
+@pytest.mark.skipif(bool(ENGINE), reason="there no mutation outlives its statement")
+def test_what_a_mutation_removed_before_it_was_killed_is_repaired(system: System, ledger: Ledger) -> None:
+    """KILL MUTATION takes it off ClickHouse's list; the parts that it has rewritten stay as they are."""
+    writer = system.writer()
+    writer.create(TEAM, "poison")
+    writer.flush()
+    delete = "DELETE WHERE distinct_id = 'other' OR throwIf(distinct_id = 'poison', 'no such luck')"
+    system.clickhouse.command(f"ALTER TABLE person_distinct_id2 {delete}", settings={"mutations_sync": 0})
+    deadline = time.monotonic() + 30
+    while not (system.disagreements() and mutations.failing(mutations.listed(system.warehouse()))):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+    with pytest.raises(BusyError, match="no such luck"):
+        switch(system, ledger)
+    system.clickhouse.command(f"KILL MUTATION WHERE database = '{system.database}'")
+
+    assert switch(system, ledger).teams == {TEAM, OTHER}
+    assert system.disagreements() == {}
 
 
 def test_what_was_touched_need_not_fit_into_memory(system: System) -> None:

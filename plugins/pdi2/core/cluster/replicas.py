@@ -164,9 +164,7 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
     """
     parts = _parts(warehouse)
     found: list[Replica] = []
-    begun, ended = ((ledger.latest_of_run(what) or {"since": 0.0})["since"] for what in (SWITCH_WAITS, SWITCH_WAITED))
-    goes_on = begun != ended
-    since = begun if goes_on else time.time()
+    since = _waits_since(ledger) or time.time()
 
     def look() -> str | None:
         found.clear()
@@ -178,18 +176,28 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
         ledger.record(SWITCH_WAITS, reason=reason, since=since)
 
     try:
-        waited_now = patiently(look, "The switch", record)
+        patiently(look, "The switch", record)
     except WaitError as wait:
         if time.time() - since > PATIENCE_SECONDS:
-            ledger.record(SWITCH_WAITED, since=since)
+            end_wait(ledger)
             raise ReplicaError(
                 f"The switch was given up, because some replica lacks what is copied and verified. {wait} Reads stay "
                 "on the old table. Mend the replica and trigger the run again: only the switch is left."
             ) from wait
         raise
-    if goes_on or waited_now:
-        ledger.record(SWITCH_WAITED, since=since)
+    end_wait(ledger)
     return [asdict(one) for one in found]
+
+
+def end_wait(ledger: Ledger) -> None:
+    """The patience with replicas begins anew afterwards."""
+    if since := _waits_since(ledger):
+        ledger.record(SWITCH_WAITED, since=since)
+
+
+def _waits_since(ledger: Ledger) -> float | None:
+    begun, ended = (ledger.latest_of_run(what) or {"since": None} for what in (SWITCH_WAITS, SWITCH_WAITED))
+    return None if begun["since"] == ended["since"] else begun["since"]
 
 
 def _of_new(warehouse: Warehouse) -> list[State]:

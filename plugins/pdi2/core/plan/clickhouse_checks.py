@@ -2,14 +2,13 @@
 
 import re
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 from pdi2.core.cluster.pressure import disks_of_new
 from pdi2.core.copy.pieces import Budget
 from pdi2.core.engines.clickhouse import REMOVING, Warehouse, spilling
 from pdi2.core.engines.exactness import refusals
-from pdi2.core.engines.failures import LONGEST_TEXT
-from pdi2.core.plan import cluster_checks
+from pdi2.core.plan import cluster_checks, mutations
 
 OLDEST_CLICKHOUSE = (22, 12)
 
@@ -46,21 +45,9 @@ TABLES: dict[str, dict[str, Any]] = {  # PostHog up to 1.33 on ClickHouse 21.12 
 }
 
 
-class Mutation(NamedTuple):
-    """A mutation of the new table; `parts` are left to do, `began` in seconds. Ours remove what a repair named."""
-
-    name: str
-    command: str
-    parts: int
-    failure: str
-    began: int
-    is_done: bool
-    is_ours: bool
-
-
 def state_problems(warehouse: Warehouse) -> list[str]:
     """What is in the way at the moment, once the tables are known to be as they should be."""
-    return mutation_problems(warehouse) + cluster_checks.problems(warehouse)
+    return mutations.failing(mutations.listed(warehouse)) + cluster_checks.problems(warehouse)
 
 
 def table_problems(warehouse: Warehouse) -> list[str]:
@@ -152,36 +139,3 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
             "Take these constraints from the profile, or give the user of posthog_clickhouse a profile without them."
         )
     return problems
-
-
-def mutations(warehouse: Warehouse) -> list[Mutation]:
-    """Those of the new table that ClickHouse still lists; of finished ones, it keeps the last hundred."""
-    return [
-        Mutation(name.decode(), command.decode(), parts, reason.decode(), began, bool(is_done), bool(is_ours))
-        for name, command, parts, reason, began, is_done, is_ours in warehouse.rows("mutations_of_new")
-    ]
-
-
-def mutation_problems(warehouse: Warehouse) -> list[str]:
-    """A mutation that fails holds up every later one, including our DELETEs."""
-    return [
-        f"The mutation {one.name} of person_distinct_id2 fails: {one.command}: {one.failure[:LONGEST_TEXT]}. Remove "
-        f"the cause, or end it: KILL MUTATION WHERE mutation_id = '{one.name}'."
-        for one in mutations(warehouse)
-        if one.failure and not one.is_done
-    ]
-
-
-def unfinished(warehouse: Warehouse, *, ours: bool) -> str | None:
-    """Unfinished mutations of the new table, with or without ours, which may remove or change verified rows.
-
-    All one can do is wait.
-    """
-    if not (found := [one for one in mutations(warehouse) if not one.is_done and (ours or not one.is_ours)]):
-        return None
-    first = found[0]
-    return (
-        f"ClickHouse still carries out {len(found)} mutation(s) of person_distinct_id2, the first of which is "
-        f"{first.name}, with {first.parts:,} part(s) to do: {first.command}. Nothing was changed. Airflow tries "
-        "again; if this goes on, look at system.mutations and whether merges are stopped, then trigger the run again."
-    )

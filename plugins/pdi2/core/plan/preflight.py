@@ -9,7 +9,7 @@ from psycopg import Connection
 
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, describe, reaction
-from pdi2.core.plan import clickhouse_checks, postgres_checks
+from pdi2.core.plan import clickhouse_checks, mutations, postgres_checks
 from pdi2.core.plan.planning import rows_by_team
 from pdi2.core.state.ledger import AT_WORK, Ledger, TeamStatus
 from pdi2.core.state.settings import Settings
@@ -79,7 +79,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     notes = _notes(ledger, settings)
     if settings.dry_run:
         return Preflight(Verdict.PLAN_ONLY, "\n".join(["All checks passed. Dry run: only the plan follows.", *notes]))
-    if busy := clickhouse_checks.unfinished(warehouse, ours=True):
+    if busy := mutations.unfinished(mutations.listed(warehouse)):
         raise BusyError(busy)
     return Preflight(Verdict.MIGRATE, "\n".join(["All checks passed.", *notes]))
 

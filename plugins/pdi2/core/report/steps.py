@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pdi2.core.report.telling import sentence
 from pdi2.core.state.ledger import REJECTED, TRIAL_PASSED
 
 STEPS = {
@@ -124,6 +125,11 @@ def waits(
         return [Wait("server", f"The copy of team {copy['team_id']} waits: {copy['reason']}") for copy in copies]
     if now == "approve":
         return [Wait("approval", "Somebody must approve or reject the switch in Airflow.")]
+    if now == "switch_reads":
+        held = [happened[what] for what in ("switch_waits", "switch_put_off", "switch_waited") if what in happened]
+        last = max(held, key=lambda event: event["at"], default=None)
+        if last and last["what"] != "switch_waited":
+            return [Wait("server", sentence(last["what"], last["detail"])[0])]
     if now == "stop_old_writes" and switched_at:
         until = switched_at + timedelta(seconds=run["settings"]["read_cache_seconds"])
         return [Wait("readers", "A reader may still use the old table until its cache has run out.", until)]

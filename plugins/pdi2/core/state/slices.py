@@ -70,6 +70,13 @@ def together(rows: Mapping[int, int], memory: int) -> list[Teams]:
     return [Teams(group, sum(rows[team_id] for team_id in group)) for group in groups]
 
 
+def grouped(rows: Mapping[int, int], memory: int) -> list[Teams]:
+    """All teams: small ones in groups that share statements, each other team by itself."""
+    shared = together(rows, memory)
+    sharing = {team_id for teams in shared for team_id in teams.ids}
+    return shared + [Teams((team_id,), count) for team_id, count in rows.items() if team_id not in sharing]
+
+
 @dataclass(frozen=True)
 class Slice:
     """A team's distinct_ids from `lower` (included) up to `upper` (not included; None: the end)."""

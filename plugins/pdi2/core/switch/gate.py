@@ -6,8 +6,8 @@ from typing import Any
 from pdi2.core.cluster import replicas
 from pdi2.core.cluster.pressure import refuse_while_paused
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.engines.failures import MigrationError, WaitError
-from pdi2.core.plan import clickhouse_checks
+from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
+from pdi2.core.plan import mutations
 from pdi2.core.plan.planning import chosen, rows_by_team
 from pdi2.core.state.ledger import FAILED, REJECTED, Ledger, Team, TeamStatus
 from pdi2.core.state.settings import Settings
@@ -16,6 +16,9 @@ from pdi2.core.state.words import are, counted
 from pdi2.core.verify.verifying import verify_changes
 
 LISTED = 20
+
+
+PUT_OFF = "switch_put_off"
 
 
 class GateError(MigrationError):
@@ -76,17 +79,22 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
 
     The switch is one transaction: it checks the gate once more, sets the row to CompletedSuccessfully and reads to
     "new", and records an event. Raises GateError if a team is not verified, a required approval is missing or the run
-    is a trial, and WaitError if the migration is paused or a mutation of the new table goes on.
+    is a trial, BusyError if somebody's mutation of the new table fails, and WaitError if one goes on or the migration
+    is paused.
     """
     _refuse_trials(settings)
     switches = Switches(ledger.connection)
     row = switches.row()
     if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at):
         return
-    refuse_while_paused(ledger, "The switch of reads")
-    _check_approval(ledger, settings)
-    _judge(ledger, warehouse, settings)
-    _wait_for_mutations(warehouse)
+    try:
+        refuse_while_paused(ledger, "The switch of reads")
+        _check_approval(ledger, settings)
+        _judge(ledger, warehouse, settings)
+        _wait_for_mutations(ledger, warehouse)
+    except WaitError:
+        replicas.end_wait(ledger)
+        raise
     rechecked = verify_changes(ledger, warehouse, settings)
     everywhere = replicas.wait_for_all(ledger, warehouse)
     with ledger.transaction():
@@ -109,14 +117,18 @@ def _refuse_trials(settings: Settings) -> None:
         )
 
 
-def _wait_for_mutations(warehouse: Warehouse) -> None:
-    """No comparison sees what somebody's mutation has yet to remove."""
-    if failing := clickhouse_checks.mutation_problems(warehouse):
-        raise GateError(
+def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
+    """No comparison sees what somebody's mutation has yet to remove. ClickHouse tries again one that fails."""
+    found = mutations.somebodys(ledger, warehouse)
+    if failing := mutations.failing(found):
+        raise BusyError(
             "A mutation of person_distinct_id2 fails, and may yet change what is verified. Reads stay on the old "
-            f"table. {' '.join(failing)} Then trigger the run again: only the switch is left."
+            f"table. {' '.join(failing)} If this run has given up meanwhile, trigger it again: what the mutation may "
+            "have changed is compared, and then reads are switched."
         )
-    if busy := clickhouse_checks.unfinished(warehouse, ours=False):
+    if busy := mutations.unfinished(found):
+        if busy != (ledger.latest_of_run(PUT_OFF) or {}).get("reason"):
+            ledger.record(PUT_OFF, reason=busy)
         raise WaitError(busy)
 
 

@@ -14,7 +14,7 @@ from pdi2.core.engines.failures import MigrationError
 from pdi2.core.plan.planning import Batch, chosen, rows_by_team, share_out
 from pdi2.core.state.ledger import Ledger, TeamStatus
 from pdi2.core.state.settings import Settings
-from pdi2.core.state.slices import Teams, together
+from pdi2.core.state.slices import Teams, grouped
 from pdi2.core.state.switches import Switches
 from pdi2.core.verify.verifying import compare
 
@@ -61,9 +61,7 @@ def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches:
 def groups(warehouse: Warehouse, team_ids: list[int]) -> list[Teams]:
     """The teams as they are compared: small teams together, each other team by itself."""
     rows = dict.fromkeys(team_ids, 0) | dict(warehouse.rows("new_rows", {"team_ids": team_ids}))
-    shared = together(rows, warehouse.max_memory_usage)
-    sharing = {team_id for teams in shared for team_id in teams.ids}
-    return shared + [Teams((team_id,), count) for team_id, count in rows.items() if team_id not in sharing]
+    return grouped(rows, warehouse.max_memory_usage)
 
 
 def audit(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> dict[int, int | None]:

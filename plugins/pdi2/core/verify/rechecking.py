@@ -12,10 +12,10 @@ from more_itertools import chunked
 
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.plan.clickhouse_checks import mutations
+from pdi2.core.plan import mutations
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.state.slices import TEAMS_AT_ONCE, Teams
+from pdi2.core.state.slices import TEAMS_AT_ONCE, grouped
 from pdi2.core.verify.comparing import Key
 from pdi2.core.verify.digesting import Digests, in_memory_or_spilling, suspects
 
@@ -31,8 +31,8 @@ def now(ledger: Ledger, warehouse: Warehouse) -> tuple[int, int]:
 
     While somebody's mutation goes on, ClickHouse stands where it began.
     """
-    at = warehouse.rows("now")[0][0]
-    at = min([at, *(one.began for one in mutations(warehouse) if not (one.is_done or one.is_ours))])
+    going = (one.began for one in mutations.somebodys(ledger, warehouse) if not one.is_done)
+    at = min([warehouse.rows("now")[0][0], *going])
     return at, postgres.value(ledger.connection, "snapshot")
 
 
@@ -44,18 +44,18 @@ def mark(before: tuple[int, int], first: Digests, team_id: int) -> dict[str, int
     return {"at": at, "xid": xid, "rows": rows, "ids": str(ids), "last": last}
 
 
-def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings, doubtful: set[int]) -> Iterator[set[Key]]:
-    """Ids of verified teams, in portions, that were written in Postgres or the new table since the verification.
-
-    Of `doubtful` teams, and of those whose changes cannot be told, all ids that the digests suspect.
-    """
+def changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> tuple[dict[int, set[bytes]], list[int]]:
+    """The ids by team that were written in Postgres or the new table since the verification, and the teams that are
+    compared as a whole, because their changes cannot be told or an audit has left open findings in them."""
+    doubtful = ledger.verified_with_open_findings()
+    mutated_at = mutations.last_begun(ledger)
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
-    mutated_at = max((one.began for one in mutations(warehouse) if not one.is_ours), default=-1)
     since = {
-        team_id: max(0, int(marked_at - settings.in_flight))
+        team_id: int(marked_at - settings.in_flight)
         for team_id, marked_at, changed, unknown in teams
-        if not unknown and changed <= MOST_CHANGED and team_id not in doubtful and marked_at > mutated_at
+        if not unknown and changed <= MOST_CHANGED and team_id not in doubtful
     }
+    since = {team_id: max(0, at) for team_id, at in since.items() if at > mutated_at}
     changed = _touched(warehouse, since)
     for team_id, distinct_id in postgres.execute(ledger.connection, "changed_ids", {"team_ids": list(since)}):
         changed.setdefault(team_id, set()).add(distinct_id.encode())
@@ -68,11 +68,18 @@ def changed_ids(ledger: Ledger, warehouse: Warehouse, settings: Settings, doubtf
         len(as_a_whole),
         as_a_whole[:20],
     )
+    return by_id, as_a_whole
+
+
+def suspected(
+    ledger: Ledger, warehouse: Warehouse, by_id: dict[int, set[bytes]], as_a_whole: list[int]
+) -> Iterator[set[Key]]:
+    """The changed ids, in portions, and of the other teams all ids that the digests suspect."""
     for portion in chunked(by_id.items(), TEAMS_AT_ONCE):
         yield {(team_id, id_) for team_id, ids in portion for id_ in ids}
-    for team_id in as_a_whole:
-        team = Teams((team_id,), ledger.team(team_id).rows_source)
-        yield from suspects(ledger.connection, warehouse, team)
+    rows = {team.team_id: team.rows_source for team in ledger.teams_of(as_a_whole)}
+    for teams in grouped(rows, warehouse.max_memory_usage):
+        yield from suspects(ledger.connection, warehouse, teams)
 
 
 def _touched(warehouse: Warehouse, since: dict[int, int]) -> dict[int, set[bytes]]:

@@ -15,7 +15,7 @@ from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import Teams, together
 from pdi2.core.state.switches import Switches
 from pdi2.core.verify.digesting import Digests, by_team, digests, old_differs, suspects
-from pdi2.core.verify.rechecking import changed_ids, mark, now
+from pdi2.core.verify.rechecking import changes, mark, now, suspected
 from pdi2.core.verify.settling import settle
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,8 @@ def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
 
     Teams with open findings, such as those of an audit, are compared as a whole. Raises VerifyError if some remain.
     """
-    doubtful = ledger.verified_with_open_findings()
-    found = settle(ledger, warehouse, changed_ids(ledger, warehouse, settings, doubtful), settings)
-    ledger.settle_findings(doubtful)
+    at, _ = now(ledger, warehouse)
+    by_id, as_a_whole = changes(ledger, warehouse, settings)
+    found = settle(ledger, warehouse, suspected(ledger, warehouse, by_id, as_a_whole), settings)
+    ledger.compared_again(as_a_whole, at)
     return found

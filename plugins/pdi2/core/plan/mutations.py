@@ -1,0 +1,70 @@
+"""Mutations of the new table: what somebody's ALTER or DELETE removes leaves no newer row that a recheck would find."""
+
+from typing import NamedTuple
+
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import LONGEST_TEXT
+from pdi2.core.state.ledger import Ledger
+
+SEEN = "mutation_seen"
+
+
+class Mutation(NamedTuple):
+    """`parts` are left to do, `began` in seconds. Ours remove what a repair named."""
+
+    name: str
+    command: str
+    parts: int
+    failure: str
+    began: int
+    is_done: bool
+    is_ours: bool
+
+
+def listed(warehouse: Warehouse) -> list[Mutation]:
+    """Those that ClickHouse still lists; of finished ones, it keeps the last hundred."""
+    return [
+        Mutation(name.decode(), _text(command), parts, _text(reason), began, bool(is_done), bool(is_ours))
+        for name, command, parts, reason, began, is_done, is_ours in warehouse.rows("mutations_of_new")
+    ]
+
+
+def failing(found: list[Mutation]) -> list[str]:
+    """A mutation that fails holds up every later one, including our DELETEs."""
+    return [
+        f"The mutation {one.name} of person_distinct_id2 fails: {one.command}: {one.failure[:LONGEST_TEXT]}. Remove "
+        f"the cause, or end it: KILL MUTATION WHERE mutation_id = '{one.name}'."
+        for one in found
+        if one.failure and not one.is_done
+    ]
+
+
+def unfinished(found: list[Mutation]) -> str | None:
+    """Unfinished mutations may remove or change verified rows. All one can do is wait."""
+    if not (going := [one for one in found if not one.is_done]):
+        return None
+    first = going[0]
+    return (
+        f"ClickHouse still carries out {len(going)} mutation(s) of person_distinct_id2, the first of which is "
+        f"{first.name}, with {first.parts:,} part(s) to do: {first.command}. Nothing was changed. Airflow tries "
+        "again; if this goes on, look at system.mutations and whether merges are stopped, then trigger the run again."
+    )
+
+
+def somebodys(ledger: Ledger, warehouse: Warehouse) -> list[Mutation]:
+    """Those that are not ours. The ledger remembers them, because KILL MUTATION ends one and brings nothing back."""
+    found = [one for one in listed(warehouse) if not one.is_ours]
+    for one in found[-1:]:
+        if one.began > last_begun(ledger):
+            ledger.record(SEEN, began=one.began, command=one.command)
+    return found
+
+
+def last_begun(ledger: Ledger) -> int:
+    """When the last of somebody's mutations began, in seconds; -1 if none was ever seen."""
+    return int((ledger.latest(SEEN) or {"began": -1})["began"])
+
+
+def _text(raw: bytes) -> str:
+    """A mutation may name ids that are no text."""
+    return raw.decode(errors="replace")
