@@ -350,7 +350,7 @@ def test_each_wait_for_replicas_at_the_switch_has_patience_of_its_own(
     replicated: ReplicatedSystem, proven: Ledger
 ) -> None:
     third = replicated.replicas[2]
-    ids = iter("abcde")
+    ids = iter("abcdef")
 
     def lags(error: type[MigrationError] = WaitError) -> None:
         third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
