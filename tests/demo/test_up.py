@@ -120,7 +120,12 @@ def in_a_terminal(directory: Path, port: int, *options: str) -> Iterator[tuple[p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "how", [pytest.param("terminated", marks=pytest.mark.chaos), "the terminal is closed", "Ctrl-C"]
+    "how",
+    [
+        pytest.param("terminated", marks=pytest.mark.chaos),
+        "the terminal is closed",
+        pytest.param("Ctrl-C", marks=pytest.mark.chaos),
+    ],
 )
 def test_it_ends_whole(how: str, tmp_path: Path, free_port: int) -> None:
     with in_a_terminal(tmp_path / "up", free_port) as (itself, terminal):

@@ -153,7 +153,7 @@ def test_databases_that_cannot_be_reached_are_one_red_task(system: System, monke
     assert red(run) == ["preflight"]
 
 
-@pytest.mark.parametrize("state", ["failed", "success"])
+@pytest.mark.parametrize("state", [pytest.param("failed", marks=pytest.mark.chaos), "success"])
 def test_a_run_that_is_marked_while_copies_are_red_is_red(system: System, seeded: Seeded, state: str) -> None:
     """Airflow skips what is left, and would call the run green because of that. Marking it does not switch reads."""
     system.clickhouse.command(f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK version >= 0")

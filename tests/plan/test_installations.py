@@ -134,7 +134,7 @@ def test_what_is_committed_survives_a_crash_of_postgres(system: System, chosen: 
         assert connection.execute("SHOW synchronous_commit").fetchone() == (ours,)
 
 
-@pytest.mark.parametrize("what", ["ROLE", "DATABASE"])
+@pytest.mark.parametrize("what", ["ROLE", pytest.param("DATABASE", marks=pytest.mark.chaos)])
 def test_read_only_transactions_are_one_line_of_preflight(
     system: System,
     seeded: Seeded,
