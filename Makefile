@@ -53,7 +53,7 @@ bench-scale: venv ## Migrate 5M rows of 100 and of 10,000 teams through Airflow'
 bench-large: venv ## Copy and verify one team of 5M and one of 60M rows (25 min, 15 GB of disk)
 	PYTHONPATH=plugins $(BIN)/python -m bench.large
 
-test: venv ## Run every test but those with targets of their own (11 min)
+test: venv ## Run every test but those with targets of their own (10 min)
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-chaos: venv ## Run the chaos tests too, which break the engines and the run (25 min)

@@ -22,7 +22,7 @@ MOST_BUCKETS = 1 << 12
 """For each range of a large team, ClickHouse returns one row per bucket."""
 DIGESTED_TO_AGGREGATED = 2.5
 """A digest may aggregate this many times more rows than other statements: it takes up to 300 bytes per row (26.9)."""
-LISTED_AT_ONCE = 100_000
+LISTED_AT_ONCE = 50_000
 """Rows of a range whose ids are listed from both databases to find what differs."""
 SAMPLED_IDS = 100_000
 """How many ids of a team are sampled to estimate how often the old table's reader is wrong."""

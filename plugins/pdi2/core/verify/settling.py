@@ -25,7 +25,7 @@ from pdi2.core.verify.waiting import once_old
 log = logging.getLogger(__name__)
 
 EXAMPLES = 5
-REPAIRED_AT_ONCE = 20_000
+REPAIRED_AT_ONCE = 10_000
 REMOVAL_SECONDS = 300.0
 """How long ClickHouse may take to carry out a DELETE, which it does between merges."""
 LOOK_EVERY_SECONDS = 0.2

@@ -7,7 +7,7 @@ from time import monotonic, sleep
 from pdi2.core.verify.comparing import Difference
 
 LISTS_HELD = 10
-"""With 20,000 differences each, they take 100 MB."""
+"""With 10,000 differences each, they take 50 MB."""
 
 
 def once_old(looks: Iterable[list[Difference]], seconds: float) -> Iterator[list[Difference]]:
