@@ -63,8 +63,11 @@ class Cost:
 
 
 def spilling(memory: int) -> dict[str, int]:
-    """Settings for a GROUP BY that spills to disk above two thirds of `memory` bytes, by the algorithm before 26.8."""
-    return {"max_bytes_before_external_group_by": memory * 2 // 3, "enable_adaptive_aggregator": 0}
+    """Settings for a GROUP BY that spills to disk above half of `memory` bytes, by the algorithm before 26.8.
+
+    Above two thirds, both threads that enlarged their hash tables at once could exceed `memory`.
+    """
+    return {"max_bytes_before_external_group_by": memory // 2, "enable_adaptive_aggregator": 0}
 
 
 def _tell_of_silence(text: str, over: threading.Event) -> None:
