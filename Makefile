@@ -67,7 +67,7 @@ zookeeper:
 		|| (apt-get update && apt-get install --yes --no-install-recommends zookeeper default-jre-headless)
 
 test-fast: venv ## Run one case of each test that takes no more than a few seconds (2 min)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --first-cases \
+	$(BIN)/python -m pytest -n 3 --dist worksteal --first-cases \
 		-m "not slow and not chaos and not ui and not cluster and not pooler"
 
 screenshots: venv ## Take the README's pictures from a real migration in Chromium (3 min)

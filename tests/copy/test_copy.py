@@ -336,6 +336,7 @@ def test_an_id_with_more_rows_than_a_slice_stays_whole(system: System, ledger: L
     assert len(rows_of(system, Table.NEW)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(ENGINE), reason="the memory of a million pairs was measured on this engine")
 def test_an_id_of_a_million_rows_that_the_rule_decides_fits(system: System, ledger: Ledger) -> None:
     """Its latest link was undone and so were others, so that its latest events leave it undecided."""

@@ -104,6 +104,7 @@ def test_tables_of_killed_copies_are_found_and_dropped(system: System) -> None:
     assert [row[0] for row in answer(system, TABLES)] == kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statement", "table"),
     [("decide_by_latest", "latest"), ("copy_decided", "target"), ("copy_simple", "target"), ("staging_attach", "")],
@@ -137,6 +138,7 @@ def test_rows_that_get_lost_are_noticed_and_copied(system: System, ledger: Ledge
     assert len(seen(system)) == IDS
 
 
+@pytest.mark.slow
 def test_many_complex_ids_are_decided_in_parts_and_go_by_the_rule_in_steps(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +164,7 @@ def test_many_complex_ids_are_decided_in_parts_and_go_by_the_rule_in_steps(
     assert len(seen(system)) == IDS
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(ENGINE), reason="the servers that faults are injected into are of this engine alone")
 def test_what_a_failing_slice_had_finished_is_a_checkpoint(live: LiveSystem) -> None:
     many_ids(live, IDS)
@@ -242,6 +245,7 @@ def test_no_memory_limit_makes_more_parts_at_once_than_the_new_table_takes(memor
     assert copying.RANGES_AT_ONCE * budget.range_rows * 100 / least <= 300
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(LOCAL, reason="clickhouse-local of before 24 does not tell its parts")
 def test_ids_that_make_many_parts_are_handed_over_a_few_ranges_at_a_time(system: System) -> None:
     """Each of five ranges makes about 8 parts, all five more than ClickHouse takes."""
@@ -360,6 +364,7 @@ STAGED = """
 """
 
 
+@pytest.mark.slow
 def test_what_was_copied_taken_away_and_copied_again_is_there(
     replicated: ReplicatedSystem, replicated_ledger: Ledger
 ) -> None:

@@ -208,6 +208,7 @@ def test_importing_the_dags_touches_no_database_and_no_network() -> None:
     assert in_a_new_interpreter(IMPORT_DAGS) == {"met": [], "engines": []}
 
 
+@pytest.mark.slow
 def test_the_dags_import_fast() -> None:
     """The scheduler parses these files over and over. The second time costs only what the files themselves cost."""
     program = f"""

@@ -312,6 +312,7 @@ def test_what_arrived_once_and_in_order_is_copied_with_nothing_left_to_repair(
     assert system.disagreements() == {}
 
 
+@pytest.mark.slow
 def test_the_histories_reach_what_is_hard(system: System, fresh: Callable[[], tuple[Application, Ledger]]) -> None:
     """One history written by hand, with every operation, so that the property above cannot pass by doing nothing."""
     application, ledger = fresh()

@@ -202,6 +202,7 @@ def test_what_a_mutation_removed_before_it_was_killed_is_repaired(system: System
     assert system.disagreements() == {}
 
 
+@pytest.mark.slow
 def test_what_was_touched_need_not_fit_into_memory(system: System) -> None:
     system.clickhouse.command(
         "INSERT INTO person_distinct_id2 (team_id, distinct_id, _timestamp) "

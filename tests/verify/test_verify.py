@@ -384,6 +384,7 @@ def test_a_finding_tells_what_each_said_and_what_was_done(system: System, ledger
     assert UUID(row["person_id"]) in {found[2] for found in rows_of(system, Table.NEW) if found[4] == written[1]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(LOCAL, reason="clickhouse-local of then has no system.mutations")
 def test_thousands_of_contradictions_take_a_few_deletes(system: System, ledger: Ledger) -> None:
     ids = [f"id {number}" for number in range(9_000)]
