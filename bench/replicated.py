@@ -86,11 +86,14 @@ def on_two_replicas(directory: Path, server: embedded.Postgres, runs: int) -> st
                 ("this copy", replicated.ours, MEMORY),
             ]
             sides = [Side(name, partial(replicated.until_everywhere, run), memory) for name, run, memory in ways]
-            on_plain = Side("this copy, tables not replicated", plain.ours, MEMORY)
+            on_plain = [
+                Side("plain INSERT SELECT, tables not replicated", partial(statement, PLAIN), NO_LIMIT),
+                Side("this copy, tables not replicated", plain.ours, MEMORY),
+            ]
             for _ in range(runs):
                 replicated.take_turns(sides, 1)
-                plain.take_turns([on_plain], 1)
-            lines += [_line(replicated, share, side, [sides[0], on_plain]) for side in [*sides, on_plain]]
+                plain.take_turns(on_plain, 1)
+            lines += [_line(replicated, share, side, [sides[0], on_plain[1]]) for side in [*sides, *on_plain]]
             replicated.drop()
             plain.drop()
     return _table(lines)

@@ -1,5 +1,6 @@
 """Traffic goes on while a team is verified: one wait tells what is only on its way from what is wrong."""
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -94,6 +95,19 @@ def test_very_many_differences_share_a_few_waits_and_little_memory(
     assert verify(system, ledger) == {"missing": 12}
     assert waits == [30, 30], "the second list became old during the first wait"
     assert system.disagreements() == {}
+
+
+def test_what_a_repair_inserts_leaves_no_garbage_that_only_the_collector_would_find(system: System) -> None:
+    """`settle` runs without the collector, and clickhouse-connect's InsertContext refers to itself."""
+    rows = [(TEAM, f"id {number}", UUID(int=number)) for number in range(2_000)]
+    gc.collect()
+    gc.disable()
+    try:
+        system.warehouse().insert("person_distinct_id2", ["team_id", "distinct_id", "person_id"], rows)
+        del rows
+        assert gc.collect() < 1_000
+    finally:
+        gc.enable()
 
 
 def test_a_team_that_agrees_is_not_waited_for(system: System, ledger: Ledger, waits: list[float]) -> None:

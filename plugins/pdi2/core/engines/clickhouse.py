@@ -159,8 +159,10 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
         settings = self._settings()
         token = {"insert_deduplication_token": settings["query_id"]}  # all that 23.10 heeds, if not replicated
+        given = list(rows)
         with self._attended(f"INSERT INTO {table}"):
-            self._client.insert(table, rows, column_names=columns, settings=settings | token)
+            self._client.insert(table, given, column_names=columns, settings=settings | token)
+        given.clear()  # the client leaves it in a reference cycle, which `settle` does not collect
 
     @cached_property
     def known(self) -> dict[str, Setting]:
