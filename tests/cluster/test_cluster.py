@@ -442,6 +442,22 @@ def test_a_replica_that_lags_is_waited_for_with_what_it_lacks(replicated: Replic
     assert len(rows_of(replicated, Table.OLD)) == 3
 
 
+def test_what_a_replica_has_yet_to_fetch_is_no_difference(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    """The application writes at another replica, as behind a load balancer."""
+    prove(replicated, proven)
+    first, second, _ = replicated.replicas
+    first.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    insert_truth(replicated, BOB, 0, "new")
+    second.command(
+        f"INSERT INTO {Table.NEW} (team_id, distinct_id, person_id, version) VALUES ({TEAM}, 'new', '{BOB}', 0)"
+    )
+    with pytest.raises(WaitError, match="replica r1-01 of ClickHouse table person_distinct_id2 is .* s behind"):
+        verify_team(proven, replicated.warehouse(), TEAM, NO_WAIT)
+    first.command(f"SYSTEM START FETCHES {Table.NEW}")
+    first.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    assert not verify_team(proven, replicated.warehouse(), TEAM, NO_WAIT)
+
+
 def test_the_copy_waits_where_too_few_replicas_are_active(replicated: ReplicatedSystem, proven: Ledger) -> None:
     for client in replicated.replicas[1:]:
         client.command(f"DETACH TABLE {Table.NEW}")
@@ -465,6 +481,19 @@ def test_what_was_verified_on_another_replica_is_verified_again(replicated: Repl
         with pytest.raises(gate.GateError):
             gate.switch_reads(proven, warehouse, NO_WAIT)
     assert proven.latest("connected_to") == {"replica": "r2-01", "before": "r1-01"}
+
+
+def test_a_failover_during_the_switch_has_the_teams_verified_again(
+    replicated: ReplicatedSystem, proven: Ledger
+) -> None:
+    """A client replays a read on the replica that a load balancer leads to now, and nothing else shows it."""
+    prove(replicated, proven)
+    replicas.follow(proven, replicated.warehouse())
+    there = partial(clickhouse_connect.get_client, **replicated.engine, database=replicated.replicas[1].database)
+    with Warehouse(there, "elsewhere", Settings().max_memory_usage) as warehouse, pytest.raises(gate.GateError):
+        gate.switch_reads(proven, warehouse, NO_WAIT)
+    assert proven.team(TEAM).status == "copied"
+    assert replicated.status() != 2
 
 
 @pytest.fixture

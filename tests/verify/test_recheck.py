@@ -203,6 +203,15 @@ def test_what_a_mutation_removed_before_it_was_killed_is_repaired(system: System
     assert system.disagreements() == {}
 
 
+@pytest.mark.parametrize("gone", ["TRUNCATE TABLE", "ALTER TABLE person_distinct_id2 DETACH PARTITION tuple() --"])
+def test_rows_that_left_without_a_trace_are_noticed(system: System, ledger: Ledger, gone: str) -> None:
+    """Neither leaves a mutation or a newer row, nor does a part that is lost with a replica."""
+    system.clickhouse.command(f"{gone} person_distinct_id2")
+    assert switch(system, ledger).teams == {TEAM, OTHER}
+    assert {one[2:] for one in findings(system)} == {("missing", True)}
+    assert system.disagreements() == {}
+
+
 @pytest.mark.slow
 def test_what_was_touched_need_not_fit_into_memory(system: System) -> None:
     system.clickhouse.command(

@@ -8,10 +8,12 @@ from typing import Any
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Param, get_current_context
 
-from pdi2.core.engines.failures import describe, told_of
+from pdi2.core.cluster.replicas import catch_up
+from pdi2.core.engines.failures import WaitError, describe, told_of
 from pdi2.core.state.settings import AUDIT_SCHEMA
 from pdi2.core.verify import auditing
-from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse
+from pdi2.edge.compat import AirflowRescheduleException
+from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, put_off
 from pdi2.edge.retries import raise_together, task
 from pdi2.edge.tasks import TEAM_LABEL
 
@@ -26,8 +28,12 @@ def params() -> dict[str, Param]:
 def looking(purpose: str) -> Iterator[Workbench]:
     settings = current_settings(AUDIT_SCHEMA)
     ledger = open_ledger()
-    with told_of(purpose), ledger.connection, open_warehouse(purpose, settings.max_memory_usage) as warehouse:
-        yield Workbench(ledger, warehouse, settings)
+    try:
+        with told_of(purpose), ledger.connection, open_warehouse(purpose, settings.max_memory_usage) as warehouse:
+            catch_up(warehouse)
+            yield Workbench(ledger, warehouse, settings)
+    except WaitError as wait:
+        raise put_off(wait) from wait
 
 
 @task
@@ -52,6 +58,8 @@ def compare(batch: dict[str, Any]) -> None:
             with looking(f"audit {teams}") as bench:
                 vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
                 old_differs |= auditing.audit(bench.ledger, bench.warehouse, teams, bench.settings)
+        except AirflowRescheduleException:
+            raise
         except Exception as error:
             if len(teams.ids) > 1:
                 log.warning(

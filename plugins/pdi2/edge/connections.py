@@ -94,14 +94,19 @@ def opened(purpose: str) -> Iterator[Workbench]:
                 follow(ledger, warehouse)
                 yield Workbench(ledger, warehouse, settings)
         except WaitError as wait:
-            log.warning("%s", wait)
-            raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=PUT_OFF_SECONDS)) from wait
+            raise put_off(wait) from wait
         except (AirflowException, NotOwnerError, NoPlanError):
             raise
         except Exception as error:
             if not ledger.connection.closed:
                 ledger.record("task_failed", task=context["ti"].task_id, error=describe(error))
             raise
+
+
+def put_off(wait: WaitError) -> AirflowRescheduleException:
+    """Frees the worker slot and uses up no try."""
+    log.warning("%s", wait)
+    return AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=PUT_OFF_SECONDS))
 
 
 def reach(found: list[str], stack: ExitStack) -> tuple[Ledger | None, Warehouse | None]:

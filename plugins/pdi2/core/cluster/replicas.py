@@ -161,7 +161,11 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
 
     Every replica counts, because a reader may ask any of them, and one that is away now may come back. The list is
     empty if the table is not replicated. Raises WaitError if the wait is long, ReplicaError if it is too long.
+
+    If a failover has led us to another replica meanwhile, what was verified may be lost: see `follow`.
     """
+    catch_up(warehouse)
+    follow(ledger, warehouse)
     parts = _parts(warehouse)
     found: list[Replica] = []
     since = _waits_since(ledger) or time.time()

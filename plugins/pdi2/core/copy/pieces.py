@@ -187,16 +187,23 @@ def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:
     Under traffic a link reaches the old table before the new one, so such ids are copied. Returns how many ids are
     still missing.
     """
-    settings = _settings(warehouse, staged=False)
+    missing = 0
+    for step in absent(warehouse, tables, piece):
+        warehouse.execute("copy_by_rule", step, _settings(warehouse, staged=False))
+        missing += _not_copied(warehouse, step)
+    return missing
+
+
+def absent(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[dict[str, Any]]:
+    """The steps of `copy_by_rule` for live ids of which the new table has no row. Empty if it has them all."""
     of = piece.parameters | tables.parameters | {"target": NEW_TABLE}
     create_anew(warehouse, tables, "complex_ids")
-    warehouse.execute("absent", of, settings)
-    missing = 0
-    for step in _extracted(warehouse, tables, piece):
-        if warehouse.rows("not_copied", of | step, settings)[0][0]:
-            warehouse.execute("copy_by_rule", of | step, settings)
-            missing += warehouse.rows("not_copied", of | step, settings)[0][0]
-    return missing
+    warehouse.execute("absent", of, _settings(warehouse, staged=False))
+    return [of | step for step in _extracted(warehouse, tables, piece) if _not_copied(warehouse, of | step)]
+
+
+def _not_copied(warehouse: Warehouse, step: Mapping[str, Any]) -> int:
+    return int(warehouse.rows("not_copied", step, _settings(warehouse, staged=False))[0][0])
 
 
 def _settings(warehouse: Warehouse, *, staged: bool) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Every row in Postgres names the transaction that wrote it (xmin), which a plain scan finds without hashing. Deleted rows
 show because fewer of the earlier rows are left: such a team is compared as a whole. So is every team that was verified
-before a mutation of the new table, because what somebody's ALTER or DELETE removed leaves no newer row.
+before a mutation of the new table, because what somebody's ALTER or DELETE removed leaves no newer row, and every team
+of which the new table has fewer rows than a reader saw ids: a part was detached, dropped or lost with a replica.
 """
 
 import logging
@@ -50,10 +51,11 @@ def changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> tuple[d
     doubtful = ledger.verified_with_open_findings()
     mutated_at = mutations.last_begun(ledger)
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
+    rows = dict(warehouse.rows("teams_of_new"))
     since = {
         team_id: int(marked_at - settings.in_flight)
-        for team_id, marked_at, changed, unknown in teams
-        if not unknown and changed <= MOST_CHANGED and team_id not in doubtful
+        for team_id, marked_at, changed, unknown, seen in teams
+        if not unknown and changed <= MOST_CHANGED and team_id not in doubtful and rows.get(team_id, 0) >= seen
     }
     since = {team_id: max(0, at) for team_id, at in since.items() if at > mutated_at}
     changed = _touched(warehouse, since)

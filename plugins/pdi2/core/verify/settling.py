@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from more_itertools import chunked, flatten
 
 from pdi2.core.cluster.pressure import TELL_EVERY_SECONDS
+from pdi2.core.cluster.replicas import catch_up
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError
 from pdi2.core.state.ledger import Ledger
@@ -38,12 +39,14 @@ class VerifyError(MigrationError):
 def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], settings: Settings) -> Counter[str]:
     """Records the suspected ids that still differ after the in-flight window, and repairs them if the settings say so.
 
-    Returns the number of findings by kind; the ledger has each finding. Raises VerifyError if a repair did not hold.
+    Returns the number of findings by kind; the ledger has each finding. Raises VerifyError if a repair did not hold,
+    and WaitError if our replica lags behind for long.
     """
     found: Counter[str] = Counter()
     looks = flatten(differences(ledger.connection, warehouse, keys) for keys in suspected)
     with _without_collector():
         for before in once_old(chunked(looks, REPAIRED_AT_ONCE), settings.in_flight):
+            catch_up(warehouse)  # what our replica has yet to fetch is no difference
             wrong = _still_different(ledger, warehouse, before)
             keys = {one.key for one in wrong}
             old = old_answers(warehouse, keys) if wrong and Switches(ledger.connection).old_is_written() else {}
