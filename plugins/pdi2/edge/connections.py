@@ -15,7 +15,7 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowException
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from pdi2.core.cluster.replicas import catch_up, follow
+from pdi2.core.cluster.ours import catch_up, follow
 from pdi2.core.engines import sessions
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import Reaction, WaitError, describe, told_of, uncut

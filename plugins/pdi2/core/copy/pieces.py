@@ -13,12 +13,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pdi2.core.copy.staging import NEW_TABLE, Tables, create_anew, forget
+from pdi2.core.copy.staging import Tables, create_anew, forget
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.state.slices import Slice, Teams, cut, join
+from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE, Slice, Teams, cut, join
 
 Piece = Slice | Teams
-OLD_TABLE = "person_distinct_id"
 ALL_ROWS = {"steps": 1, "step": 0}
 MOST_ROWS_A_RANGE = 3_500_000
 PARTS_A_RANGE = 50
@@ -157,8 +156,8 @@ def _decided(warehouse: Warehouse, tables: Tables, piece: Slice) -> tuple[int, i
     return rows, live, undecided
 
 
-def _rows(warehouse: Warehouse, piece: Slice) -> int:
-    return int(warehouse.rows("source_rows", piece.parameters)[0][0])
+def _rows(warehouse: Warehouse, piece: Slice, table: str = OLD_TABLE) -> int:
+    return int(warehouse.rows("count_rows", {**piece.parameters, "table": table})[0][0])
 
 
 def _extracted(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[dict[str, Any]]:
@@ -178,7 +177,7 @@ def copied(warehouse: Warehouse, piece: Piece) -> Counter[int]:
 
 def rows_there(warehouse: Warehouse, ranges: list[Slice]) -> int:
     """Counts all rows of neighbouring ranges in the new table. It takes no time: the primary index counts most rows."""
-    return int(warehouse.rows("rows_there", join(ranges).parameters)[0][0]) if ranges else 0
+    return _rows(warehouse, join(ranges), NEW_TABLE) if ranges else 0
 
 
 def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:
