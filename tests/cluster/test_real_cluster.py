@@ -39,7 +39,6 @@ VERIFIED = "SELECT count(*) FROM pdi2_migration.team WHERE status = 'verified'"
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pdi2.edge.retries.FIRST_DELAY", timedelta(seconds=1))
     monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 2)
-    monkeypatch.setattr("pdi2.edge.tasks.PUT_OFF_SECONDS", 2)
     monkeypatch.setattr("pdi2.core.cluster.pressure.WAIT_IN_SLOT_SECONDS", 10)
 
 

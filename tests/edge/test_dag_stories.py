@@ -623,7 +623,7 @@ def test_a_busy_server_puts_copies_off_and_uses_up_no_try(
 ) -> None:
     monkeypatch.setattr("pdi2.core.cluster.pressure.LOOK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr("pdi2.core.cluster.pressure.WAIT_IN_SLOT_SECONDS", 0.05)
-    monkeypatch.setattr("pdi2.edge.tasks.PUT_OFF_SECONDS", 1)
+    monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 1)
     system.clickhouse.command(f"ALTER TABLE {Table.NEW} MODIFY SETTING parts_to_delay_insert = 1")
 
     def relieve() -> None:

@@ -109,7 +109,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts off what waits for a moment instead of a minute: long enough to be marked before the next try."""
     monkeypatch.setattr("pdi2.core.cluster.pressure.LOOK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr("pdi2.core.cluster.pressure.WAIT_IN_SLOT_SECONDS", 0)
-    monkeypatch.setattr("pdi2.edge.tasks.PUT_OFF_SECONDS", 10)
     monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 10)
 
 

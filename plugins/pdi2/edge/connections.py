@@ -5,9 +5,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pendulum
 import psycopg
 from airflow.providers.clickhousedb.hooks.clickhouse import ClickHouseHook
 from airflow.providers.postgres.hooks.postgres import PostgresHook
@@ -95,13 +95,18 @@ def opened(purpose: str) -> Iterator[Workbench]:
                 yield Workbench(ledger, warehouse, settings)
         except WaitError as wait:
             log.warning("%s", wait)
-            raise AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=PUT_OFF_SECONDS)) from wait
+            raise put_off() from wait
         except (AirflowException, NotOwnerError, NoPlanError):
             raise
         except Exception as error:
             if not ledger.connection.closed:
                 ledger.record("task_failed", task=context["ti"].task_id, error=describe(error))
             raise
+
+
+def put_off() -> AirflowRescheduleException:
+    """What a task raises to give up its worker slot for PUT_OFF_SECONDS."""
+    return AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
 
 
 def reach(found: list[str], stack: ExitStack) -> tuple[Ledger | None, Warehouse | None]:

@@ -25,15 +25,7 @@ from pdi2.core.switch import dual_writes, gate, payoff
 from pdi2.core.verify.verifying import verify_team, verify_together
 from pdi2.edge import END, OLD_WRITES_END, POOL, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
-from pdi2.edge.connections import (
-    PUT_OFF_SECONDS,
-    Workbench,
-    current_settings,
-    open_ledger,
-    open_warehouse,
-    opened,
-    reach,
-)
+from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, put_off, reach
 from pdi2.edge.retries import RETRY_ARGS, raise_together, task
 
 log = logging.getLogger(__name__)
@@ -233,10 +225,10 @@ def _each_team(
     If some teams must wait, the task is put off, but only if no team failed.
     """
     failures: list[Exception] = []
-    put_off = False
+    waiting = False
 
     def work(team_ids: list[int]) -> list[int]:
-        nonlocal put_off
+        nonlocal waiting
         try:
             with opened(f"{purpose} {named(team_ids)}") as bench:
                 # Airflow calls the task's on_kill when it kills the task, so that nothing goes on in ClickHouse.
@@ -245,7 +237,7 @@ def _each_team(
                     return together(bench, team_ids)
                 _with_team(bench, team_ids[0], alone)
         except AirflowRescheduleException:
-            put_off = True
+            waiting = True
         except Exception as error:
             failures.append(error)
         return []
@@ -254,8 +246,8 @@ def _each_team(
     for team_id in work(left) if len(left) > 1 else left:
         work([team_id])
     raise_together(failures)
-    if put_off:
-        raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
+    if waiting:
+        raise put_off()
 
 
 def _with_team(bench: Workbench, team_id: int, work: Callable[[Workbench, int], object]) -> None:
