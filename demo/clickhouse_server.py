@@ -20,13 +20,12 @@ from demo.clickhouse_http import Front
 
 
 def serve(
-    path: Path | str,
+    path: str,
     port: int,
-    *,
-    user: str = "default",
-    password: str = "",
-    faults_token: str = "",
-    max_memory: int = 0,
+    user: str,
+    password: str,
+    faults_token: str,
+    max_memory: int,
     replica: dict[str, Any] | None = None,
 ) -> None:
     """Serve the engine in `path` until SIGINT or SIGTERM; `max_memory` is the server's limit in bytes.

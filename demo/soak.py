@@ -23,7 +23,7 @@ from demo import airflow, cluster, traffic
 from demo import postgres as embedded
 from demo.alone import anew
 from demo.chaos import Mishap, Scene, drawn, kill
-from demo.reader import team_in, truth_of
+from demo.reader import disagreements
 from demo.schema import MIGRATION, Table, create_postgres, sql
 from demo.seed import seed as fill
 from demo.soak_tables import LINE, Attempt, Blow, attempts, blows
@@ -245,8 +245,7 @@ def run(
                     disagreeing += [
                         (team_id, distinct_id)
                         for team_id in team_ids
-                        for distinct_id, _ in team_in(client, Table.NEW, team_id).items()
-                        ^ truth_of(application, team_id).items()
+                        for distinct_id in disagreements(application, client, team_id)
                     ]
         return _judge(soak, summary, disagreeing)
 

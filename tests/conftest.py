@@ -137,15 +137,10 @@ class System:
 
     def disagreements(self, table: schema.Table = schema.Table.NEW) -> dict[int, set[str]]:
         """By team, the ids for which the table's reader and Postgres disagree."""
-        found = {}
         teams = {team for (team,) in self.postgres.execute("SELECT team_id FROM posthog_persondistinctid")}
         teams |= {row[0] for row in self.clickhouse.query(f"SELECT DISTINCT team_id FROM {table}").result_rows}
-        for team_id in teams:
-            seen = reader.team_in(self.clickhouse, table, team_id)
-            truth = reader.truth_of(self.postgres, team_id)
-            if ids := {id_ for id_ in seen.keys() | truth.keys() if seen.get(id_) != truth.get(id_)}:
-                found[team_id] = ids
-        return found
+        found = {team_id: reader.disagreements(self.postgres, self.clickhouse, team_id, table) for team_id in teams}
+        return {team_id: ids for team_id, ids in found.items() if ids}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
