@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+
 from demo.clickhouse_engine import Engine
 from demo.clickhouse_http import Front
 
@@ -97,6 +100,17 @@ class Server:
         """The options of `serve`."""
         names = ("port", "user", "password", "faults_token", "max_memory")
         return {name: getattr(self, name) for name in names} | {"path": str(self.path.resolve())}
+
+    def connect(self, **options: Any) -> Client:
+        """A client of the official library; `options` are its own."""
+        return clickhouse_connect.get_client(
+            host="127.0.0.1", port=self.port, username=self.user, password=self.password, **options
+        )
+
+    def airflow_connection(self, database: str) -> dict[str, Any]:
+        """Airflow's connection to `database`, ready for json.dumps."""
+        address = {"conn_type": "clickhouse", "host": "127.0.0.1", "port": self.port, "schema": database}
+        return {**address, "login": self.user, "password": self.password}
 
     def answers(self) -> bool:
         try:

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
-
 from demo import clickhouse_server, cluster_engine, cluster_exchange
 from demo.clickhouse_engine import Engine
 from demo.clickhouse_server import Server
@@ -123,7 +121,7 @@ class Replica(Server):
 
     def create_tables(self, database: str, keeper_path: str = KEEPER_PATH) -> None:
         """Create PostHog's two tables."""
-        with clickhouse_connect.get_client(host="127.0.0.1", port=self.port, password=self.password) as client:
+        with self.connect() as client:
             client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
             client.database = database
             create_clickhouse(client, keeper_path=keeper_path)
@@ -170,7 +168,7 @@ def servers(directory: Path, replicas: int, **options: Any) -> Iterator[Sequence
             yield several
         return
     with clickhouse_server.running(directory, **options) as server:
-        with clickhouse_connect.get_client(host="127.0.0.1", port=server.port, password=server.password) as client:
+        with server.connect() as client:
             create_clickhouse(client)
         yield [server]
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
 from rich.console import Console
 
 from demo import airflow, cluster, traffic
 from demo import postgres as embedded
 from demo.alone import anew
 from demo.chaos import Mishap, Scene, drawn, kill
+from demo.clickhouse_server import Server
 from demo.reader import disagreements
 from demo.schema import MIGRATION, Table, create_postgres, sql
 from demo.seed import seed as fill
@@ -206,12 +206,11 @@ def run(
         cluster.servers(directory / "clickhouse", replicas, faults_token=secrets.token_urlsafe()) as servers,
     ):
         clickhouse, *others = servers
-        address: dict[str, Any] = {"host": "127.0.0.1", "port": clickhouse.port}
-        team_ids = _prepare(postgres, address, rows, teams, seed, has_settings)
+        team_ids = _prepare(postgres, clickhouse, rows, teams, seed, has_settings)
         environment = airflow.environment(
             directory / "airflow",
             postgres.airflow_connection("posthog"),
-            {"conn_type": "clickhouse", "login": "default", **address},
+            clickhouse.airflow_connection("default"),
         )
         log = directory / "airflow.log"
         with log.open("wb") as output:
@@ -239,7 +238,7 @@ def run(
         disagreeing = []
         with postgres.connect("posthog") as application:
             for server in servers:
-                with clickhouse_connect.get_client(host="127.0.0.1", port=server.port) as client:
+                with server.connect() as client:
                     if others:
                         client.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
                     disagreeing += [
@@ -251,12 +250,12 @@ def run(
 
 
 def _prepare(
-    postgres: embedded.Postgres, clickhouse: dict[str, Any], rows: int, teams: int, seed: int, has_settings: bool
+    postgres: embedded.Postgres, clickhouse: Server, rows: int, teams: int, seed: int, has_settings: bool
 ) -> tuple[int, ...]:
     postgres.create_database("posthog")
     with (
         postgres.connect("posthog") as application,
-        clickhouse_connect.get_client(**clickhouse) as client,
+        clickhouse.connect() as client,
         console.status(f"Seeding about {rows:,} rows of {teams} teams"),
     ):
         create_postgres(application)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
 import psycopg
 from clickhouse_connect.driver.client import Client
 from rich.console import Console
@@ -75,18 +74,17 @@ def run(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> int
         cluster.servers(directory / "clickhouse", replicas) as servers,
     ):
         server.create_database("posthog")
-        address: dict[str, Any] = {"host": "127.0.0.1", "port": servers[0].port}
         environment = airflow.environment(
             directory / "airflow",
             server.airflow_connection("posthog"),
-            {"conn_type": "clickhouse", "login": "default", **address},
+            servers[0].airflow_connection("default"),
         )
         clock.tell(f"Postgres and {cluster.told(servers)} are running")
         log = directory / "airflow.log"
         with (
             dag_run.loading(environment, log) as airflow_process,
             server.connect("posthog") as postgres,
-            clickhouse_connect.get_client(**address) as clickhouse,
+            servers[0].connect() as clickhouse,
         ):
             seeded = _prepare(postgres, clickhouse, rows, teams, seed, clock)
             with traffic.running(server.uri("posthog"), servers[-1].port, **TRAFFIC) as live:
@@ -98,7 +96,7 @@ def run(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> int
             clock.tell("The application has stopped, and everything it wrote has arrived")
             wrong = _report(postgres, clickhouse, seeded, summary, time.monotonic() - clock.began)
             for other in servers[1:]:
-                with clickhouse_connect.get_client(host="127.0.0.1", port=other.port) as another:
+                with other.connect() as another:
                     another.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
                     if ids := sum(len(disagreements(postgres, another, team_id)) for team_id in seeded.team_ids):
                         wrong.append(f"{ids:,} ids of the new table disagree with Postgres on the other replica")

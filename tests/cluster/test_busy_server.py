@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import System
@@ -40,10 +39,7 @@ def server(tmp_path: Path) -> Iterator[clickhouse_server.Server]:
 def test_a_server_limit_ends_two_tries_and_the_third_completes(
     system: System, ledger: Ledger, server: clickhouse_server.Server
 ) -> None:
-    def connect() -> clickhouse_connect.driver.Client:
-        return clickhouse_connect.get_client(host="127.0.0.1", port=server.port)
-
-    with connect() as clickhouse:
+    with server.connect() as clickhouse:
         schema.create_clickhouse(clickhouse)
         team_id = seed(system.postgres, clickhouse, rows=40_000, teams=4).team_ids[0]
         [[rows]] = clickhouse.query(f"SELECT count() FROM person_distinct_id WHERE team_id = {team_id}").result_rows
@@ -53,7 +49,10 @@ def test_a_server_limit_ends_two_tries_and_the_third_completes(
         copied: list[tuple[bytes, object]] = []
         for budget in ("100 MB instead of 200 MB", "50 MB instead of 100 MB"):
             server.inject(fault | {"skip": 11, "times": 1})
-            with Warehouse(connect, f"team {team_id}", MEMORY) as warehouse, pytest.raises(BusyError) as given_up:
+            with (
+                Warehouse(server.connect, f"team {team_id}", MEMORY) as warehouse,
+                pytest.raises(BusyError) as given_up,
+            ):
                 copy_team(ledger, warehouse, team_id)
             told = str(given_up.value)
             assert f"slice of team {team_id}" in told
@@ -63,7 +62,7 @@ def test_a_server_limit_ends_two_tries_and_the_third_completes(
             before, copied = copied, finished(system)
             assert copied[: len(before)] == before
             assert len(copied) > len(before)
-        with Warehouse(connect, f"team {team_id}", MEMORY) as warehouse:
+        with Warehouse(server.connect, f"team {team_id}", MEMORY) as warehouse:
             copy_team(ledger, warehouse, team_id)
             assert warehouse.max_memory_usage == MEMORY // 4
 
