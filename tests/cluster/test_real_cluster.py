@@ -112,14 +112,14 @@ def once(holds: Callable[[], Any], what: Callable[[], Any]) -> threading.Thread:
     return thread
 
 
-def reached(system: ClusterSystem, query: str, count: int = 1) -> Callable[[], bool]:
+def reached(system: ClusterSystem, query: str) -> Callable[[], bool]:
     def look() -> bool:
         with psycopg.connect(system.uri) as connection:
             try:
                 [[found]] = connection.execute(query.encode()).fetchall()
             except psycopg.errors.UndefinedTable:  # there is no ledger yet
                 return False
-            return bool(found >= count)
+            return bool(found)
 
     return look
 

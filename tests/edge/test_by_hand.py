@@ -39,11 +39,8 @@ class Airflow:
         return self.call("POST", "/dagRuns", logical_date=None, conf=CONF)["dag_run_id"]
 
     def ended(self, run: str) -> str:
-        def state() -> str:
-            return self.call("GET", f"/dagRuns/{run}")["state"]
-
-        until(lambda: state() in ("success", "failed"))
-        return state()
+        until(lambda: self.state(run) in ("success", "failed"))
+        return self.state(run)
 
     def state(self, run: str) -> str:
         return self.call("GET", f"/dagRuns/{run}")["state"]
@@ -52,10 +49,10 @@ class Airflow:
         found = self.call("GET", f"/dagRuns/{run}/taskInstances?limit=100")["task_instances"]
         return {(one["task_id"], one["map_index"]): one["state"] for one in found}
 
-    def clear(self, run: str, *tasks: str | list[Any], downstream: bool = True) -> None:
+    def clear(self, run: str, *tasks: str | list[Any]) -> None:
         self.call(
             "POST", "/clearTaskInstances", dry_run=False, dag_run_id=run, task_ids=list(tasks), only_failed=False,
-            include_downstream=downstream,
+            include_downstream=True,
         )  # fmt: skip
 
     def mark_success(self, run: str, task: str, map_index: int = -1) -> None:
@@ -63,10 +60,10 @@ class Airflow:
         self.call("PATCH", f"/dagRuns/{run}/taskInstances/{task}{index}", new_state="success")
 
 
-def until(holds: Callable[[], Any], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
+def until(holds: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 300
     while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        assert time.monotonic() < deadline, "waited 300 s in vain"
         time.sleep(0.5)
 
 

@@ -493,14 +493,6 @@ def test_rollback_refuses_once_old_writes_have_stopped(system: System, seeded: S
     assert any(told in entry.get("exception", "") for entry in failures)
 
 
-def test_a_rollback_of_what_is_not_switched_changes_nothing(system: System, seeded: Seeded) -> None:
-    before = dump(system)
-
-    assert system.run(ROLLBACK).state == "success"
-
-    assert dump(system) == before
-
-
 def test_a_migration_row_that_somebody_else_changed_is_not_switched(system: System, seeded: Seeded) -> None:
     when_recorded(system, "certified", "UPDATE posthog_asyncmigration SET status = 1")
 
