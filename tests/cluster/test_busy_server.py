@@ -1,7 +1,6 @@
 """If the server is busy, the copy gives up, waits, shrinks and goes on, and it repeats nothing."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import THREADS, Warehouse
 from pdi2.core.engines.failures import BusyError
 from pdi2.core.state.ledger import Ledger
+from stories import until
 
 from demo import clickhouse_server, schema
 from demo.reader import team_in, truth_of
@@ -120,16 +120,9 @@ def test_a_killed_task_leaves_no_statement_behind(system: System) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     running = "SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO person_distinct_id2%'"
-    wait_until(system, running, 1)
+    until(lambda: system.clickhouse.query(running).result_rows == [(1,)])
     warehouse.kill()
     thread.join(timeout=20)
 
     assert [error.name for error in killed] == ["QUERY_WAS_CANCELLED"]
     assert system.clickhouse.query(running).result_rows == [(0,)]
-
-
-def wait_until(system: System, query: str, wanted: int) -> None:
-    deadline = time.monotonic() + 20
-    while system.clickhouse.query(query).result_rows != [(wanted,)]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -16,6 +16,7 @@ import urllib3
 from backports import zstd
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
+from stories import until
 
 from demo.clickhouse_server import Server, running
 
@@ -49,14 +50,6 @@ def http(server: Server, sql: str = "", body: bytes | None = None, **options: An
     more = {"preload_content": options.pop("preload_content", True), "retries": False, "timeout": 20}
     url = f"http://127.0.0.1:{server.port}/?{urlencode(({'query': sql} if sql else {}) | options)}"
     return urllib3.request("POST", url, body=body, headers=headers, **more)
-
-
-def until(holds: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 20
-    while not (result := holds()):
-        assert time.monotonic() < deadline, "waited 20 seconds in vain"
-        time.sleep(0.02)
-    return result
 
 
 def test_speaks_to_the_official_hook(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

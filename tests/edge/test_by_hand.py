@@ -4,14 +4,14 @@ import os
 import secrets
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from conftest import FILL, LiveSystem
+from stories import until
 
 from demo import up
 from demo.schema import Table
@@ -39,7 +39,7 @@ class Airflow:
         return self.call("POST", "/dagRuns", logical_date=None, conf=CONF)["dag_run_id"]
 
     def ended(self, run: str) -> str:
-        until(lambda: self.state(run) in ("success", "failed"))
+        until(lambda: self.state(run) in ("success", "failed"), every=0.5)
         return self.state(run)
 
     def state(self, run: str) -> str:
@@ -58,13 +58,6 @@ class Airflow:
     def mark_success(self, run: str, task: str, map_index: int = -1) -> None:
         index = f"/{map_index}" if map_index >= 0 else ""
         self.call("PATCH", f"/dagRuns/{run}/taskInstances/{task}{index}", new_state="success")
-
-
-def until(holds: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 300
-    while not holds():
-        assert time.monotonic() < deadline, "waited 300 s in vain"
-        time.sleep(0.5)
 
 
 @pytest.fixture
@@ -86,7 +79,7 @@ def ui(live: LiveSystem, tmp_path: Path) -> Iterator[Airflow]:
         )
         try:
             address = f"http://127.0.0.1:{port}"
-            until(lambda: up.is_healthy(address))
+            until(lambda: up.is_healthy(address), every=0.5)
             yield Airflow(address, password)
         finally:
             up.stop(server)

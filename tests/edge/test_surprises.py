@@ -14,14 +14,13 @@ from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.sdk.exceptions import ParamValidationError
 from conftest import FILL, System
 from fastapi.testclient import TestClient
-from stories import dump, earlier_run
+from stories import dump, earlier_run, until
 
 from demo.schema import Table
 from demo.seed import Seeded, seed
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("airflow_metadata")]
 
-WITHIN_SECONDS = 120
 Act = Callable[["Hands"], None]
 
 
@@ -68,13 +67,6 @@ class Hands:
     def _patch(self, path: str, body: dict[str, Any]) -> None:
         """Tries again while Airflow's SQLite is locked."""
         until(lambda: self.client.patch(f"/api/v2/dags/{FILL}/dagRuns/{self.run}{path}", json=body).is_success)
-
-
-def until(holds: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + WITHIN_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {WITHIN_SECONDS} s in vain"
-        time.sleep(0.2)
 
 
 @contextmanager
