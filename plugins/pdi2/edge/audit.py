@@ -25,8 +25,11 @@ def params() -> dict[str, Param]:
 @contextmanager
 def looking(purpose: str) -> Iterator[Workbench]:
     settings = current_settings(AUDIT_SCHEMA)
-    ledger = open_ledger()
-    with told_of(purpose), ledger.connection, open_warehouse(purpose, settings.max_memory_usage) as warehouse:
+    with (
+        open_ledger() as ledger,
+        told_of(purpose),
+        open_warehouse(purpose, settings.max_memory_usage) as warehouse,
+    ):
         yield Workbench(ledger, warehouse, settings)
 
 
@@ -60,8 +63,7 @@ def compare(batch: dict[str, Any]) -> None:
                 pending += teams.alone
             else:
                 failures.append(error)
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         auditing.record(ledger, old_differs)
     raise_together(failures)
 
@@ -69,8 +71,7 @@ def compare(batch: dict[str, Any]) -> None:
 @task(trigger_rule="all_done")
 def report_drift() -> dict[str, Any]:
     """Reports the drift in the ledger by kind; fails if some is left, or if a team was not compared."""
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         audit, told = auditing.judge(ledger)
     log.info(told)
     return audit.findings

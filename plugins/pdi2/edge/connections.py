@@ -52,11 +52,12 @@ class Workbench:
     settings: Settings
 
 
-def open_ledger() -> Ledger:
+@contextmanager
+def open_ledger() -> Iterator[Ledger]:
     run = get_current_context()["dag_run"]
-    connection = sessions.begin(connect_postgres)
     actor = getattr(run, "triggering_user_name", None) or "airflow"
-    return Ledger(connection, f"{run.dag_id} {run.run_id}", actor)
+    with sessions.begin(connect_postgres) as connection:
+        yield Ledger(connection, f"{run.dag_id} {run.run_id}", actor)
 
 
 def connect_postgres() -> Any:
@@ -84,8 +85,7 @@ def opened(purpose: str) -> Iterator[Workbench]:
     settings = current_settings()
     context = get_current_context()
     with ExitStack() as stack:
-        ledger = open_ledger()
-        stack.enter_context(ledger.connection)
+        ledger = stack.enter_context(open_ledger())
         ledger.hold()
         try:
             with told_of(purpose):
@@ -113,8 +113,7 @@ def reach(found: list[str], stack: ExitStack) -> tuple[Ledger | None, Warehouse 
     """Connects to both databases for preflight; adds to `found` which cannot be reached, and what to do about it."""
     ledger = warehouse = None
     try:
-        ledger = open_ledger()
-        stack.enter_context(ledger.connection)
+        ledger = stack.enter_context(open_ledger())
     except sessions.PoolerError as error:
         found.append(str(error))
     except (AirflowException, psycopg.Error) as error:

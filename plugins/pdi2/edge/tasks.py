@@ -79,8 +79,7 @@ def preflight() -> str:
 def enable_dual_writes() -> dict[str, Any]:
     """Makes the application write both tables, and sets the migration row to Starting."""
     settings = current_settings()
-    ledger = open_ledger()
-    with ledger.connection, open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
+    with open_ledger() as ledger, open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
         dual_writes.enable(ledger, warehouse, settings)
         done = figures.of_dual_writes(ledger)
     log.info(
@@ -104,8 +103,7 @@ def plan_teams() -> list[dict[str, Any]]:
     """Freezes the list of teams in the ledger; one mapped task per batch of teams."""
     settings = current_settings()
     if settings.dry_run:
-        ledger = open_ledger()
-        with ledger.connection, open_warehouse("plan_teams", settings.max_memory_usage) as warehouse:
+        with open_ledger() as ledger, open_warehouse("plan_teams", settings.max_memory_usage) as warehouse:
             plan = planning.forecast(ledger, warehouse, settings)
         log.info(plan)
         tell("plan", plan)
@@ -133,8 +131,7 @@ def copy(batch: dict[str, Any]) -> dict[str, Any]:
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
 def verify(batch: dict[str, Any]) -> dict[str, Any]:
     """Verifies the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         copied = ledger.ended(batch["team_ids"])
     _each_team(
         {**batch, "team_ids": [team_id for team_id in batch["team_ids"] if team_id in copied]},
@@ -179,8 +176,7 @@ def stop_old_writes() -> PokeReturnValue:
     settings = current_settings()
     if not settings.stop_old_writes:
         raise AirflowSkipException("stop_old_writes is off: both tables stay written, and a rollback stays possible.")
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         until = gate.old_writes_end(ledger, settings)
         if pendulum.now() < until:
             log.info("Readers may use the old table until %s; old writes go on.", until)
@@ -196,8 +192,7 @@ def stop_old_writes() -> PokeReturnValue:
 @task
 def roll_back() -> None:
     """Returns reads to the old table at once; refuses once old writes have stopped."""
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         log.info(gate.roll_back(ledger))
 
 
@@ -207,8 +202,7 @@ def tell(key: str, value: Any) -> None:
 
 
 def _told(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         done = of(ledger, batch["team_ids"])
     log.info("%s: %s", batch["label"], done)
     return done
