@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,6 +17,7 @@ from typing import Any
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 
+from demo.alone import free_port
 from demo.clickhouse_engine import Engine
 from demo.clickhouse_http import Front
 
@@ -76,9 +76,7 @@ class Server:
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        if not self.port:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                self.port = free.getsockname()[1]
+        self.port = self.port or free_port()
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from demo.clickhouse_server import serve_parent; serve_parent()"],
             cwd=Path(__file__).parent.parent,

@@ -11,7 +11,6 @@ lags under SYSTEM STOP FETCHES. To lose Keeper, its session or a replica takes s
 """
 
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from demo import clickhouse_server, cluster_engine, cluster_exchange
+from demo.alone import free_port
 from demo.clickhouse_engine import Engine
 from demo.clickhouse_server import Server
 from demo.cluster_zookeeper import ZooKeeper
@@ -84,11 +84,6 @@ def engine(
 
 def _replica(port: int) -> str:
     return f"<replica><host>127.0.0.1</host><port>{port}</port></replica>"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @dataclass

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from demo import airflow, cluster, traffic
 from demo import postgres as embedded
+from demo.airflow import AUDIT, FILL, ROLLBACK
 from demo.alone import anew
 from demo.chaos import Mishap, Scene, drawn, kill
 from demo.clickhouse_server import Server
@@ -32,8 +33,6 @@ from demo.switches import WRITES
 CONF = {"settle_seconds": 8, "in_flight_seconds": 3, "read_cache_seconds": 4}
 AUDITED = {"repair": True, "in_flight_seconds": 3}
 """The traffic's caches last 2 s, and its messages are up to 3 s late unless a fault holds them up."""
-FILL, ROLLBACK = "fill_person_distinct_id2", "rollback_person_distinct_id2"
-AUDIT = "audit_person_distinct_id2"
 LAST_MIGRATION_AT = 0.5
 """After this share of the time there is no further rollback."""
 REST_SECONDS = 10.0

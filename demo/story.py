@@ -89,8 +89,8 @@ def run(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> int
             seeded = _prepare(postgres, clickhouse, rows, teams, seed, clock)
             with traffic.running(server.uri("posthog"), servers[-1].port, **TRAFFIC) as live:
                 clock.tell(f"The application is live: {TRAFFIC['rate']} changes per second, every answer checked")
-                process = airflow_process.start("fill_person_distinct_id2", CONF)
-                clock.tell(f"Airflow runs the DAG fill_person_distinct_id2, its log is {log}")
+                process = airflow_process.start(airflow.FILL, CONF)
+                clock.tell(f"Airflow runs the DAG {airflow.FILL}, its log is {log}")
                 code = _watch(process, postgres, clock)
                 summary = live.end()
             clock.tell("The application has stopped, and everything it wrote has arrived")

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from conftest import FILL, LiveSystem
 from stories import until
 
 from demo import up
+from demo.alone import free_port
 from demo.schema import Table
 from demo.seed import Seeded, seed
 
@@ -67,8 +67,7 @@ def seeded(live: LiveSystem) -> Seeded:
 
 @pytest.fixture
 def ui(live: LiveSystem, tmp_path: Path) -> Iterator[Airflow]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     password = secrets.token_urlsafe()
     live.postgres_server.create_database("airflow")
     environment = os.environ | {"AIRFLOW_HOME": str(tmp_path / "airflow")}
