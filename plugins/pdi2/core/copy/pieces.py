@@ -21,12 +21,15 @@ Piece = Slice | Teams
 ALL_ROWS = {"steps": 1, "step": 0}
 MOST_ROWS_A_RANGE = 3_500_000
 PARTS_A_RANGE = 50
-"""So many parts of at least 7 MB, the half of a block, have that many rows of 100 bytes."""
+"""At most: MOST_ROWS_A_RANGE rows of 100 bytes, in parts of at least half a block, which is 7 MB."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The memory that a statement may use, in bytes, and what fits in. Measured per row on ClickHouse 26.9."""
+    """The memory that a statement may use, in bytes, and how many rows or ids fit into it.
+
+    What each takes was measured on ClickHouse 26.9.
+    """
 
     memory: int
 
@@ -72,7 +75,7 @@ class Budget:
 
 
 def tell_apart(warehouse: Warehouse, tables: Tables, ranges: Sequence[Slice]) -> int:
-    """Collects the hashes of complex ids until they are many; returns how many of the ranges that took."""
+    """Collects the hashes of complex ids, range after range, until memory holds no more; returns how many ranges."""
     settings = _settings(warehouse, staged=False)
     create_anew(warehouse, tables, "complex_ids")
     taken = 0
@@ -181,10 +184,9 @@ def rows_there(warehouse: Warehouse, ranges: list[Slice]) -> int:
 
 
 def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:
-    """After a wrong count, looks id by id for live ids of which the new table has no row of any version.
+    """After a wrong count, finds live ids of which the new table has no row of any version, and copies them.
 
-    Under traffic a link reaches the old table before the new one, so such ids are copied. Returns how many ids are
-    still missing.
+    There may be some under traffic, because a link may reach the old table first. Returns how many are still missing.
     """
     settings = _settings(warehouse, staged=False)
     of = piece.parameters | tables.parameters | {"target": NEW_TABLE}

@@ -116,8 +116,7 @@ class Ledger:
     def is_free(self) -> bool:
         """Whether no task of any run is running now: each task holds the advisory lock, shared, while it runs.
 
-        The lock taken here is released when the statement ends, so nothing stays locked whatever happens to the
-        connection.
+        The lock taken here is released when the statement ends, so nothing stays locked.
         """
         return bool(self._value("lock_claim"))
 
