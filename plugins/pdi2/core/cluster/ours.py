@@ -11,10 +11,11 @@ from pdi2.core.cluster.pressure import patiently
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import describe, waits
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.state.slices import NEW_TABLE
+from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE
 
 log = logging.getLogger(__name__)
 
+SYNC = {OLD_TABLE: "sync_old", NEW_TABLE: "sync_new"}
 SYNC_SECONDS = 10
 """How long one statement waits. Then the log says what for, and the next statement goes on waiting."""
 TIMED_OUT = 159
@@ -76,14 +77,14 @@ def catch_up(warehouse: Warehouse) -> None:
 
 def _sync(warehouse: Warehouse, table: str) -> str | None:
     """Waits for at most SYNC_SECONDS; returns why the wait must go on, or None if it is over."""
-    of, settings = {"table": table}, {"receive_timeout": SYNC_SECONDS}
+    settings = {"receive_timeout": SYNC_SECONDS}
     try:
         try:
-            warehouse.execute("sync", of, settings)
+            warehouse.execute(SYNC[table], settings=settings)
         except DatabaseError as error:
             if error.code != SYNTAX:
                 raise
-            warehouse.execute("sync_and_merge", of, settings)
+            warehouse.execute(f"{SYNC[table]}_and_merge", settings=settings)
     except DatabaseError as error:
         if error.code != TIMED_OUT and not waits(error):
             raise

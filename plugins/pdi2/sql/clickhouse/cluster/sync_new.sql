@@ -1,2 +1,2 @@
 -- LIGHTWEIGHT waits for parts to arrive, but not for merges.
-SYSTEM SYNC REPLICA {table:Identifier} LIGHTWEIGHT
+SYSTEM SYNC REPLICA person_distinct_id2 LIGHTWEIGHT

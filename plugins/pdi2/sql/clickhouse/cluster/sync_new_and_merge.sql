@@ -1,0 +1,1 @@
+SYSTEM SYNC REPLICA person_distinct_id2
