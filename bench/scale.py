@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 from tabulate import tabulate
 
-from demo.screenshots import FILL, Up, running
+from demo.airflow import FILL
+from demo.screenshots import Up, running
 
 LOOK_EVERY_SECONDS = 1.0
 CONF = {"settle_seconds": 0, "read_cache_seconds": 0}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+FILL, ROLLBACK, AUDIT = "fill_person_distinct_id2", "rollback_person_distinct_id2", "audit_person_distinct_id2"
 
 
 def environment(home: Path, postgres: Mapping[str, object], clickhouse: Mapping[str, object]) -> dict[str, str]:

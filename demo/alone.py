@@ -1,8 +1,9 @@
-"""Gives a process a directory that no other may use meanwhile, and an orderly end however it is asked to end."""
+"""Gives a process a directory and a port that no other uses, and an orderly end however it is asked to end."""
 
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,11 @@ def anew(directory: Path) -> Iterator[None]:
         yield
     finally:
         held.release()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
 
 
 def end_in_good_order() -> None:

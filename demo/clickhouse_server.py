@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,18 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+
+from demo.alone import free_port
 from demo.clickhouse_engine import Engine
 from demo.clickhouse_http import Front
 
 
 def serve(
-    path: Path | str,
+    path: str,
     port: int,
-    *,
-    user: str = "default",
-    password: str = "",
-    faults_token: str = "",
-    max_memory: int = 0,
+    user: str,
+    password: str,
+    faults_token: str,
+    max_memory: int,
     replica: dict[str, Any] | None = None,
 ) -> None:
     """Serve the engine in `path` until SIGINT or SIGTERM; `max_memory` is the server's limit in bytes.
@@ -74,9 +76,7 @@ class Server:
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
 
     def start(self) -> None:
-        if not self.port:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                self.port = free.getsockname()[1]
+        self.port = self.port or free_port()
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from demo.clickhouse_server import serve_parent; serve_parent()"],
             cwd=Path(__file__).parent.parent,
@@ -98,6 +98,17 @@ class Server:
         """The options of `serve`."""
         names = ("port", "user", "password", "faults_token", "max_memory")
         return {name: getattr(self, name) for name in names} | {"path": str(self.path.resolve())}
+
+    def connect(self, **options: Any) -> Client:
+        """A client of the official library; `options` are its own."""
+        return clickhouse_connect.get_client(
+            host="127.0.0.1", port=self.port, username=self.user, password=self.password, **options
+        )
+
+    def airflow_connection(self, database: str) -> dict[str, Any]:
+        """Airflow's connection to `database`, ready for json.dumps."""
+        address = {"conn_type": "clickhouse", "host": "127.0.0.1", "port": self.port, "schema": database}
+        return {**address, "login": self.user, "password": self.password}
 
     def answers(self) -> bool:
         try:

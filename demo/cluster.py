@@ -11,7 +11,6 @@ lags under SYSTEM STOP FETCHES. To lose Keeper, its session or a replica takes s
 """
 
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
-
 from demo import clickhouse_server, cluster_engine, cluster_exchange
+from demo.alone import free_port
 from demo.clickhouse_engine import Engine
 from demo.clickhouse_server import Server
 from demo.cluster_zookeeper import ZooKeeper
@@ -88,11 +86,6 @@ def _replica(port: int) -> str:
     return f"<replica><host>127.0.0.1</host><port>{port}</port></replica>"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
-
-
 @dataclass
 class Replica(Server):
     """A Server that is one replica, in its own process. Without ZooKeeper it has its own TestKeeper."""
@@ -123,7 +116,7 @@ class Replica(Server):
 
     def create_tables(self, database: str, keeper_path: str = KEEPER_PATH) -> None:
         """Create PostHog's two tables."""
-        with clickhouse_connect.get_client(host="127.0.0.1", port=self.port, password=self.password) as client:
+        with self.connect() as client:
             client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
             client.database = database
             create_clickhouse(client, keeper_path=keeper_path)
@@ -170,7 +163,7 @@ def servers(directory: Path, replicas: int, **options: Any) -> Iterator[Sequence
             yield several
         return
     with clickhouse_server.running(directory, **options) as server:
-        with clickhouse_connect.get_client(host="127.0.0.1", port=server.port, password=server.password) as client:
+        with server.connect() as client:
             create_clickhouse(client)
         yield [server]
 

@@ -190,7 +190,7 @@ class LiveWriter(Writer):
             self.delete_person(team_id, gone.person, silently=True)
         return bool(gone)
 
-    def _pick(self, team_id: int, fits: Callable[[Id], bool] = lambda _: True) -> Id | None:
+    def _pick(self, team_id: int, fits: Callable[[Id], bool]) -> Id | None:
         ids = self.ids[team_id]
         candidates = (self.chance.choice(ids) for _ in range(TRIES)) if ids else iter(())
         return next(filter(fits, candidates), None)

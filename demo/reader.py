@@ -6,7 +6,7 @@ ids become the same.
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 from uuid import UUID
 
@@ -14,21 +14,8 @@ import psycopg
 from clickhouse_connect.driver.client import Client
 
 from demo.schema import Table, sql
-from demo.switches import Switches
 
 _READ = {Table.OLD: sql("read_old"), Table.NEW: sql("read_new")}
-
-
-class Reader:
-    """One process of the application that reads."""
-
-    def __init__(self, clickhouse: Client, switches: Switches) -> None:
-        self.clickhouse = clickhouse
-        self.switches = switches
-
-    def person_of(self, team_id: int, distinct_ids: Sequence[str]) -> dict[str, UUID]:
-        """The person of each id, through the table that the read switch names; unknown ids are left out."""
-        return persons_in(self.clickhouse, self.switches.reads(), team_id, distinct_ids)
 
 
 class Link(NamedTuple):
@@ -60,6 +47,11 @@ def truth_of(postgres: psycopg.Connection, team_id: int) -> dict[str, UUID]:
         WHERE posthog_persondistinctid.team_id = %s
     """
     return dict(postgres.execute(query, [team_id]).fetchall())
+
+
+def disagreements(postgres: psycopg.Connection, clickhouse: Client, team_id: int, table: Table = Table.NEW) -> set[str]:
+    """The ids of a team for which the table's reader and Postgres disagree."""
+    return {id_ for id_, _ in team_in(clickhouse, table, team_id).items() ^ truth_of(postgres, team_id).items()}
 
 
 def links_of(postgres: psycopg.Connection, team_id: int, distinct_ids: Iterable[str]) -> dict[str, Link]:

@@ -25,18 +25,14 @@ def sql(name: str) -> str:
     return (Path(__file__).parent / "sql" / f"{name}.sql").read_text()
 
 
-def create_postgres(postgres: psycopg.Connection, *, migration_row: bool = True) -> None:
-    """Create the posthog_* tables; both switches say "old", and the migration's row says NotStarted.
-
-    Without `migration_row` that row is absent, as in an instance that never listed its migrations.
-    """
+def create_postgres(postgres: psycopg.Connection) -> None:
+    """Create the posthog_* tables; both switches say "old", and the migration's row says NotStarted."""
     with postgres.transaction():
         postgres.execute(sql("postgres"))
-        if migration_row:
-            postgres.execute(
-                "INSERT INTO posthog_asyncmigration (name, description) VALUES (%s, %s)",
-                [MIGRATION, "Fill person_distinct_id2, the faster table of distinct ids"],
-            )
+        postgres.execute(
+            "INSERT INTO posthog_asyncmigration (name, description) VALUES (%s, %s)",
+            [MIGRATION, "Fill person_distinct_id2, the faster table of distinct ids"],
+        )
 
 
 def create_clickhouse(

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,10 +14,10 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
 
-from demo.airflow import ROOT
+from demo.airflow import FILL, ROOT
+from demo.alone import free_port
 from demo.postgres import Postgres
 
-FILL = "fill_person_distinct_id2"
 LOOK_EVERY_SECONDS = 0.5
 LAPTOP: ViewportSize = {"width": 1366, "height": 900}
 PHONE: ViewportSize = {"width": 390, "height": 844}
@@ -44,8 +43,7 @@ class Up:
 @contextmanager
 def running(place: Path, *more: str, rows: int, teams: int) -> Iterator[Up]:
     """Run `make up` in its own process, below an existing directory; stop it as Ctrl-C does."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     directory, log = place / "everything", place / "log"
     options = ["--rows", str(rows), "--teams", str(teams), "--port", str(port), "--directory", str(directory), *more]
     with log.open("wb") as output:

@@ -16,14 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
 from rich.console import Console
 
 from demo import airflow, cluster, traffic
 from demo import postgres as embedded
+from demo.airflow import AUDIT, FILL, ROLLBACK
 from demo.alone import anew
 from demo.chaos import Mishap, Scene, drawn, kill
-from demo.reader import team_in, truth_of
+from demo.clickhouse_server import Server
+from demo.reader import disagreements
 from demo.schema import MIGRATION, Table, create_postgres, sql
 from demo.seed import seed as fill
 from demo.soak_tables import LINE, Attempt, Blow, attempts, blows
@@ -32,8 +33,6 @@ from demo.switches import WRITES
 CONF = {"settle_seconds": 8, "in_flight_seconds": 3, "read_cache_seconds": 4}
 AUDITED = {"repair": True, "in_flight_seconds": 3}
 """The traffic's caches last 2 s, and its messages are up to 3 s late unless a fault holds them up."""
-FILL, ROLLBACK = "fill_person_distinct_id2", "rollback_person_distinct_id2"
-AUDIT = "audit_person_distinct_id2"
 LAST_MIGRATION_AT = 0.5
 """After this share of the time there is no further rollback."""
 REST_SECONDS = 10.0
@@ -206,12 +205,11 @@ def run(
         cluster.servers(directory / "clickhouse", replicas, faults_token=secrets.token_urlsafe()) as servers,
     ):
         clickhouse, *others = servers
-        address: dict[str, Any] = {"host": "127.0.0.1", "port": clickhouse.port}
-        team_ids = _prepare(postgres, address, rows, teams, seed, has_settings)
+        team_ids = _prepare(postgres, clickhouse, rows, teams, seed, has_settings)
         environment = airflow.environment(
             directory / "airflow",
             postgres.airflow_connection("posthog"),
-            {"conn_type": "clickhouse", "login": "default", **address},
+            clickhouse.airflow_connection("default"),
         )
         log = directory / "airflow.log"
         with log.open("wb") as output:
@@ -239,25 +237,24 @@ def run(
         disagreeing = []
         with postgres.connect("posthog") as application:
             for server in servers:
-                with clickhouse_connect.get_client(host="127.0.0.1", port=server.port) as client:
+                with server.connect() as client:
                     if others:
                         client.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
                     disagreeing += [
                         (team_id, distinct_id)
                         for team_id in team_ids
-                        for distinct_id, _ in team_in(client, Table.NEW, team_id).items()
-                        ^ truth_of(application, team_id).items()
+                        for distinct_id in disagreements(application, client, team_id)
                     ]
         return _judge(soak, summary, disagreeing)
 
 
 def _prepare(
-    postgres: embedded.Postgres, clickhouse: dict[str, Any], rows: int, teams: int, seed: int, has_settings: bool
+    postgres: embedded.Postgres, clickhouse: Server, rows: int, teams: int, seed: int, has_settings: bool
 ) -> tuple[int, ...]:
     postgres.create_database("posthog")
     with (
         postgres.connect("posthog") as application,
-        clickhouse_connect.get_client(**clickhouse) as client,
+        clickhouse.connect() as client,
         console.status(f"Seeding about {rows:,} rows of {teams} teams"),
     ):
         create_postgres(application)

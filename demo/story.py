@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
 import psycopg
 from clickhouse_connect.driver.client import Client
 from rich.console import Console
@@ -17,7 +16,7 @@ from rich.table import Table as RichTable
 from demo import airflow, cluster, dag_run, traffic
 from demo import postgres as embedded
 from demo.alone import anew
-from demo.reader import seconds_to_count_persons, team_in, truth_of
+from demo.reader import disagreements, seconds_to_count_persons
 from demo.schema import Table, create_postgres
 from demo.seed import Seeded, seed
 
@@ -65,7 +64,7 @@ class Clock:
         self.last = now
 
 
-def tell(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> int:
+def run(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> int:
     """Returns 0 if everything is as it should be at the end, 1 if not."""
     clock = Clock()
     console.print(OPENING)
@@ -75,32 +74,31 @@ def tell(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> in
         cluster.servers(directory / "clickhouse", replicas) as servers,
     ):
         server.create_database("posthog")
-        address: dict[str, Any] = {"host": "127.0.0.1", "port": servers[0].port}
         environment = airflow.environment(
             directory / "airflow",
             server.airflow_connection("posthog"),
-            {"conn_type": "clickhouse", "login": "default", **address},
+            servers[0].airflow_connection("default"),
         )
         clock.tell(f"Postgres and {cluster.told(servers)} are running")
         log = directory / "airflow.log"
         with (
             dag_run.loading(environment, log) as airflow_process,
             server.connect("posthog") as postgres,
-            clickhouse_connect.get_client(**address) as clickhouse,
+            servers[0].connect() as clickhouse,
         ):
             seeded = _prepare(postgres, clickhouse, rows, teams, seed, clock)
             with traffic.running(server.uri("posthog"), servers[-1].port, **TRAFFIC) as live:
                 clock.tell(f"The application is live: {TRAFFIC['rate']} changes per second, every answer checked")
-                run = airflow_process.start("fill_person_distinct_id2", CONF)
-                clock.tell(f"Airflow runs the DAG fill_person_distinct_id2, its log is {log}")
-                code = _watch(run, postgres, clock)
+                process = airflow_process.start(airflow.FILL, CONF)
+                clock.tell(f"Airflow runs the DAG {airflow.FILL}, its log is {log}")
+                code = _watch(process, postgres, clock)
                 summary = live.end()
             clock.tell("The application has stopped, and everything it wrote has arrived")
             wrong = _report(postgres, clickhouse, seeded, summary, time.monotonic() - clock.began)
             for other in servers[1:]:
-                with clickhouse_connect.get_client(host="127.0.0.1", port=other.port) as another:
+                with other.connect() as another:
                     another.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
-                    if ids := sum(_disagreements(postgres, another, team_id) for team_id in seeded.team_ids):
+                    if ids := sum(len(disagreements(postgres, another, team_id)) for team_id in seeded.team_ids):
                         wrong.append(f"{ids:,} ids of the new table disagree with Postgres on the other replica")
     if code:
         wrong.append(f"Airflow ended with exit code {code}; {log} says why")
@@ -121,14 +119,14 @@ def _prepare(
     return seeded
 
 
-def _watch(run: subprocess.Popen[str], postgres: psycopg.Connection, clock: Clock) -> int:
+def _watch(process: subprocess.Popen[str], postgres: psycopg.Connection, clock: Clock) -> int:
     """Shows each step as the ledger records it, and the teams' progress; returns the run's exit code."""
     columns = TextColumn("       {task.description}"), BarColumn(), TaskProgressColumn()
     told = 0
     with Progress(*columns, console=console, transient=True) as bar:
         progress = bar.add_task("preflight", total=None)
         while True:
-            code = run.poll()
+            code = process.poll()
             if _exists(postgres):
                 events = _rows(postgres, "SELECT id, what FROM pdi2_migration.event WHERE id > %s ORDER BY id", told)
                 for told, what in events:  # noqa: B007
@@ -173,7 +171,7 @@ def _report(
         return ["the run ended before it wrote anything"]
     [(teams, verified, source, copied, slices, copy_seconds, peak, old_differs)] = _rows(postgres, _LEDGER)
     findings = _rows(postgres, _FINDINGS)
-    disagreeing = sum(_disagreements(postgres, clickhouse, team_id) for team_id in seeded.team_ids)
+    disagreeing = sum(len(disagreements(postgres, clickhouse, team_id)) for team_id in seeded.team_ids)
     largest = seeded.team_ids[0]
     old, new = (_median_read(clickhouse, table, largest) for table in (Table.OLD, Table.NEW))
 
@@ -214,10 +212,6 @@ def _report(
     if not wrong:
         console.print("[green]Every id of every team reads as Postgres says; reads and writes are on the new table.[/]")
     return wrong
-
-
-def _disagreements(postgres: psycopg.Connection, clickhouse: Client, team_id: int) -> int:
-    return len({*team_in(clickhouse, Table.NEW, team_id).items()} ^ {*truth_of(postgres, team_id).items()})
 
 
 def _median_read(clickhouse: Client, table: Table, team_id: int) -> float:

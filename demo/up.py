@@ -16,7 +16,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
 from rich.console import Console
 
 from demo import airflow, cluster, traffic
@@ -52,12 +51,11 @@ def _start(rows: int, teams: int, directory: Path, port: int, rate: float, zipf:
     ):
         clickhouse = servers[0]
         console.print(f"Running: Postgres and {cluster.told(servers)}.")
-        connection: dict[str, Any] = {"host": "127.0.0.1", "port": clickhouse.port}
         for database in ("airflow", "posthog"):
             postgres.create_database(database)
         with (
             postgres.connect("posthog") as application,
-            clickhouse_connect.get_client(**connection, username="default", password=clickhouse_password) as client,
+            clickhouse.connect() as client,
             console.status(f"Seeding about {rows:,} rows of {teams} teams"),
         ):
             create_postgres(application)
@@ -65,7 +63,7 @@ def _start(rows: int, teams: int, directory: Path, port: int, rate: float, zipf:
         environment = airflow.environment(
             directory / "airflow",
             postgres.airflow_connection("posthog"),
-            {"conn_type": "clickhouse", "login": "default", "password": clickhouse_password, **connection},
+            clickhouse.airflow_connection("default"),
         )
         environment |= standalone_environment(directory, postgres, password, port)
         log = directory / "airflow.log"

@@ -137,15 +137,10 @@ class System:
 
     def disagreements(self, table: schema.Table = schema.Table.NEW) -> dict[int, set[str]]:
         """By team, the ids for which the table's reader and Postgres disagree."""
-        found = {}
         teams = {team for (team,) in self.postgres.execute("SELECT team_id FROM posthog_persondistinctid")}
         teams |= {row[0] for row in self.clickhouse.query(f"SELECT DISTINCT team_id FROM {table}").result_rows}
-        for team_id in teams:
-            seen = reader.team_in(self.clickhouse, table, team_id)
-            truth = reader.truth_of(self.postgres, team_id)
-            if ids := {id_ for id_ in seen.keys() | truth.keys() if seen.get(id_) != truth.get(id_)}:
-                found[team_id] = ids
-        return found
+        found = {team_id: reader.disagreements(self.postgres, self.clickhouse, team_id, table) for team_id in teams}
+        return {team_id: ids for team_id, ids in found.items() if ids}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -179,7 +174,7 @@ class LiveSystem(System):
     server: clickhouse_server.Server
 
     def client(self) -> Client:
-        return clickhouse_connect.get_client(host="127.0.0.1", port=self.server.port, database=self.database)
+        return self.server.connect(database=self.database)
 
     def restart_postgres(self) -> None:
         self.postgres_server.stop()
@@ -313,14 +308,13 @@ def replicated(
     postgres_server.create_database(database, template="posthog_template")
     replicas = []
     for name in ("r1", "r2", "r3"):
-        with clickhouse_connect.get_client(**address) as client:
+        with server.connect() as client:
             client.command(f"CREATE DATABASE {database}_{name}")
-        replicas.append(clickhouse_connect.get_client(**address, database=f"{database}_{name}"))
+        replicas.append(server.connect(database=f"{database}_{name}"))
         path = f"/clickhouse/tables/noshard/{database}"
         schema.create_clickhouse(replicas[-1], keeper_path=path, replica=f"{name}-01")
     here = f"{database}_r1"
-    connection = {"conn_type": "clickhouse", **address, "login": "default", "schema": here}
-    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_CLICKHOUSE", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_CLICKHOUSE", json.dumps(server.airflow_connection(here)))
     monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(postgres_server.airflow_connection(database)))
     with postgres_server.connect(database) as connection:
         uri = postgres_server.uri(database)
@@ -370,12 +364,11 @@ def live(
     postgres, server = servers
     database = f"live_{next(DATABASE_NUMBERS)}"
     postgres.create_database(database, template="posthog_template")
-    with clickhouse_connect.get_client(host="127.0.0.1", port=server.port) as client:
+    with server.connect() as client:
         client.command(f"CREATE DATABASE {database}")
-    address = {"host": "127.0.0.1", "port": server.port, "login": "default", "schema": database}
-    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_CLICKHOUSE", json.dumps({"conn_type": "clickhouse", **address}))
+    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_CLICKHOUSE", json.dumps(server.airflow_connection(database)))
     monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(postgres.airflow_connection(database)))
-    clickhouse = clickhouse_connect.get_client(host="127.0.0.1", port=server.port, database=database)
+    clickhouse = server.connect(database=database)
     schema.create_clickhouse(clickhouse)
     uri = postgres.uri(database)
     system = LiveSystem(

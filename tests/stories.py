@@ -234,6 +234,15 @@ def end_session(system: System, ledger: Ledger) -> None:
     ledger.connection.close()
 
 
+def until(holds: Callable[[], Any], every: float = 0.05) -> Any:
+    """What `holds` returns, as soon as it is true."""
+    deadline = time.monotonic() + 300
+    while not (found := holds()):
+        assert time.monotonic() < deadline, "waited 300 s in vain"
+        time.sleep(every)
+    return found
+
+
 class Meanwhile(Warehouse):
     """A warehouse where something happens right after the first run of a named statement."""
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import FILL, ROLLBACK, LiveSystem
-from stories import ALICE, BOB, CAROL, insert_new, insert_truth
+from stories import ALICE, BOB, CAROL, insert_new, insert_truth, until
 
 from demo import traffic
 from demo.seed import seed
@@ -47,13 +46,6 @@ def retries_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def seeded(live: LiveSystem) -> LiveSystem:
     seed(live.postgres, live.clickhouse, rows=6_000, teams=3)
     return live
-
-
-def until(holds: Callable[[], Any], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.02)
 
 
 @contextmanager

@@ -1,11 +1,9 @@
 """If the server is busy, the copy gives up, waits, shrinks and goes on, and it repeats nothing."""
 
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import System
@@ -14,6 +12,7 @@ from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import THREADS, Warehouse
 from pdi2.core.engines.failures import BusyError
 from pdi2.core.state.ledger import Ledger
+from stories import until
 
 from demo import clickhouse_server, schema
 from demo.reader import team_in, truth_of
@@ -40,10 +39,7 @@ def server(tmp_path: Path) -> Iterator[clickhouse_server.Server]:
 def test_a_server_limit_ends_two_tries_and_the_third_completes(
     system: System, ledger: Ledger, server: clickhouse_server.Server
 ) -> None:
-    def connect() -> clickhouse_connect.driver.Client:
-        return clickhouse_connect.get_client(host="127.0.0.1", port=server.port)
-
-    with connect() as clickhouse:
+    with server.connect() as clickhouse:
         schema.create_clickhouse(clickhouse)
         team_id = seed(system.postgres, clickhouse, rows=40_000, teams=4).team_ids[0]
         [[rows]] = clickhouse.query(f"SELECT count() FROM person_distinct_id WHERE team_id = {team_id}").result_rows
@@ -53,7 +49,10 @@ def test_a_server_limit_ends_two_tries_and_the_third_completes(
         copied: list[tuple[bytes, object]] = []
         for budget in ("100 MB instead of 200 MB", "50 MB instead of 100 MB"):
             server.inject(fault | {"skip": 11, "times": 1})
-            with Warehouse(connect, f"team {team_id}", MEMORY) as warehouse, pytest.raises(BusyError) as given_up:
+            with (
+                Warehouse(server.connect, f"team {team_id}", MEMORY) as warehouse,
+                pytest.raises(BusyError) as given_up,
+            ):
                 copy_team(ledger, warehouse, team_id)
             told = str(given_up.value)
             assert f"slice of team {team_id}" in told
@@ -63,7 +62,7 @@ def test_a_server_limit_ends_two_tries_and_the_third_completes(
             before, copied = copied, finished(system)
             assert copied[: len(before)] == before
             assert len(copied) > len(before)
-        with Warehouse(connect, f"team {team_id}", MEMORY) as warehouse:
+        with Warehouse(server.connect, f"team {team_id}", MEMORY) as warehouse:
             copy_team(ledger, warehouse, team_id)
             assert warehouse.max_memory_usage == MEMORY // 4
 
@@ -121,16 +120,9 @@ def test_a_killed_task_leaves_no_statement_behind(system: System) -> None:
     thread = threading.Thread(target=work)
     thread.start()
     running = "SELECT count() FROM system.processes WHERE query LIKE 'INSERT INTO person_distinct_id2%'"
-    wait_until(system, running, 1)
+    until(lambda: system.clickhouse.query(running).result_rows == [(1,)])
     warehouse.kill()
     thread.join(timeout=20)
 
     assert [error.name for error in killed] == ["QUERY_WAS_CANCELLED"]
     assert system.clickhouse.query(running).result_rows == [(0,)]
-
-
-def wait_until(system: System, query: str, wanted: int) -> None:
-    deadline = time.monotonic() + 20
-    while system.clickhouse.query(query).result_rows != [(wanted,)]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

@@ -19,7 +19,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
 from conftest import ENGINE, ReplicatedSystem, System
 from pdi2 import sql
-from pdi2.core.cluster import pressure, replicas
+from pdi2.core.cluster import ours, pressure, replicas
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import CONSISTENT, IN_MEMORY, LOOKS, Warehouse, spilling
 from pdi2.core.engines.failures import MigrationError, Reaction, WaitError, reaction, waits
@@ -72,8 +72,8 @@ def test_the_engine_understands_every_statement(system: System, name: str) -> No
 def test_a_server_is_asked_to_catch_up_in_words_that_it_knows(system: System, table: Table) -> None:
     """The server refuses because this table has no replicas, which is not a syntax error."""
     with pytest.raises(DatabaseError) as refused:
-        replicas._sync(system.warehouse(), table)
-    assert refused.value.code not in (None, replicas.SYNTAX)
+        ours._sync(system.warehouse(), table)
+    assert refused.value.code not in (None, ours.SYNTAX)
 
 
 @pytest.mark.parametrize("more", [{}, spilling(99)])
@@ -175,8 +175,8 @@ def test_an_engine_that_is_not_taken_is_told_with_a_next_step(engine: str, defin
     ],
 )
 def test_what_is_wrong_with_a_replica_is_told(changes: dict[str, Any], told: str | None) -> None:
-    sound = replicas.State(Table.NEW, "/a", "r1", 0, 0, 2, 2, ("r1", "r2"), (), 0, 0, "", "")
-    problem = replicas.problem_of(replace(sound, **changes))
+    sound = ours.State(Table.NEW, "/a", "r1", 0, 0, 2, 2, ("r1", "r2"), (), 0, 0, "", "")
+    problem = ours.problem_of(replace(sound, **changes))
     assert (problem is None) == (told is None)
     assert told is None or told in (problem or "")
 
@@ -280,7 +280,7 @@ def proven(replicated: ReplicatedSystem, monkeypatch: pytest.MonkeyPatch) -> Led
     """The ledger of a planned team, which the tests copy and verify step by step. Every wait ends after one look."""
     monkeypatch.setattr(pressure, "WAIT_IN_SLOT_SECONDS", 0)
     monkeypatch.setattr(pressure, "LOOK_EVERY_SECONDS", 0)
-    monkeypatch.setattr(replicas, "SYNC_SECONDS", 1)
+    monkeypatch.setattr(ours, "SYNC_SECONDS", 1)
     insert_old(replicated, [event("+A1", "early"), event("+A2", "late")])
     for distinct_id in ("early", "late"):
         insert_truth(replicated, ALICE, 0, distinct_id)
@@ -288,7 +288,7 @@ def proven(replicated: ReplicatedSystem, monkeypatch: pytest.MonkeyPatch) -> Led
     enable(replicated, ledger)
     plan(replicated, ledger)
     ledger.record("planned")
-    replicas.follow(ledger, replicated.warehouse())
+    ours.follow(ledger, replicated.warehouse())
     return ledger
 
 
@@ -436,9 +436,9 @@ def test_a_replica_that_lags_is_waited_for_with_what_it_lacks(replicated: Replic
     with pytest.raises(
         WaitError, match="replica r1-01 of ClickHouse table person_distinct_id is .* s behind, with 1 ent"
     ):
-        replicas.catch_up(replicated.warehouse())
+        ours.catch_up(replicated.warehouse())
     first.command(f"SYSTEM START FETCHES {Table.OLD}")
-    replicas.catch_up(replicated.warehouse())
+    ours.catch_up(replicated.warehouse())
     assert len(rows_of(replicated, Table.OLD)) == 3
 
 
@@ -471,12 +471,12 @@ def test_the_copy_waits_where_too_few_replicas_are_active(replicated: Replicated
 
 def test_what_was_verified_on_another_replica_is_verified_again(replicated: ReplicatedSystem, proven: Ledger) -> None:
     prove(replicated, proven)
-    replicas.follow(proven, replicated.warehouse())
+    ours.follow(proven, replicated.warehouse())
     assert proven.team(TEAM).status == "verified"
 
     there = partial(clickhouse_connect.get_client, **replicated.engine, database=replicated.replicas[1].database)
     with Warehouse(there, "elsewhere", Settings().max_memory_usage) as warehouse:
-        replicas.follow(proven, warehouse)
+        ours.follow(proven, warehouse)
         assert proven.team(TEAM).status == "copied"
         with pytest.raises(gate.GateError):
             gate.switch_reads(proven, warehouse, NO_WAIT)
@@ -488,7 +488,7 @@ def test_a_failover_during_the_switch_has_the_teams_verified_again(
 ) -> None:
     """A client replays a read on the replica that a load balancer leads to now, and nothing else shows it."""
     prove(replicated, proven)
-    replicas.follow(proven, replicated.warehouse())
+    ours.follow(proven, replicated.warehouse())
     there = partial(clickhouse_connect.get_client, **replicated.engine, database=replicated.replicas[1].database)
     with Warehouse(there, "elsewhere", Settings().max_memory_usage) as warehouse, pytest.raises(gate.GateError):
         gate.switch_reads(proven, warehouse, NO_WAIT)

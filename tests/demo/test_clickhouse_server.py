@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import clickhouse_connect
 import lz4.frame
 import pytest
 import urllib3
 from backports import zstd
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
+from stories import until
 
 from demo.clickhouse_server import Server, running
 
@@ -30,16 +30,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def connect(server: Server, **options: Any) -> Client:
-    return clickhouse_connect.get_client(
-        host="127.0.0.1", port=server.port, username=server.user, password=server.password, **options
-    )
-
-
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
     server.inject()
-    with connect(server) as client:
+    with server.connect() as client:
         yield client
 
 
@@ -58,24 +52,10 @@ def http(server: Server, sql: str = "", body: bytes | None = None, **options: An
     return urllib3.request("POST", url, body=body, headers=headers, **more)
 
 
-def until(holds: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 20
-    while not (result := holds()):
-        assert time.monotonic() < deadline, "waited 20 seconds in vain"
-        time.sleep(0.02)
-    return result
-
-
 def test_speaks_to_the_official_hook(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     from airflow.providers.clickhousedb.hooks.clickhouse import ClickHouseHook
 
-    connection = {
-        "conn_type": "clickhouse",
-        "host": "127.0.0.1",
-        "port": server.port,
-        "password": server.password,
-    }
-    monkeypatch.setenv("AIRFLOW_CONN_DEMO_CLICKHOUSE", json.dumps(connection))
+    monkeypatch.setenv("AIRFLOW_CONN_DEMO_CLICKHOUSE", json.dumps(server.airflow_connection("default")))
     hook = ClickHouseHook(clickhouse_conn_id="demo_clickhouse")
     hook.run("CREATE OR REPLACE TABLE hooked (id UInt8, text String) ENGINE = Memory")
     hook.bulk_insert_rows("hooked", [(1, "one"), (2, "two")], ["id", "text"])
@@ -98,7 +78,7 @@ def test_binds_parameters_and_any_bytes(client: Client) -> None:
 
 @pytest.mark.parametrize("compress", [False, "lz4", "gzip", "zstd"])
 def test_inserts_compressed_rows(server: Server, table: str, compress: bool | str) -> None:
-    with connect(server, compress=compress) as client:
+    with server.connect(compress=compress) as client:
         summary = client.insert(table, ROWS, column_names=["id", "text"], settings={"max_insert_block_size": 10_000})
         assert summary.written_rows == len(ROWS)
         assert client.query(f"SELECT * FROM {table} ORDER BY id").result_rows == [tuple(row) for row in ROWS]
@@ -200,7 +180,7 @@ def test_a_client_sees_the_name_of_an_error(client: Client) -> None:
 
 
 def test_the_servers_memory_limit_is_total(tmp_path: Path) -> None:
-    with running(tmp_path, max_memory=500_000_000) as small, connect(small) as client:
+    with running(tmp_path, max_memory=500_000_000) as small, small.connect() as client:
         with pytest.raises(DatabaseError, match=r"\(total\) memory limit exceeded") as error:
             client.query("SELECT groupArray(number) FROM numbers(100000000)")
         assert error.value.code == 241
@@ -218,7 +198,7 @@ def test_refuses_strangers(server: Server, user: str, password: str, status: int
 
 
 def test_a_session_keeps_settings_and_temporary_tables(server: Server) -> None:
-    with connect(server, session_id="mine") as mine, connect(server, session_id="other") as other:
+    with server.connect(session_id="mine") as mine, server.connect(session_id="other") as other:
         mine.command("CREATE TEMPORARY TABLE kept (id UInt8)")
         mine.insert("kept", [[1], [2]], column_names=["id"])
         mine.command("SET max_block_size = 1234")
@@ -247,7 +227,7 @@ def test_kills_a_query_and_locks_its_session(server: Server, client: Client) -> 
 
 def test_a_reading_query_ends_when_its_client_leaves(server: Server, client: Client) -> None:
     sql = "SELECT sum(sleepEachRow(0.01)) FROM numbers(100000) SETTINGS max_block_size = 10"
-    with connect(server, send_receive_timeout=1) as hasty, pytest.raises(OperationalError):
+    with server.connect(send_receive_timeout=1) as hasty, pytest.raises(OperationalError):
         hasty.query(sql)
     endless = http(server, "SELECT number FROM numbers(1000000000000)", preload_content=False)
     endless.read(1000)
@@ -271,7 +251,7 @@ def test_serves_many_clients_at_once(server: Server, client: Client, table: str)
     together = threading.Barrier(6)
 
     def work(number: int) -> int:
-        with connect(server) as mine:
+        with server.connect() as mine:
             together.wait()
             for _ in range(5):
                 mine.insert(table, [[number, "x"]] * 100, column_names=["id", "text"])
@@ -331,7 +311,7 @@ def test_faults_are_for_those_who_have_the_token(server: Server) -> None:
 def test_comes_back_with_its_data(tmp_path: Path) -> None:
     def die() -> int:
         mortal.inject({"match": "SELECT 'last words'", "action": "die"})
-        with connect(mortal) as client, pytest.raises(OperationalError):
+        with mortal.connect() as client, pytest.raises(OperationalError):
             client.command("SELECT 'last words'")
         assert mortal.process
         return mortal.process.wait(10)
@@ -340,14 +320,14 @@ def test_comes_back_with_its_data(tmp_path: Path) -> None:
         return mortal.stop(signal.SIGINT)
 
     with running(tmp_path, faults_token="token") as mortal:
-        with connect(mortal) as client:
+        with mortal.connect() as client:
             client.command("CREATE TABLE kept (id UInt64) ENGINE = MergeTree ORDER BY id")
         ends: dict[Callable[[], int], int] = {die: 137, mortal.kill: -9, interrupt: 0}
         for rounds, (end, code) in enumerate(ends.items(), 1):
-            with connect(mortal) as client:
+            with mortal.connect() as client:
                 client.insert("kept", [[id] for id in range(1000)], column_names=["id"])
             assert end() == code
             mortal.start()
-            with connect(mortal) as client:
+            with mortal.connect() as client:
                 seen = client.query("SELECT count(), sum(id) FROM kept").first_row
             assert seen == (1000 * rounds, 499_500 * rounds)

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import clickhouse_connect
 import pytest
 import yaml
 from conftest import ROOT
@@ -159,7 +158,7 @@ def test_the_seeding_service_fills_both_databases_once(
             "--clickhouse-port": str(server.port),
             "--clickhouse-user": "default",
         }
-        client = clickhouse_connect.get_client(host="127.0.0.1", port=server.port, password="of this test")
+        client = server.connect()
         client.command("CREATE DATABASE posthog")
         command = shlex.split(SERVICES["seed"]["command"])
         command = [here.get(before, word) for before, word in zip(["", *command], command, strict=False)]

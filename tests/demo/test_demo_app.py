@@ -16,7 +16,7 @@ from pdi2 import sql as statements
 
 from demo import chaos, schema
 from demo import postgres as embedded
-from demo.reader import Reader, seconds_to_count_persons, team_in, truth_of
+from demo.reader import persons_in, seconds_to_count_persons, team_in, truth_of
 from demo.schema import MIGRATION, Table
 from demo.seed import RARE_IDS, Seeded, seed
 from demo.switches import READS, WRITES, Switches, set_switch
@@ -91,9 +91,7 @@ def test_both_tables_and_postgres_agree(writer: Writer, postgres: psycopg.Connec
     assert not truth.keys() & set(ids[:10])
     assert team_in(clickhouse, Table.OLD, TEAM) == truth
     assert team_in(clickhouse, Table.NEW, TEAM) == truth
-    assert Reader(clickhouse, writer.switches).person_of(TEAM, ids) == {
-        distinct_id: truth[distinct_id] for distinct_id in ids[10:]
-    }
+    assert persons_in(clickhouse, Table.NEW, TEAM, ids) == {distinct_id: truth[distinct_id] for distinct_id in ids[10:]}
 
 
 def test_a_relinked_pair_is_lost_to_the_old_reader_until_a_merge(
@@ -263,8 +261,7 @@ def test_odd_ids_survive(writer: Writer, postgres: psycopg.Connection, clickhous
     writer.flush()
     assert truth_of(postgres, TEAM) == linked
     for table in Table:
-        assert team_in(clickhouse, table, TEAM) == linked
-    assert Reader(clickhouse, writer.switches).person_of(TEAM, ODD_IDS) == linked
+        assert team_in(clickhouse, table, TEAM) == persons_in(clickhouse, table, TEAM, ODD_IDS) == linked
 
 
 def test_bytes_that_are_no_text_stay_apart(clickhouse: Client) -> None:

@@ -2,18 +2,18 @@
 
 import os
 import secrets
-import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from conftest import FILL, LiveSystem
+from stories import until
 
 from demo import up
+from demo.alone import free_port
 from demo.schema import Table
 from demo.seed import Seeded, seed
 
@@ -39,11 +39,8 @@ class Airflow:
         return self.call("POST", "/dagRuns", logical_date=None, conf=CONF)["dag_run_id"]
 
     def ended(self, run: str) -> str:
-        def state() -> str:
-            return self.call("GET", f"/dagRuns/{run}")["state"]
-
-        until(lambda: state() in ("success", "failed"))
-        return state()
+        until(lambda: self.state(run) in ("success", "failed"), every=0.5)
+        return self.state(run)
 
     def state(self, run: str) -> str:
         return self.call("GET", f"/dagRuns/{run}")["state"]
@@ -52,22 +49,15 @@ class Airflow:
         found = self.call("GET", f"/dagRuns/{run}/taskInstances?limit=100")["task_instances"]
         return {(one["task_id"], one["map_index"]): one["state"] for one in found}
 
-    def clear(self, run: str, *tasks: str | list[Any], downstream: bool = True) -> None:
+    def clear(self, run: str, *tasks: str | list[Any]) -> None:
         self.call(
             "POST", "/clearTaskInstances", dry_run=False, dag_run_id=run, task_ids=list(tasks), only_failed=False,
-            include_downstream=downstream,
+            include_downstream=True,
         )  # fmt: skip
 
     def mark_success(self, run: str, task: str, map_index: int = -1) -> None:
         index = f"/{map_index}" if map_index >= 0 else ""
         self.call("PATCH", f"/dagRuns/{run}/taskInstances/{task}{index}", new_state="success")
-
-
-def until(holds: Callable[[], Any], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
-        time.sleep(0.5)
 
 
 @pytest.fixture
@@ -77,8 +67,7 @@ def seeded(live: LiveSystem) -> Seeded:
 
 @pytest.fixture
 def ui(live: LiveSystem, tmp_path: Path) -> Iterator[Airflow]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     password = secrets.token_urlsafe()
     live.postgres_server.create_database("airflow")
     environment = os.environ | {"AIRFLOW_HOME": str(tmp_path / "airflow")}
@@ -89,7 +78,7 @@ def ui(live: LiveSystem, tmp_path: Path) -> Iterator[Airflow]:
         )
         try:
             address = f"http://127.0.0.1:{port}"
-            until(lambda: up.is_healthy(address))
+            until(lambda: up.is_healthy(address), every=0.5)
             yield Airflow(address, password)
         finally:
             up.stop(server)

@@ -163,13 +163,6 @@ def test_params_are_the_settings_with_their_bounds(dags: dict[str, Any], dag_id:
         ("settle_seconds", -1),
         ("in_flight_seconds", -1),
         ("read_cache_seconds", 86_401),
-        ("team_ids", []),
-        ("team_ids", ["seven"]),
-        ("team_ids", ""),
-        ("team_ids", "2,,17"),
-        ("team_ids", [2.5]),
-        ("team_ids", 7),
-        ("team_ids", True),
         ("dry_run", "yes"),
         ("stop_old_writes", None),
         ("require_approval", 1),
@@ -273,15 +266,14 @@ os.chdir({str(plugins)!r})
     assert in_a_new_interpreter(program)["executed as files"] == []
 
 
-@pytest.mark.parametrize("modules", [CORE], ids=["all at once"])
-def test_the_core_imports_no_airflow(modules: list[str]) -> None:
+def test_the_core_imports_no_airflow() -> None:
     program = f"""
 import importlib, json, sys
-for name in {modules!r}:
+for name in {CORE!r}:
     importlib.import_module(name)
 print(json.dumps(sorted(name for name in sys.modules if name.split(".")[0] in ("airflow", "pendulum"))))
 """
-    assert "pdi2.core.copy.copying" in modules
+    assert "pdi2.core.copy.copying" in CORE
     assert in_a_new_interpreter(program) == []
 
 

@@ -11,12 +11,13 @@ def lines_of(caplog: pytest.LogCaptureFixture, *loggers: str) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name in loggers]
 
 
-def returned(run: object, task_id: str, map_index: int = -1) -> object:
+def returned(run: object, task_id: str) -> object:
+    """What the first mapped task of that name returned."""
     [ti] = [
         ti for ti in run.get_task_instances()  # type: ignore[attr-defined]
-        if (ti.task_id, ti.map_index) == (task_id, map_index)
+        if (ti.task_id, ti.map_index) == (task_id, 0)
     ]  # fmt: skip
-    return ti.xcom_pull(task_ids=task_id, map_indexes=map_index)
+    return ti.xcom_pull(task_ids=task_id, map_indexes=0)
 
 
 def test_tasks_say_what_they_did_and_return_their_figures(system: System, log: pytest.LogCaptureFixture) -> None:
@@ -30,7 +31,7 @@ def test_tasks_say_what_they_did_and_return_their_figures(system: System, log: p
     assert run.state == "success"
     assert "The application writes both tables as of 20" in said
     assert "Planned 1 team with 1 row in 1 task, the largest first: team 7 with 1 row." in said
-    copied, verified = returned(run, "team.copy", 0), returned(run, "team.verify", 0)
+    copied, verified = returned(run, "team.copy"), returned(run, "team.verify")
     assert isinstance(copied, dict)
     assert copied.keys() == {"teams", "rows_source", "rows_copied", "slices", "seconds", "peak_memory_mb"}
     assert (copied["teams"], copied["rows_copied"], copied["slices"]) == (1, 1, 1)

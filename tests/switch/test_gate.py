@@ -172,14 +172,6 @@ def test_a_run_without_a_plan_certifies_nothing(system: System, ledger: Ledger) 
     unchanged(system, GateError, lambda: switch(system, again), "made no plan")
 
 
-def test_an_empty_system_passes(system: System) -> None:
-    ledger = system.ledger()
-    migrate(system, ledger)
-    assert judge(system, ledger)["teams"] == 0
-    switch(system, ledger)
-    assert system.status() == 2
-
-
 def test_a_trial_is_certified_for_its_teams_alone(system: System, ledger: Ledger) -> None:
     enable(system, ledger, TRIAL)
     assert plan(system, ledger, TRIAL) == [TEAM]

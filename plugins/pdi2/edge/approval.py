@@ -18,8 +18,7 @@ class Approve(ApprovalOperator):
         if not current_settings().require_approval:
             self.log.info("No approval is required.")
             return None
-        ledger = open_ledger()
-        with ledger.connection:
+        with open_ledger() as ledger:
             approval = ledger.approval()
             if approval.what == "switch_approved":
                 self.log.info("%s has approved this certificate already.", approval.by)
@@ -50,7 +49,6 @@ class Approve(ApprovalOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         if user := event.get("responded_by_user"):
             what = "switch_approved" if event["chosen_options"] == [self.APPROVE] else "switch_rejected"
-            ledger = open_ledger()
-            with ledger.connection:
+            with open_ledger() as ledger:
                 ledger.record(what, by=user["name"])
         return super().execute_complete(context, event)

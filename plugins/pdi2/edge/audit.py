@@ -8,7 +8,7 @@ from typing import Any
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Param, get_current_context
 
-from pdi2.core.cluster.replicas import catch_up
+from pdi2.core.cluster.ours import catch_up
 from pdi2.core.engines.failures import WaitError, describe, told_of
 from pdi2.core.state.settings import AUDIT_SCHEMA
 from pdi2.core.verify import auditing
@@ -27,13 +27,17 @@ def params() -> dict[str, Param]:
 @contextmanager
 def looking(purpose: str) -> Iterator[Workbench]:
     settings = current_settings(AUDIT_SCHEMA)
-    ledger = open_ledger()
     try:
-        with told_of(purpose), ledger.connection, open_warehouse(purpose, settings.max_memory_usage) as warehouse:
+        with (
+            open_ledger() as ledger,
+            told_of(purpose),
+            open_warehouse(purpose, settings.max_memory_usage) as warehouse,
+        ):
             catch_up(warehouse)
             yield Workbench(ledger, warehouse, settings)
     except WaitError as wait:
-        raise put_off(wait) from wait
+        log.warning("%s", wait)
+        raise put_off() from wait
 
 
 @task
@@ -68,8 +72,7 @@ def compare(batch: dict[str, Any]) -> None:
                 pending += teams.alone
             else:
                 failures.append(error)
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         auditing.record(ledger, old_differs)
     raise_together(failures)
 
@@ -77,8 +80,7 @@ def compare(batch: dict[str, Any]) -> None:
 @task(trigger_rule="all_done")
 def report_drift() -> dict[str, Any]:
     """Reports the drift in the ledger by kind; fails if some is left, or if a team was not compared."""
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         audit, told = auditing.judge(ledger)
     log.info(told)
     return audit.findings

@@ -5,9 +5,9 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pendulum
 import psycopg
 from airflow.providers.clickhousedb.hooks.clickhouse import ClickHouseHook
 from airflow.providers.postgres.hooks.postgres import PostgresHook
@@ -15,7 +15,7 @@ from airflow.sdk import get_current_context
 from airflow.sdk.exceptions import AirflowException
 from clickhouse_connect.driver.exceptions import ClickHouseError
 
-from pdi2.core.cluster.replicas import catch_up, follow
+from pdi2.core.cluster.ours import catch_up, follow
 from pdi2.core.engines import sessions
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import Reaction, WaitError, describe, told_of, uncut
@@ -52,11 +52,12 @@ class Workbench:
     settings: Settings
 
 
-def open_ledger() -> Ledger:
+@contextmanager
+def open_ledger() -> Iterator[Ledger]:
     run = get_current_context()["dag_run"]
-    connection = sessions.begin(connect_postgres)
     actor = getattr(run, "triggering_user_name", None) or "airflow"
-    return Ledger(connection, f"{run.dag_id} {run.run_id}", actor)
+    with sessions.begin(connect_postgres) as connection:
+        yield Ledger(connection, f"{run.dag_id} {run.run_id}", actor)
 
 
 def connect_postgres() -> Any:
@@ -84,8 +85,7 @@ def opened(purpose: str) -> Iterator[Workbench]:
     settings = current_settings()
     context = get_current_context()
     with ExitStack() as stack:
-        ledger = open_ledger()
-        stack.enter_context(ledger.connection)
+        ledger = stack.enter_context(open_ledger())
         ledger.hold()
         try:
             with told_of(purpose):
@@ -94,7 +94,8 @@ def opened(purpose: str) -> Iterator[Workbench]:
                 follow(ledger, warehouse)
                 yield Workbench(ledger, warehouse, settings)
         except WaitError as wait:
-            raise put_off(wait) from wait
+            log.warning("%s", wait)
+            raise put_off() from wait
         except (AirflowException, NotOwnerError, NoPlanError):
             raise
         except Exception as error:
@@ -103,18 +104,16 @@ def opened(purpose: str) -> Iterator[Workbench]:
             raise
 
 
-def put_off(wait: WaitError) -> AirflowRescheduleException:
-    """Frees the worker slot and uses up no try."""
-    log.warning("%s", wait)
-    return AirflowRescheduleException(datetime.now(UTC) + timedelta(seconds=PUT_OFF_SECONDS))
+def put_off() -> AirflowRescheduleException:
+    """What a task raises to give up its worker slot for PUT_OFF_SECONDS."""
+    return AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
 
 
 def reach(found: list[str], stack: ExitStack) -> tuple[Ledger | None, Warehouse | None]:
     """Connects to both databases for preflight; adds to `found` which cannot be reached, and what to do about it."""
     ledger = warehouse = None
     try:
-        ledger = open_ledger()
-        stack.enter_context(ledger.connection)
+        ledger = stack.enter_context(open_ledger())
     except sessions.PoolerError as error:
         found.append(str(error))
     except (AirflowException, psycopg.Error) as error:

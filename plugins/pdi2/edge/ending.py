@@ -30,8 +30,8 @@ def report() -> dict[str, Any]:
     states = _states_of("preflight", "plan_teams", "stop_old_writes")
     facts, through = None, False
     if states["preflight"] == SUCCESS:
-        settings, ledger = current_settings(), open_ledger()
-        with ledger.connection:
+        settings = current_settings()
+        with open_ledger() as ledger:
             if ledger.is_owner():
                 facts = reporting.close_run(ledger, settings)
                 log.info("Report\n%s", reporting.text(facts, ledger.teams()))

@@ -5,7 +5,6 @@ from typing import Any
 
 import pendulum
 
-from pdi2.core.engines import postgres
 from pdi2.core.state.ledger import Ledger, TeamStatus
 from pdi2.core.state.words import counted
 from pdi2.core.switch import dual_writes
@@ -50,9 +49,8 @@ def of_copy(ledger: Ledger, team_ids: Sequence[int]) -> dict[str, Any]:
 def of_verification(ledger: Ledger, team_ids: Sequence[int]) -> dict[str, Any]:
     """How many teams there are and are verified, and by kind how many findings are repaired and how many remain."""
     teams = ledger.teams_of(team_ids)
-    found = postgres.execute(ledger.connection, "findings_of_teams", {"team_ids": [*team_ids]})
     return {
         "teams": len(teams),
         "verified": sum(team.status == TeamStatus.VERIFIED for team in teams),
-        "findings": {kind: {"repaired": repaired, "remaining": remaining} for kind, repaired, remaining in found},
+        "findings": ledger.findings_by_kind(team_ids),
     }

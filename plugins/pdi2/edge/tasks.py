@@ -25,15 +25,7 @@ from pdi2.core.switch import dual_writes, gate, payoff
 from pdi2.core.verify.verifying import verify_team, verify_together
 from pdi2.edge import END, OLD_WRITES_END, POOL, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
-from pdi2.edge.connections import (
-    PUT_OFF_SECONDS,
-    Workbench,
-    current_settings,
-    open_ledger,
-    open_warehouse,
-    opened,
-    reach,
-)
+from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, put_off, reach
 from pdi2.edge.retries import RETRY_ARGS, raise_together, task
 
 log = logging.getLogger(__name__)
@@ -87,8 +79,7 @@ def preflight() -> str:
 def enable_dual_writes() -> dict[str, Any]:
     """Makes the application write both tables, and sets the migration row to Starting."""
     settings = current_settings()
-    ledger = open_ledger()
-    with ledger.connection, open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
+    with open_ledger() as ledger, open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
         dual_writes.enable(ledger, warehouse, settings)
         done = figures.of_dual_writes(ledger)
     log.info(
@@ -112,8 +103,7 @@ def plan_teams() -> list[dict[str, Any]]:
     """Freezes the list of teams in the ledger; one mapped task per batch of teams."""
     settings = current_settings()
     if settings.dry_run:
-        ledger = open_ledger()
-        with ledger.connection, open_warehouse("plan_teams", settings.max_memory_usage) as warehouse:
+        with open_ledger() as ledger, open_warehouse("plan_teams", settings.max_memory_usage) as warehouse:
             plan = planning.forecast(ledger, warehouse, settings)
         log.info(plan)
         tell("plan", plan)
@@ -141,8 +131,7 @@ def copy(batch: dict[str, Any]) -> dict[str, Any]:
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
 def verify(batch: dict[str, Any]) -> dict[str, Any]:
     """Verifies the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         copied = ledger.ended(batch["team_ids"])
     _each_team(
         {**batch, "team_ids": [team_id for team_id in batch["team_ids"] if team_id in copied]},
@@ -187,8 +176,7 @@ def stop_old_writes() -> PokeReturnValue:
     settings = current_settings()
     if not settings.stop_old_writes:
         raise AirflowSkipException("stop_old_writes is off: both tables stay written, and a rollback stays possible.")
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         until = gate.old_writes_end(ledger, settings)
         if pendulum.now() < until:
             log.info("Readers may use the old table until %s; old writes go on.", until)
@@ -204,8 +192,7 @@ def stop_old_writes() -> PokeReturnValue:
 @task
 def roll_back() -> None:
     """Returns reads to the old table at once; refuses once old writes have stopped."""
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         log.info(gate.roll_back(ledger))
 
 
@@ -215,8 +202,7 @@ def tell(key: str, value: Any) -> None:
 
 
 def _told(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
-    ledger = open_ledger()
-    with ledger.connection:
+    with open_ledger() as ledger:
         done = of(ledger, batch["team_ids"])
     log.info("%s: %s", batch["label"], done)
     return done
@@ -233,10 +219,10 @@ def _each_team(
     If some teams must wait, the task is put off, but only if no team failed.
     """
     failures: list[Exception] = []
-    put_off = False
+    waiting = False
 
     def work(team_ids: list[int]) -> list[int]:
-        nonlocal put_off
+        nonlocal waiting
         try:
             with opened(f"{purpose} {named(team_ids)}") as bench:
                 # Airflow calls the task's on_kill when it kills the task, so that nothing goes on in ClickHouse.
@@ -245,7 +231,7 @@ def _each_team(
                     return together(bench, team_ids)
                 _with_team(bench, team_ids[0], alone)
         except AirflowRescheduleException:
-            put_off = True
+            waiting = True
         except Exception as error:
             failures.append(error)
         return []
@@ -254,8 +240,8 @@ def _each_team(
     for team_id in work(left) if len(left) > 1 else left:
         work([team_id])
     raise_together(failures)
-    if put_off:
-        raise AirflowRescheduleException(pendulum.now().add(seconds=PUT_OFF_SECONDS))
+    if waiting:
+        raise put_off()
 
 
 def _with_team(bench: Workbench, team_id: int, work: Callable[[Workbench, int], object]) -> None:

@@ -62,14 +62,14 @@ def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
     Raises BusyError if a later try can help, CopyError or the database's error if it cannot.
     """
     team = ledger.team(team_id)
-    lower, done = ledger.checkpoint(team_id)
-    if not done:
+    lower = ledger.checkpoint(team_id)
+    if lower is not None:
         ledger.start_copy([team_id])
         warehouse.max_memory_usage = min(warehouse.max_memory_usage, team.memory_budget or warehouse.max_memory_usage)
         most = Budget(warehouse.max_memory_usage).range_rows
         wanted = team.slice_rows or max(ledger.smallest_slice_rows() or most, most // 8)
         rows = min(most, max(wanted, FEWEST_ROWS))
-        left = [Slice(team_id, lower or b"", None)]
+        left = [Slice(team_id, lower, None)]
         try:
             left = cut(warehouse, left[0], team.rows_source, rows)
             while left:

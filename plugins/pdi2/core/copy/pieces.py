@@ -13,21 +13,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from pdi2.core.copy.staging import NEW_TABLE, Tables, create_anew, forget
+from pdi2.core.copy.staging import Tables, create_anew, forget
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.state.slices import Slice, Teams, cut, join
+from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE, Slice, Teams, cut, join
 
 Piece = Slice | Teams
-OLD_TABLE = "person_distinct_id"
 ALL_ROWS = {"steps": 1, "step": 0}
 MOST_ROWS_A_RANGE = 3_500_000
 PARTS_A_RANGE = 50
-"""So many parts of at least 7 MB, the half of a block, have that many rows of 100 bytes."""
+"""At most: MOST_ROWS_A_RANGE rows of 100 bytes, in parts of at least half a block, which is 7 MB."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The memory that a statement may use, in bytes, and what fits in. Measured per row on ClickHouse 26.9."""
+    """The memory that a statement may use, in bytes, and how many rows or ids fit into it.
+
+    What each takes was measured on ClickHouse 26.9.
+    """
 
     memory: int
 
@@ -73,7 +75,7 @@ class Budget:
 
 
 def tell_apart(warehouse: Warehouse, tables: Tables, ranges: Sequence[Slice]) -> int:
-    """Collects the hashes of complex ids until they are many; returns how many of the ranges that took."""
+    """Collects the hashes of complex ids, range after range, until memory holds no more; returns how many ranges."""
     settings = _settings(warehouse, staged=False)
     create_anew(warehouse, tables, "complex_ids")
     taken = 0
@@ -157,8 +159,8 @@ def _decided(warehouse: Warehouse, tables: Tables, piece: Slice) -> tuple[int, i
     return rows, live, undecided
 
 
-def _rows(warehouse: Warehouse, piece: Slice) -> int:
-    return int(warehouse.rows("source_rows", piece.parameters)[0][0])
+def _rows(warehouse: Warehouse, piece: Slice, table: str = OLD_TABLE) -> int:
+    return int(warehouse.rows("count_rows", {**piece.parameters, "table": table})[0][0])
 
 
 def _extracted(warehouse: Warehouse, tables: Tables, piece: Piece) -> list[dict[str, Any]]:
@@ -178,14 +180,13 @@ def copied(warehouse: Warehouse, piece: Piece) -> Counter[int]:
 
 def rows_there(warehouse: Warehouse, ranges: list[Slice]) -> int:
     """Counts all rows of neighbouring ranges in the new table. It takes no time: the primary index counts most rows."""
-    return int(warehouse.rows("rows_there", join(ranges).parameters)[0][0]) if ranges else 0
+    return _rows(warehouse, join(ranges), NEW_TABLE) if ranges else 0
 
 
 def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:
-    """After a wrong count, looks id by id for live ids of which the new table has no row of any version.
+    """After a wrong count, finds live ids of which the new table has no row of any version, and copies them.
 
-    Under traffic a link reaches the old table before the new one, so such ids are copied. Returns how many ids are
-    still missing.
+    There may be some under traffic, because a link may reach the old table first. Returns how many are still missing.
     """
     missing = 0
     for step in absent(warehouse, tables, piece):

@@ -18,12 +18,9 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import Reaction, describe, reaction
-from pdi2.core.state.slices import SMALL_ROWS, Slice, Teams
+from pdi2.core.state.slices import NEW_TABLE, SMALL_ROWS, Slice, Teams
 
 log = logging.getLogger(__name__)
-
-NEW_TABLE = "person_distinct_id2"
-
 
 REPLICATED = re.compile(r"^Replicated(\w+)\('(?:[^'\\]|\\.)*', '(?:[^'\\]|\\.)*'(?:, )?")
 """What replication adds to an engine in system.tables.engine_full: a path in Keeper and the replica's name."""

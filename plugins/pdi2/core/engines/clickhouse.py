@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
 from typing import Any
 
 from clickhouse_connect.driver.binding import format_query_value
@@ -96,9 +95,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         """The memory that a statement may use. 0 means no limit, for ClickHouse too."""
         return max(self.max_memory_usage - self.set_aside, 1) if self.set_aside else self.max_memory_usage
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

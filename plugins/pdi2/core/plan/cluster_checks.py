@@ -4,8 +4,8 @@ import re
 from contextlib import suppress
 from functools import partial
 
+from pdi2.core.cluster.ours import catch_up, problem_of, states
 from pdi2.core.cluster.pressure import patiently
-from pdi2.core.cluster.replicas import catch_up, problem_of, states
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import WaitError
 

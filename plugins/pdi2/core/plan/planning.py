@@ -81,9 +81,9 @@ def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batche
 def _leave_out(ledger: Ledger, team_ids: list[int]) -> None:
     """Marks these teams as copied without copying them; verify still checks that the new table shows no id of them."""
     for team_id in team_ids:
-        lower, done = ledger.checkpoint(team_id)
-        if not done:
-            ledger.finish_slice(Slice(team_id, lower or b"", None), 0, Cost())
+        lower = ledger.checkpoint(team_id)
+        if lower is not None:
+            ledger.finish_slice(Slice(team_id, lower, None), 0, Cost())
     ledger.set_copied(team_ids)
     if team_ids:
         log.info("%s", _not_copied(team_ids))

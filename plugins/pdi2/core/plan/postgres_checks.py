@@ -5,7 +5,6 @@ from typing import Any
 from psycopg import Connection
 
 from pdi2.core.engines import postgres
-from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import Switches
 
 OLDEST_POSTGRES = 110000
@@ -59,12 +58,8 @@ def server_problems(connection: Connection[Any]) -> list[str]:
     return problems
 
 
-def writing_problems(connection: Connection[Any], settings: Settings) -> list[str]:
-    """Why nothing can be written. For a dry run this is no problem but only a note."""
-    return [] if settings.dry_run else read_only(connection)
-
-
 def read_only(connection: Connection[Any]) -> list[str]:
+    """Why nothing can be written."""
     standby, read_only = postgres.execute(connection, "writable").fetchone() or (False, False)
     if standby:
         return [

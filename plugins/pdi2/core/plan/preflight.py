@@ -60,7 +60,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
         problems += [] if tables else clickhouse_checks.state_problems(warehouse)
     if ledger:
         problems += postgres_checks.server_problems(ledger.connection)
-        problems += (unwritable := postgres_checks.writing_problems(ledger.connection, settings))
+        problems += (unwritable := [] if settings.dry_run else postgres_checks.read_only(ledger.connection))
         problems += (application := postgres_checks.application_problems(ledger.connection))
         problems += (privileges := postgres_checks.privilege_problems(ledger.connection))
     if not ledger or not warehouse or found or application or privileges:

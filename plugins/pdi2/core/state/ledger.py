@@ -6,7 +6,7 @@ clear, mark or retry a task only changes what work is left.
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -116,8 +116,7 @@ class Ledger:
     def is_free(self) -> bool:
         """Whether no task of any run is running now: each task holds the advisory lock, shared, while it runs.
 
-        The lock taken here is released when the statement ends, so nothing stays locked whatever happens to the
-        connection.
+        The lock taken here is released when the statement ends, so nothing stays locked.
         """
         return bool(self._value("lock_claim"))
 
@@ -166,11 +165,9 @@ class Ledger:
 
     def keep_certificate(self, files: Mapping[str, str]) -> None:
         """Keeps the current run's JSON file and page, for people who cannot read the place they were written to."""
-        current = self.current_run()
-        assert current is not None  # noqa: S101  (there is no certificate without a run)
         by_form = {name.rpartition(".")[2]: text for name, text in files.items()}
         name = next(iter(files)).rpartition(".")[0]
-        self._execute("certificate_keep", {"run_id": current.id, "name": name, **by_form})
+        self._execute("certificate_keep", {"name": name, **by_form})
 
     def record(self, what: str, **detail: Any) -> None:
         self._execute("event_add", {"actor": self.actor, "what": what, "detail": Jsonb(detail)})
@@ -210,7 +207,7 @@ class Ledger:
         self._execute("team_task", {"airflow_run": self.airflow_run, "tasks": Jsonb(tasks)})
 
     def teams(self) -> list[Team]:
-        return self._all(Team, "teams")
+        return self._all(Team, "teams", {"team_ids": None})
 
     def team(self, team_id: int) -> Team:
         teams = self.teams_of([team_id])
@@ -221,17 +218,15 @@ class Ledger:
         return teams[0]
 
     def teams_of(self, team_ids: Iterable[int]) -> list[Team]:
-        return self._all(Team, "teams_of", {"team_ids": list(team_ids)})
+        return self._all(Team, "teams", {"team_ids": list(team_ids)})
 
     def start_copy(self, team_ids: Iterable[int], attempts: int = 1) -> None:
         self._execute("team_copying", {"team_ids": list(team_ids), "attempts": attempts})
 
-    def checkpoint(self, team_id: int) -> tuple[bytes | None, bool]:
-        """Where the next slice begins (b"" at first), and whether the last slice is done."""
-        last = self._execute("slice_last", {"team_id": team_id}).fetchone()
-        if last is None:
-            return b"", False
-        return last[0], last[0] is None
+    def checkpoint(self, team_id: int) -> bytes | None:
+        """Where the next slice begins: b"" at first, None once the last slice is done."""
+        last: tuple[bytes | None] = self._execute("slice_last", {"team_id": team_id}).fetchone() or (b"",)
+        return last[0]
 
     def ended(self, team_ids: Iterable[int]) -> set[int]:
         """The teams whose last slice is done."""
@@ -240,21 +235,10 @@ class Ledger:
     def finish_together(self, copied: Mapping[int, int], cost: Cost) -> None:
         """Finishes teams that were copied as wholes by shared statements; `copied` has the rows of each."""
         teams = [{"team_id": team_id, "rows_copied": rows} for team_id, rows in copied.items()]
-        parameters = {"teams": Jsonb(teams), "seconds": cost.seconds, "peak_memory": cost.peak_memory}
-        self._execute("slice_finish_together", parameters)
+        self._execute("slice_finish_together", {"teams": Jsonb(teams), **asdict(cost)})
 
     def finish_slice(self, finished: Slice, rows_copied: int, cost: Cost) -> None:
-        self._execute(
-            "slice_finish",
-            {
-                "team_id": finished.team_id,
-                "lower": finished.lower,
-                "upper": finished.upper,
-                "rows_copied": rows_copied,
-                "seconds": cost.seconds,
-                "peak_memory": cost.peak_memory,
-            },
-        )
+        self._execute("slice_finish", {**asdict(finished), "rows_copied": rows_copied, **asdict(cost)})
 
     def remember_slice_rows(self, team_id: int, rows: int) -> None:
         self._execute("team_slice_rows", {"team_id": team_id, "slice_rows": rows})
@@ -304,11 +288,10 @@ class Ledger:
         """Closes the findings of teams that agree with Postgres now."""
         self._execute("findings_settled", {"team_ids": list(team_ids)})
 
-    def findings_by_kind(self) -> dict[str, dict[str, int]]:
-        return {
-            kind: {"repaired": repaired, "remaining": remaining}
-            for kind, repaired, remaining in self._execute("findings_by_kind")
-        }
+    def findings_by_kind(self, team_ids: Iterable[int] | None = None) -> dict[str, dict[str, int]]:
+        """How many findings are repaired and how many remain: of these teams, or of all."""
+        found = self._execute("findings_by_kind", {"team_ids": None if team_ids is None else list(team_ids)})
+        return {kind: {"repaired": repaired, "remaining": remaining} for kind, repaired, remaining in found}
 
     def _execute(self, name: str, parameters: Mapping[str, Any] | None = None) -> Cursor[Any]:
         return postgres.execute(self.connection, name, parameters)

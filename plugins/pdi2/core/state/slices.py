@@ -14,6 +14,7 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import is_time_limit
 from pdi2.core.state.words import quoted
 
+OLD_TABLE, NEW_TABLE = "person_distinct_id", "person_distinct_id2"
 UNKNOWN_FUNCTION = 46
 SAMPLES_A_SLICE = 32
 GRANULE_ROWS = 8_192
@@ -110,9 +111,7 @@ def join(slices: list[Slice]) -> Slice:
     return Slice(slices[0].team_id, slices[0].lower, slices[-1].upper)
 
 
-def cut(
-    warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int, table: str = "person_distinct_id"
-) -> list[Slice]:
+def cut(warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int, table: str = OLD_TABLE) -> list[Slice]:
     """Cuts the range into slices of about `rows` rows of the table, in key order, with no gap and no overlap.
 
     The bounds come from the primary index, or from a sample of the rows if the index is too coarse or missing: if the

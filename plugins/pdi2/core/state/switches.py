@@ -4,13 +4,12 @@ The row's status 2 IS PostHog's read switch. We never set the row to 1 (Running)
 would take the run for one of its own, and might complete it with nothing verified.
 """
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
 from typing import Any
 
-from psycopg import Connection, Transaction
+from psycopg import Connection
 from psycopg.rows import class_row
 
 from pdi2.core.engines import postgres
@@ -55,9 +54,6 @@ class Switches:
         self.connection = connection
         self.has_settings: bool = postgres.value(connection, "setting_table_exists")
 
-    def transaction(self) -> AbstractContextManager[Transaction]:
-        return self.connection.transaction()
-
     def row(self, name: str = NAME) -> MigrationRow | None:
         return postgres.execute(self.connection, "migration_row", {"name": name}, class_row(MigrationRow)).fetchone()
 
@@ -94,7 +90,7 @@ class Switches:
 
     def fail(self, reason: str) -> None:
         """Marks the row Errored, with the reason, where PostHog's administrators look for it."""
-        with self.transaction():
+        with self.connection.transaction():
             self.change(Status.STARTING, Status.ERRORED)
             row = self.row()
             assert row is not None  # noqa: S101  (changed above)

@@ -16,8 +16,6 @@ from pdi2.core.state.words import are, counted
 from pdi2.core.verify.verifying import verify_changes
 
 LISTED = 20
-
-
 PUT_OFF = "switch_put_off"
 
 
@@ -219,6 +217,5 @@ def _refuse_to_lose_updates(switches: Switches) -> None:
         raise RollbackError(
             f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is "{switches.writes()}"), so the old table lacks '
             "what came since, and reading it would lose updates. Nothing was changed. The new table agrees with "
-            "Postgres: stay on it. To be able to go back next time, "
-            "run the migration with stop_old_writes off."
+            "Postgres: stay on it. To be able to go back next time, run the migration with stop_old_writes off."
         )

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from more_itertools import chunked, flatten
 
+from pdi2.core.cluster.ours import catch_up
 from pdi2.core.cluster.pressure import TELL_EVERY_SECONDS
-from pdi2.core.cluster.replicas import catch_up
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError
 from pdi2.core.state.ledger import Ledger

@@ -1,3 +1,3 @@
 SELECT count()
-FROM person_distinct_id
+FROM {table:Identifier}
 WHERE /* include slice_range */

@@ -1,0 +1,142 @@
+"""Our replica, the one we are connected to: what it knows about itself, and waiting until it has caught up."""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from clickhouse_connect.driver.exceptions import DatabaseError
+
+from pdi2.core.cluster.pressure import patiently
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import describe, waits
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE
+
+log = logging.getLogger(__name__)
+
+SYNC = {OLD_TABLE: "sync_old", NEW_TABLE: "sync_new"}
+SYNC_SECONDS = 10
+"""How long one statement waits. Then the log says what for, and the next statement goes on waiting."""
+TIMED_OUT = 159
+SYNTAX = 62
+"""ClickHouse 22.12 does not know LIGHTWEIGHT, and waits for merges too."""
+CONNECTED = "connected_to"
+
+
+@dataclass(frozen=True)
+class State:
+    """One table on the replica we are connected to, as system.replicas shows it. `delay` is in seconds."""
+
+    table: str
+    keeper_path: str
+    replica: str
+    is_readonly: int
+    is_session_expired: int
+    active: int
+    total: int
+    there: tuple[str, ...]
+    away: tuple[str, ...]
+    delay: int
+    queue: int
+    queue_exception: str
+    keeper_exception: str
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the replica has lost Keeper, which passes by itself."""
+        return bool(self.is_readonly or not self.total) and not self.is_forgotten
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether Keeper can be reached but no longer has the replica's data."""
+        return bool(self.is_readonly and not self.is_session_expired and "No node" in self.keeper_exception)
+
+
+def states(warehouse: Warehouse) -> list[State]:
+    """The state of each of the two tables that is replicated."""
+    return [State(*map(_plain, row)) for row in warehouse.rows("replicas")]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+
+
+def catch_up(warehouse: Warehouse) -> None:
+    """Waits until the replica we are connected to has everything inserted so far into either table, on any replica.
+
+    Raises WaitError if that takes long.
+    """
+    for state in states(warehouse):
+        if state.queue:
+            log.info("%s", _progress(state))
+        patiently(partial(_sync, warehouse, state.table), "The work")
+
+
+def _sync(warehouse: Warehouse, table: str) -> str | None:
+    """Waits for at most SYNC_SECONDS; returns why the wait must go on, or None if it is over."""
+    settings = {"receive_timeout": SYNC_SECONDS}
+    try:
+        try:
+            warehouse.execute(SYNC[table], settings=settings)
+        except DatabaseError as error:
+            if error.code != SYNTAX:
+                raise
+            warehouse.execute(f"{SYNC[table]}_and_merge", settings=settings)
+    except DatabaseError as error:
+        if error.code != TIMED_OUT and not waits(error):
+            raise
+        now = [state for state in states(warehouse) if state.table == table]
+        told = "" if error.code == TIMED_OUT else f" {describe(error)}"
+        return "".join(problem_of(state) or _progress(state) for state in now) + told
+    return None
+
+
+def _progress(state: State) -> str:
+    trouble = f" Its last failure: {state.queue_exception}" if state.queue_exception else ""
+    return (
+        f"replica {state.replica} of ClickHouse table {state.table} is {state.delay:,} s behind, with {state.queue:,} "
+        f"entries in its queue.{trouble}"
+    )
+
+
+def follow(ledger: Ledger, warehouse: Warehouse) -> None:
+    """If the connection leads to another replica than before, has every team verified again.
+
+    The earlier replica may be lost, together with rows that no other replica had fetched yet.
+    """
+    for state in states(warehouse):
+        before = (ledger.latest(CONNECTED) or {}).get("replica")
+        if state.table != NEW_TABLE or before == state.replica:
+            continue
+        if before:
+            ledger.verify_all_again()
+            log.warning(
+                "posthog_clickhouse led to replica %s and leads to %s now, so every team is verified again. Helper "
+                "tables of a copy, person_distinct_id2_staging_..., may be left on %s: drop them there.",
+                *(before, state.replica, before),
+            )
+        ledger.record(CONNECTED, replica=state.replica, before=before)
+
+
+def problem_of(state: State) -> str | None:
+    of = f"replica {state.replica} of ClickHouse table {state.table}"
+    if state.is_forgotten:
+        return (
+            f"Keeper has nothing of {of}, which is read-only therefore. Its rows are there: SYSTEM RESTORE REPLICA "
+            f"{state.table} puts it back into Keeper."
+        )
+    if state.is_cut_off:
+        reason = f" ({state.keeper_exception})" if state.keeper_exception else ""
+        return (
+            f"The session of {of} with Keeper is lost{reason}. See whether Keeper is up and can be reached from there."
+        )
+    if state.active < (majority := state.total // 2 + 1):
+        return (
+            f"Of ClickHouse table {state.table} {state.active} of {state.total} replicas are active, and an insert "
+            f"waits for {majority}. Away: {', '.join(state.away)}. Start the others, or drop those that are gone for "
+            f"good (SYSTEM DROP REPLICA '...' FROM TABLE {state.table})."
+        )
+    return None

@@ -1,3 +1,0 @@
-SELECT count()
-FROM person_distinct_id2
-WHERE /* include slice_range */
