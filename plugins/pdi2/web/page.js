@@ -58,12 +58,12 @@ function about({ run, alive, now, links }) {
   return ["Started by ", visible(run.actor), " at ", time(run.started_at), `${took}, ${state}. `, followed, link(links.run, "Open the run"), `. ${zone}`];
 }
 
-function actions({ user, paused, links, steps = [], run, alive, airflow, switch: now }) {
+function actions({ user, paused, links, waits: reasons = [], run, alive, airflow, switch: now }) {
   const made = [];
   if ((run?.newest || airflow.old_writes_end) && user.may_act) {
     if (paused) made.push(el("button", { type: "button", id: "resume", class: "main", onclick: () => act("resume") }, "Resume"));
     else if (alive || airflow.old_writes_end) made.push(el("button", { type: "button", id: "pause", onclick: () => act("pause") }, "Pause after the current slices"));
-    if (steps.some((step) => step.task === "approve" && step.state === "now")) made.push(link(links.approval, "Approve the switch", { class: "main" }));
+    if (reasons.some((wait) => wait.about === "approval")) made.push(link(links.approval, "Approve the switch", { class: "main" }));
     if (now.reads === "new" && now.writes === "both") made.push(link(links.rollback, "Roll back"));
     if (airflow.pool && alive) made.push(link(links.pool, `Copies at once: ${airflow.pool.slots}`));
   }

@@ -124,6 +124,9 @@ def waits(
     if now in ("team.copy", "team.verify"):
         return [Wait("server", f"The copy of team {copy['team_id']} waits: {copy['reason']}") for copy in copies]
     if now == "approve":
+        asked = happened.get("approval_asked")  # recorded once Airflow has the form
+        if not asked or asked["at"] < happened["certified"]["at"]:
+            return [Wait("form", "Airflow is about to ask for the approval of the switch.")]
         return [Wait("approval", "Somebody must approve or reject the switch in Airflow.")]
     if now == "switch_reads":
         held = [happened[what] for what in ("switch_waits", "switch_put_off", "switch_waited") if what in happened]

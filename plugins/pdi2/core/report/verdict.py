@@ -136,7 +136,7 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
         )
     if airflow.get("paused"):
         return Verdict("warn", text, "Somebody paused the migration: resume it when the time is right.", "Paused")
-    if now == "approve":
+    if airflow.get("asked"):
         return Verdict("warn", text, "Approve the switch, or reject it.", "Waiting for approval")
     return Verdict("good", text, "Nothing.", "Running")
 

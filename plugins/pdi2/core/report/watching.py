@@ -69,14 +69,15 @@ def status(
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
-    switched_at = row.finished_at if row else None
+    waits = steps.waits(run, current, happened, copies, row.finished_at if row else None)
+    told["asked"] = any(wait.about == "approval" for wait in waits)
     return {
         **seen,
         "alive": alive,
         "phase": steps.phase(run, found, alive, switches.reads_are_new()),
         "verdict": _told(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
         "steps": [asdict(step) for step in found],
-        "waits": [asdict(wait) for wait in steps.waits(run, current, happened, copies, switched_at)],
+        "waits": [asdict(wait) for wait in waits],
         **(figures or {}),
         "findings": ledger.findings_by_kind(),
         "failures": _failures(connection, run, alive, airflow.get("states", {})),
