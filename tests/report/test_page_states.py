@@ -298,7 +298,9 @@ def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger:
     assert seen["phase"] == "Failed: reads stay on the old table"
     assert [one["cause"] for one in seen["failures"]] == ["no such table"]
     assert "rows" not in seen
-    assert seen["verdict"]["topic"] == "Running", "which table is read is up to the newest run"
+    told = seen["verdict"]
+    assert told["topic"] == "The tab of another run", "what to do about the newest run is on the page, not here"
+    assert told["text"].endswith("nothing is lost. Another run followed this one.")
     assert viewer.get("/status", dag=FILL, run="nobody's").status_code == 404
 
 
@@ -341,6 +343,43 @@ class TestAirflow:
         assert viewer.get("/status", dag=FILL, run=run.run_id).json()["other"] == seen["other"]
         assert not system.ledger().exists()
         assert [line["outcome"] for line in viewer.get("/runs").json()["lines"]] == ["planned: nothing was written"]
+
+    @pytest.mark.parametrize("stop_old_writes", [True, False])
+    def test_the_tab_of_a_dry_run_speaks_of_that_run_while_another_one_migrates(
+        self, system: System, viewer: Visitor, ledger: Ledger, stop_old_writes: bool
+    ) -> None:
+        settings = Settings(settle_seconds=0, read_cache_seconds=900, stop_old_writes=stop_old_writes)
+        many_ids(system, 500)
+        run = system.run(dry_run=True)
+        migrate(system, ledger, settings)
+
+        told = first_line(viewer, dag=FILL, run=run.run_id)
+        assert told["text"].endswith("nothing is lost. This run has changed nothing.")
+        assert "page Migration" in told["do"]
+        gate.switch_reads(ledger, system.warehouse(), settings)
+        told = first_line(viewer, dag=FILL, run=run.run_id)
+        assert told == first_line(viewer)
+        assert bool(told["until"]) is stop_old_writes
+        gate.roll_back(system.ledger(f"{ROLLBACK} one"))
+        assert first_line(viewer, dag=FILL, run=run.run_id)["topic"] == "Rolled back"
+
+    def test_an_audit_with_repair_is_not_told_as_a_run_that_changed_nothing(
+        self, system: System, viewer: Visitor, ledger: Ledger
+    ) -> None:
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+
+        many_ids(system, 500)
+        migrate(system, ledger)
+        with create_session() as session:
+            for repair in (True, False):
+                conf = {"repair": repair}
+                session.add(DagRun(AUDIT, f"repair-{repair}", run_type="manual", state="success", conf=conf))
+
+        for repair in (True, False):
+            seen = viewer.get("/status", dag=AUDIT, run=f"repair-{repair}").json()
+            assert seen["airflow"]["repairs"] is repair
+            assert ("changed nothing" in seen["verdict"]["text"]) is not repair
 
     def test_a_refused_run_shows_its_reasons_and_not_the_old_failure(
         self, system: System, viewer: Visitor, ledger: Ledger

@@ -46,7 +46,7 @@ function show(seen) {
 }
 
 const going = (other) => ["queued", "running"].includes(other?.state);
-const phase = (seen) => (seen.run ? seen.phase : ofRun ? `This run ${did(seen.other)}` : seen.other ? "No migration has changed anything yet" : "No migration has begun");
+const phase = (seen) => (seen.run ? seen.phase : ofRun ? `This run ${seen.airflow.repairs ? "is an audit with repair" : did(seen.other)}` : seen.other ? "No migration has changed anything yet" : "No migration has begun");
 const did = (other) => (other?.old_writes_end ? "does nothing but end old writes" : going(other) ? "has changed nothing yet" : "changed nothing");
 
 function about({ run, alive, now, links }) {

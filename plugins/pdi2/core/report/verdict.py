@@ -28,7 +28,7 @@ class Verdict:
 def verdict(
     switch: Mapping[str, Any], run: Mapping[str, Any] | None, now: str | None, alive: bool, airflow: Mapping[str, Any]
 ) -> Verdict:
-    """For `switch` see watching.status, for `airflow` edge.page.status; `now` is the run's step."""
+    """For `switch` see watching.status, for `airflow` edge.page.status and watching.status; `now` is the run's step."""
     new = switch["status"] == Status.COMPLETED_SUCCESSFULLY.name
     if switch["reads"] and (switch["reads"] == "new") != new:
         return Verdict(
@@ -56,6 +56,13 @@ def verdict(
             "Restart PostHog's processes now: those that saw the migration complete go on reading the new table until "
             "they are restarted.",
             "Rolled back",
+        )
+    if another := airflow.get("another"):
+        return Verdict(
+            "good",
+            f"Safe: {OLD} {another}",
+            "Open the page Migration: it tells how the migration stands.",
+            "The tab of another run",
         )
     if run and run["outcome"] is None and alive:
         return _running(switch, run, now, airflow)

@@ -38,7 +38,7 @@ def status(
 ) -> dict[str, Any]:
     """A run, and the migration as a whole: the `newest` run decides which table is read, whichever is looked at.
 
-    `airflow` is what Airflow knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer
+    `run` is None if no run has begun, or if the one that is looked at never owned the ledger. `airflow` is what Airflow knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer
     run exists, there are no figures, because the ledger's teams have moved on.
     """
     switches = Switches(connection)
@@ -56,9 +56,9 @@ def status(
     }
     paused = ledger.paused() if run or ledger.exists() else None
     seen: dict[str, Any] = {"now": now, "switch": switch, "run": run, "paused": paused and asdict(paused)}
-    told = {**airflow, "paused": bool(paused)}
+    told = {**airflow, "paused": bool(paused), "another": _another(run, newest, airflow)}
     if run is None or newest is None:
-        return {**seen, "verdict": _told(switch, None, None, False, told)}
+        return {**seen, "verdict": _told(switch, newest, None, bool(newest and not newest["ended_at"]), told)}
     alive = alive and not run["ended_at"]
     happened = {line["what"]: line for line in _all(connection, "watch_milestones", _period(run))}
     if alive:
@@ -123,6 +123,17 @@ def certificate(connection: Connection[Any], run_id: int) -> dict[str, str] | No
     if not Ledger(connection, "", "").exists():
         return None
     return _one(connection, "watch_certificate", {"run_id": run_id})
+
+
+def _another(
+    run: Mapping[str, Any] | None, newest: Mapping[str, Any] | None, airflow: Mapping[str, Any]
+) -> str | None:
+    """What the first line says of the run whose tab this is, if the ledger's newest run is another one."""
+    if newest is None or (run and run["newest"]):
+        return None
+    if run:
+        return "Another run followed this one."
+    return "This run is an audit with repair." if airflow["repairs"] else "This run has changed nothing."
 
 
 def _period(run: Mapping[str, Any]) -> dict[str, Any]:
