@@ -478,6 +478,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
         "writes": "new",
         "reads": "new",
         "by_somebody_else": False,
+        "found_right": None,
     }
     for kind in ("copied", "verified"):
         bars = seen["throughput"][kind]["rows_per_second"]

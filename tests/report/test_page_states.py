@@ -16,8 +16,21 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import COPY_SHARE
 from pdi2.core.switch import gate
+from pdi2.core.verify import auditing
+from pdi2.core.verify.auditing import DriftError
 from pdi2.edge import POOL
-from stories import NO_WAIT, copy_and_verify, earlier_run, enable, many_ids, migrate, plan
+from stories import (
+    BOB,
+    NO_WAIT,
+    copy_and_verify,
+    earlier_run,
+    enable,
+    insert_truth,
+    many_ids,
+    migrate,
+    plan,
+    two_ids_each,
+)
 from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
 
 from demo.switches import READS, set_switch
@@ -129,6 +142,49 @@ def test_a_switch_that_somebody_else_made_is_an_alarm_on_the_page_and_in_the_cer
     assert '<p class="good">' not in html
     assert "Reads are on the new table, and not by this run" in reporting.text(json.loads(facts)["report"], [])
     assert not reporting.got_through(ledger, NO_WAIT)
+
+
+def test_a_switch_that_somebody_else_made_is_no_alarm_once_an_audit_of_every_team_finds_nothing_wrong(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    look, repair = (Settings(in_flight_seconds=0, repair=repair) for repair in (False, True))
+    some = Settings(in_flight_seconds=0, repair=False, team_ids=(7,))
+    two_ids_each(system, 7, 8)
+    migrate(system, ledger)
+    audit(system, look)  # of before the switch
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()")
+    set_switch(system.postgres, READS, "new")
+
+    def topic() -> str:
+        return first_line(viewer)["topic"]
+
+    assert topic() == "Somebody else switched reads"
+    audit(system, some)
+    assert topic() == "Somebody else switched reads"
+    insert_truth(system, BOB, 0, "lost", team_id=8)
+    with pytest.raises(DriftError):
+        audit(system, look)
+    assert topic() == "Somebody else switched reads"
+    audit(system, repair)
+    told = first_line(viewer)
+    assert (told["tone"], told["topic"]) == ("good", "Somebody else switched reads, and an audit found no drift")
+    planned_at = system.value("SELECT max(at) FROM pdi2_migration.event WHERE what = 'audit_planned'")
+    assert datetime.fromisoformat(told["until"]) == planned_at
+    audits = [line["text"] for line in viewer.get("/events").json()["lines"]]
+    assert audits[0] == "An audit ended: 2 teams compared, and no id is wrong."
+
+    insert_truth(system, BOB, 0, "lost again", team_id=8)
+    with pytest.raises(DriftError):
+        audit(system, look)
+    assert topic() == "Somebody else switched reads", "a later audit found drift"
+
+
+def audit(system: System, settings: Settings) -> None:
+    ledger, warehouse = system.ledger("the audit"), system.warehouse()
+    for batch in auditing.plan(ledger, warehouse, settings, 1):
+        for teams in auditing.groups(warehouse, batch.team_ids):
+            auditing.record(ledger, auditing.audit(ledger, warehouse, teams, settings))
+    auditing.judge(ledger)
 
 
 def test_every_first_line_has_a_row_in_the_runbook() -> None:

@@ -12,7 +12,7 @@ OLD = "Readers use the old table, and nothing is lost."
 
 @dataclass(frozen=True)
 class Verdict:
-    """`tone` is good, warn or bad. If `until` is set, the page shows `text`, that time and `after` as one sentence.
+    """`tone` is good, warn or bad. If `until` is set, a time, the page shows `text`, it and `after` as one sentence.
 
     `topic` is the first cell of the row in docs/runbook.md that says more.
     """
@@ -37,6 +37,16 @@ def verdict(
             f"PERSON_DISTINCT_ID_READS the {switch['reads']} one.",
             "Find out who changed one of them; the migration changes both at once.",
             "The switches disagree",
+        )
+    if switch["found_right"]:
+        return Verdict(
+            "good",
+            "Readers use the new table. Somebody else switched them to it (PostHog's own runner, or an administrator), "
+            "and the audit that began at",
+            "Nothing. Keep the audit scheduled.",
+            "Somebody else switched reads, and an audit found no drift",
+            until=switch["found_right"],
+            after=" compared every team with Postgres: no id is wrong.",
         )
     if switch["by_somebody_else"]:
         return Verdict(

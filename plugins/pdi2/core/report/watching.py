@@ -38,21 +38,25 @@ def status(
 ) -> dict[str, Any]:
     """A run, and the migration as a whole: the `newest` run decides which table is read, whichever is looked at.
 
-    `run` is None if no run has begun, or if the one that is looked at never owned the ledger. `airflow` is what Airflow knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer
-    run exists, there are no figures, because the ledger's teams have moved on.
+    `run` is None if no run has begun, or if the one that is looked at never owned the ledger. `airflow` is what Airflow
+    knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer run exists, there are no
+    figures, because the ledger's teams have moved on.
     """
     switches = Switches(connection)
     row = switches.row()
     now = datetime.now(UTC)
     ledger = Ledger(connection, "", "")
     complete = row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
+    finished_at = row.finished_at if row else None
+    somebody_else = complete and not ledger.switched(finished_at)
     switch = {
         "status": Status(row.status).name if row else None,
         "progress": row.progress if row else None,
-        "finished_at": row.finished_at if row else None,
+        "finished_at": finished_at,
         "writes": switches.writes(),
         "reads": switches.reads(),
-        "by_somebody_else": complete and not ledger.switched(row.finished_at if row else None),
+        "by_somebody_else": somebody_else,
+        "found_right": _found_right(ledger, finished_at) if somebody_else else None,
     }
     paused = ledger.paused() if run or ledger.exists() else None
     seen: dict[str, Any] = {"now": now, "switch": switch, "run": run, "paused": paused and asdict(paused)}
@@ -69,7 +73,7 @@ def status(
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
-    waits = steps.waits(run, current, happened, copies, row.finished_at if row else None)
+    waits = steps.waits(run, current, happened, copies, finished_at)
     told["asked"] = any(wait.about == "approval" for wait in waits)
     return {
         **seen,
@@ -125,9 +129,12 @@ def certificate(connection: Connection[Any], run_id: int) -> dict[str, str] | No
     return _one(connection, "watch_certificate", {"run_id": run_id})
 
 
-def _another(
-    run: Mapping[str, Any] | None, newest: Mapping[str, Any] | None, airflow: Mapping[str, Any]
-) -> str | None:
+def _found_right(ledger: Ledger, switched_at: datetime | None) -> datetime | None:
+    """When the audit began that compared every team after the switch, if no id is wrong since."""
+    return postgres.value(ledger.connection, "watch_audit", {"switched_at": switched_at}) if ledger.exists() else None
+
+
+def _another(run: Mapping[str, Any] | None, newest: Mapping[str, Any] | None, airflow: Mapping[str, Any]) -> str | None:
     """What the first line says of the run whose tab this is, if the ledger's newest run is another one."""
     if newest is None or (run and run["newest"]):
         return None
