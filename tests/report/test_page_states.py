@@ -246,6 +246,24 @@ def test_the_share_is_known_from_the_plan_on_and_whole_once_all_is_verified(
     assert left[5] is None
 
 
+def test_the_time_left_includes_the_time_that_airflow_takes_to_start_tasks(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    """Half of the work took a second or two of the two minutes since the plan."""
+    many_ids(system, 500)
+    many_ids(system, 500, team_id=8)
+    enable(system, ledger)
+    plan(system, ledger)
+    for table, column in (("event", "at"), ("run", "started_at")):
+        system.postgres.execute(f"UPDATE pdi2_migration.{table} SET {column} = {column} - interval '2 minutes'")
+    copy_and_verify(system, ledger, 7)
+
+    seen = viewer.get("/status").json()
+
+    assert seen["share"] == pytest.approx(0.5)
+    assert seen["seconds_left"] == pytest.approx(120, rel=0.25)
+
+
 def test_teams_without_rows_are_not_done_before_they_are_verified(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:

@@ -69,7 +69,8 @@ def status(
         happened.pop("report", None)  # of before its tasks were cleared
     figures = None
     if run["newest"]:
-        figures = progress.figures(connection, run, now, "planned" in happened, alive and not paused)
+        planned_at = happened["planned"]["at"] if "planned" in happened else None
+        figures = progress.figures(connection, run, now, planned_at, alive and not paused)
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
