@@ -152,6 +152,7 @@ let seenAt;
 function trouble(error) {
   $("trouble").hidden = !error;
   document.body.classList.toggle("stale", Boolean(error && seenAt));
+  if (error && !seenAt) say($("phase"), "Nothing is known yet");
   say($("trouble"), ...(error ? [error.message, ...(seenAt ? [" Everything below is as of ", time(seenAt, { named: true }), "."] : [])] : []));
 }
 
