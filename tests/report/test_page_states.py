@@ -117,6 +117,30 @@ def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, le
 
 
 @pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
+@pytest.mark.parametrize("stopped", [True, False])
+def test_reads_that_somebody_returns_by_hand_are_safe_only_while_the_old_table_is_written(
+    system: System, viewer: Visitor, ledger: Ledger, stopped: bool
+) -> None:
+    """PostHog's page has a rollback of its own. 1.32 stops writing the old table by itself."""
+    migrate(system, ledger)
+    gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
+    if stopped:
+        gate.stop_old_writes(ledger)
+    ledger.end_run("completed")
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 4")
+    settings = "reads" in system.switches()
+    if settings:
+        set_switch(system.postgres, READS, "old")
+
+    seen = viewer.get("/status").json()
+
+    safe = settings and not stopped
+    assert seen["verdict"]["topic"] == ("Rolled back" if safe else "The old table lacks writes")
+    assert seen["verdict"]["text"].startswith("Safe: ") is safe
+    assert seen["phase"] == "Complete: reads are on the old table"
+
+
+@pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
 def test_a_switch_that_somebody_else_made_is_an_alarm_on_the_page_and_in_the_certificate(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:

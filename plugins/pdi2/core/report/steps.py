@@ -94,8 +94,8 @@ def phase(run: Mapping[str, Any], found: list[Step], alive: bool, reads_are_new:
             REJECTED: "The switch was rejected: reads stay on the old table",
             "rolled back": "Rolled back: reads are on the old table",
         }.get(run["outcome"], "Failed: reads stay on the old table")
-        if run["newest"] and reads_are_new:  # though somebody else may have switched them
-            return f"{ended.partition(':')[0]}: reads are on the new table"
+        if run["newest"] and reads_are_new != (run["outcome"] == "completed"):  # somebody else changed it
+            return f"{ended.partition(':')[0]}: reads are on the {'new' if reads_are_new else 'old'} table"
         return ended
     return {
         "enable_dual_writes": "Turning dual writes on",

@@ -59,10 +59,20 @@ def verdict(
         )
     if new:
         return _after_the_switch(switch, run, alive, airflow)
-    if run and run["outcome"] == "rolled back":
+    completed = run is not None and run["outcome"] == "completed"
+    if switch["writes"] == "new" or (switch["writes"] is None and completed):
+        return Verdict(
+            "bad",
+            "Readers use the old table, which lacks what came while PostHog wrote the new one only.",
+            "Find out who changed PostHog's switches. If the migration was complete, set its row (and "
+            "PERSON_DISTINCT_ID_READS) back: the new table has everything. If it never was, set "
+            'PERSON_DISTINCT_ID_WRITES to "both".',
+            "The old table lacks writes",
+        )
+    if run and (completed or run["outcome"] == "rolled back"):  # completed: somebody else returned reads since
         return Verdict(
             "warn",
-            f"Safe: rolled back. {OLD} Both tables are written.",
+            f"Safe: rolled back. {OLD}" + (" Both tables are written." if switch["writes"] == "both" else ""),
             "Restart PostHog's processes now: those that saw the migration complete go on reading the new table until "
             "they are restarted.",
             "Rolled back",
