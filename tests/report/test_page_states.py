@@ -65,6 +65,10 @@ def test_the_first_line_says_which_table_is_read_and_what_can_no_longer_be_undon
     assert datetime.fromisoformat(switched["until"]) == finished_at + timedelta(seconds=900)
     assert (switched["tone"], switched["text"]) == ("warn", "Readers use the new table. Old writes stop at")
     assert switched["after"].startswith(": until then a rollback is possible")
+    system.postgres.execute("UPDATE posthog_asyncmigration SET finished_at = finished_at - interval '901 s'")
+    late = first_line(viewer)
+    assert late["text"] == "Readers use the new table. Old writes may stop at any moment; they were due at"
+    assert late["after"].startswith(": until they stop a rollback is possible")
     gate.stop_old_writes(ledger)
     stopped = first_line(viewer)
     assert "irreversible" in stopped["text"]
@@ -618,7 +622,7 @@ class TestAirflow:
             seen = viewer.get("/status", **view).json()
             assert (seen["verdict"]["tone"], seen["verdict"]["text"]) == (
                 "warn",
-                "Readers use the new table. Old writes stop at",
+                "Readers use the new table. Old writes may stop at any moment; they were due at",
             )
             assert datetime.fromisoformat(seen["verdict"]["until"]) == finished_at + timedelta(seconds=1)
             assert seen["airflow"]["old_writes_end"] == seen["verdict"]["until"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pdi2.core.state.switches import Status
@@ -112,13 +112,14 @@ def _after_the_switch(
             "Paused",
         )
     if until:
+        due = until <= datetime.now(UTC)  # a task may wait for its next try, or somebody may have killed the run
         return Verdict(
             "warn",
-            f"{text} Old writes stop at",
-            "Watch PostHog. If anything is wrong, roll back before then.",
+            f"{text} Old writes {'may stop at any moment; they were due at' if due else 'stop at'}",
+            f"Watch PostHog. If anything is wrong, roll back {'now' if due else 'before then'}.",
             "Reads are switched, both tables are written",
             until=until,
-            after=": until then a rollback is possible; after that it is irreversible.",
+            after=f": until {'they stop' if due else 'then'} a rollback is possible; after that it is irreversible.",
         )
     return Verdict(
         "good",
