@@ -388,6 +388,26 @@ def test_failures_are_grouped_by_cause_and_the_gates_summary_is_last(
     assert seen[0]["runbook"]["about"] == "`cannot be copied: …`"
 
 
+def test_a_run_tells_its_own_failed_teams_and_not_those_of_the_run_before(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    def failures() -> list[str]:
+        return [one["cause"] for one in viewer.get("/status").json()["failures"]]
+
+    enable(system, ledger)
+    ledger.plan({7: 10, 8: 10})
+    ledger.set_failed([7], "the disk is full")
+    assert failures() == ["the disk is full"]
+    ledger.end_run("failed")
+    assert failures() == ["the disk is full"]
+    after = system.ledger(f"{FILL} the next")
+    enable(system, after)
+    assert failures() == []
+    after.plan({7: 10, 8: 10})
+    after.set_failed([7], "the disk is full again")
+    assert failures() == ["the disk is full again"]
+
+
 def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger: Ledger) -> None:
     """The ledger now has a newer run's figures for its teams. They are not shown as its own."""
     enable(system, ledger)
@@ -540,6 +560,29 @@ class TestAirflow:
         assert retrying["causes"] == [{"cause": "ClickHouse does not answer", "tasks": 1}]
         assert seen["airflow"]["unanswered"] == "ClickHouse"
         assert seen["verdict"]["topic"] == "An engine does not answer"
+
+    def test_a_team_that_failed_for_good_is_told_in_the_first_line_while_the_run_goes_on(
+        self, system: System, viewer: Visitor
+    ) -> None:
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        run = system.run(dry_run=True)
+        ledger = system.ledger(f"{FILL} {run.run_id}")
+        enable(system, ledger)
+        ledger.plan({7: 10, 8: 10})
+        ledger.set_failed([7], "the disk is full")
+        topics = []
+        for state in ("failed", None):  # None: somebody cleared it
+            with create_session() as session:
+                session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+                of_run = session.query(TaskInstance).filter_by(run_id=run.run_id, task_id="team.copy")
+                of_run.update({"state": state})
+            topics.append(first_line(viewer)["topic"])
+
+        assert topics[0] == "Something failed, the rest goes on"
+        assert topics[1] != topics[0]
 
     def test_a_missing_pool_is_told_first_where_copies_would_need_it(
         self, system: System, viewer: Visitor, ledger: Ledger

@@ -94,7 +94,7 @@ function progress(seen) {
     say($("numbers"), ...pairs({
       "Work done": percent(share),
       "Teams verified": known ? `${number(byStatus.verified ?? 0)} of ${number(all)}` : "–",
-      "Teams failed": number(byStatus.failed ?? 0),
+      "Teams failed": known ? number(byStatus.failed ?? 0) : "–",
       "Copy speed": speed(rate.copied),
       "Verification speed": speed(rate.verified),
       "Time left": alive && left !== null ? `about ${duration(left)}` : "–",

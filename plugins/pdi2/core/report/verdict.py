@@ -155,6 +155,14 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
             "Create it under Admin, Pools, or with: airflow pools set pdi2_copies 2 copies",
             "The pool of the copies does not exist",
         )
+    if airflow.get("failed"):
+        return Verdict(
+            "warn",
+            f"{text} But something failed for good, so this run will fail.",
+            "Remove the cause below. The run goes on with the rest and then fails; then trigger the DAG again: it does "
+            "only what is missing.",
+            "Something failed, the rest goes on",
+        )
     if airflow.get("retrying"):
         return Verdict(
             "warn",

@@ -75,6 +75,8 @@ def status(
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
     waits = steps.waits(run, current, happened, copies, finished_at)
+    states = airflow.get("states", {})
+    told["failed"] = any("failed" in counts for counts in states.values())  # no longer once they are cleared
     told["asked"] = any(wait.about == "approval" for wait in waits)
     return {
         **seen,
@@ -85,7 +87,7 @@ def status(
         "waits": [asdict(wait) for wait in waits],
         **(figures or {}),
         "findings": ledger.findings_by_kind(),
-        "failures": _failures(connection, run, alive, airflow.get("states", {})),
+        "failures": _failures(connection, run, alive, states),
         "read_times": _detail(happened, "read_times"),
         "certificate": _detail(happened, "certified"),
         "report": _detail(happened, "report"),
@@ -157,7 +159,7 @@ def _failures(
     connection: Connection[Any], run: Mapping[str, Any], alive: bool, states: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, Any]]:
     """What failed, grouped by cause, each with its runbook row. A task that Airflow will retry has not failed."""
-    chosen = {"team_ids": run["settings"].get("team_ids"), "newest": run["newest"], "alive": alive}
+    chosen = {"newest": run["newest"], "alive": alive}
     return [
         {**line, "runbook": runbook.row_of_message(line["error"] or "")}
         for line in _all(connection, "watch_failures", {**_period(run), **chosen})
