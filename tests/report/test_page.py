@@ -448,7 +448,11 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
     copy_and_verify(system, ledger, 7, 8)
     assert told()[1] == ["certify"]
     gate.certify(ledger, system.warehouse(), settings)
+    assert told() == ("Waiting for approval of the switch", ["approve"], ["form"])
+    assert viewer.get("/status").json()["verdict"]["do"] == "Nothing.", "Airflow has nothing to approve yet"
+    ledger.record("approval_asked")
     assert told() == ("Waiting for approval of the switch", ["approve"], ["approval"])
+    assert viewer.get("/status").json()["verdict"]["topic"] == "Waiting for approval"
     ledger.record("switch_approved", by="ann")
     for what in ("switch_waits", "switch_put_off"):
         ledger.record(what, reason="r2 is 61 s behind", since=1)
@@ -474,6 +478,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
         "writes": "new",
         "reads": "new",
         "by_somebody_else": False,
+        "found_right": None,
     }
     for kind in ("copied", "verified"):
         bars = seen["throughput"][kind]["rows_per_second"]

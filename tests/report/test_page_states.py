@@ -16,8 +16,21 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import COPY_SHARE
 from pdi2.core.switch import gate
+from pdi2.core.verify import auditing
+from pdi2.core.verify.auditing import DriftError
 from pdi2.edge import POOL
-from stories import NO_WAIT, copy_and_verify, earlier_run, enable, many_ids, migrate, plan
+from stories import (
+    BOB,
+    NO_WAIT,
+    copy_and_verify,
+    earlier_run,
+    enable,
+    insert_truth,
+    many_ids,
+    migrate,
+    plan,
+    two_ids_each,
+)
 from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
 
 from demo.switches import READS, set_switch
@@ -52,6 +65,10 @@ def test_the_first_line_says_which_table_is_read_and_what_can_no_longer_be_undon
     assert datetime.fromisoformat(switched["until"]) == finished_at + timedelta(seconds=900)
     assert (switched["tone"], switched["text"]) == ("warn", "Readers use the new table. Old writes stop at")
     assert switched["after"].startswith(": until then a rollback is possible")
+    system.postgres.execute("UPDATE posthog_asyncmigration SET finished_at = finished_at - interval '901 s'")
+    late = first_line(viewer)
+    assert late["text"] == "Readers use the new table. Old writes may stop at any moment; they were due at"
+    assert late["after"].startswith(": until they stop a rollback is possible")
     gate.stop_old_writes(ledger)
     stopped = first_line(viewer)
     assert "irreversible" in stopped["text"]
@@ -104,6 +121,30 @@ def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, le
 
 
 @pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
+@pytest.mark.parametrize("stopped", [True, False])
+def test_reads_that_somebody_returns_by_hand_are_safe_only_while_the_old_table_is_written(
+    system: System, viewer: Visitor, ledger: Ledger, stopped: bool
+) -> None:
+    """PostHog's page has a rollback of its own. 1.32 stops writing the old table by itself."""
+    migrate(system, ledger)
+    gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
+    if stopped:
+        gate.stop_old_writes(ledger)
+    ledger.end_run("completed")
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 4")
+    settings = "reads" in system.switches()
+    if settings:
+        set_switch(system.postgres, READS, "old")
+
+    seen = viewer.get("/status").json()
+
+    safe = settings and not stopped
+    assert seen["verdict"]["topic"] == ("Rolled back" if safe else "The old table lacks writes")
+    assert seen["verdict"]["text"].startswith("Safe: ") is safe
+    assert seen["phase"] == "Complete: reads are on the old table"
+
+
+@pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
 def test_a_switch_that_somebody_else_made_is_an_alarm_on_the_page_and_in_the_certificate(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:
@@ -129,6 +170,49 @@ def test_a_switch_that_somebody_else_made_is_an_alarm_on_the_page_and_in_the_cer
     assert '<p class="good">' not in html
     assert "Reads are on the new table, and not by this run" in reporting.text(json.loads(facts)["report"], [])
     assert not reporting.got_through(ledger, NO_WAIT)
+
+
+def test_a_switch_that_somebody_else_made_is_no_alarm_once_an_audit_of_every_team_finds_nothing_wrong(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    look, repair = (Settings(in_flight_seconds=0, repair=repair) for repair in (False, True))
+    some = Settings(in_flight_seconds=0, repair=False, team_ids=(7,))
+    two_ids_each(system, 7, 8)
+    migrate(system, ledger)
+    audit(system, look)  # of before the switch
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()")
+    set_switch(system.postgres, READS, "new")
+
+    def topic() -> str:
+        return first_line(viewer)["topic"]
+
+    assert topic() == "Somebody else switched reads"
+    audit(system, some)
+    assert topic() == "Somebody else switched reads"
+    insert_truth(system, BOB, 0, "lost", team_id=8)
+    with pytest.raises(DriftError):
+        audit(system, look)
+    assert topic() == "Somebody else switched reads"
+    audit(system, repair)
+    told = first_line(viewer)
+    assert (told["tone"], told["topic"]) == ("good", "Somebody else switched reads, and an audit found no drift")
+    planned_at = system.value("SELECT max(at) FROM pdi2_migration.event WHERE what = 'audit_planned'")
+    assert datetime.fromisoformat(told["until"]) == planned_at
+    audits = [line["text"] for line in viewer.get("/events").json()["lines"]]
+    assert audits[0] == "An audit ended: 2 teams compared, and no id is wrong."
+
+    insert_truth(system, BOB, 0, "lost again", team_id=8)
+    with pytest.raises(DriftError):
+        audit(system, look)
+    assert topic() == "Somebody else switched reads", "a later audit found drift"
+
+
+def audit(system: System, settings: Settings) -> None:
+    ledger, warehouse = system.ledger("the audit"), system.warehouse()
+    for batch in auditing.plan(ledger, warehouse, settings, 1):
+        for teams in auditing.groups(warehouse, batch.team_ids):
+            auditing.record(ledger, auditing.audit(ledger, warehouse, teams, settings))
+    auditing.judge(ledger)
 
 
 def test_every_first_line_has_a_row_in_the_runbook() -> None:
@@ -188,6 +272,24 @@ def test_the_share_is_known_from_the_plan_on_and_whole_once_all_is_verified(
     assert left[:4] == [None] * 4, "nothing was verified yet, so nobody knows"
     assert left[4] is not None
     assert left[5] is None
+
+
+def test_the_time_left_includes_the_time_that_airflow_takes_to_start_tasks(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    """Half of the work took a second or two of the two minutes since the plan."""
+    many_ids(system, 500)
+    many_ids(system, 500, team_id=8)
+    enable(system, ledger)
+    plan(system, ledger)
+    for table, column in (("event", "at"), ("run", "started_at")):
+        system.postgres.execute(f"UPDATE pdi2_migration.{table} SET {column} = {column} - interval '2 minutes'")
+    copy_and_verify(system, ledger, 7)
+
+    seen = viewer.get("/status").json()
+
+    assert seen["share"] == pytest.approx(0.5)
+    assert seen["seconds_left"] == pytest.approx(120, rel=0.25)
 
 
 def test_teams_without_rows_are_not_done_before_they_are_verified(
@@ -286,6 +388,26 @@ def test_failures_are_grouped_by_cause_and_the_gates_summary_is_last(
     assert seen[0]["runbook"]["about"] == "`cannot be copied: …`"
 
 
+def test_a_run_tells_its_own_failed_teams_and_not_those_of_the_run_before(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    def failures() -> list[str]:
+        return [one["cause"] for one in viewer.get("/status").json()["failures"]]
+
+    enable(system, ledger)
+    ledger.plan({7: 10, 8: 10})
+    ledger.set_failed([7], "the disk is full")
+    assert failures() == ["the disk is full"]
+    ledger.end_run("failed")
+    assert failures() == ["the disk is full"]
+    after = system.ledger(f"{FILL} the next")
+    enable(system, after)
+    assert failures() == []
+    after.plan({7: 10, 8: 10})
+    after.set_failed([7], "the disk is full again")
+    assert failures() == ["the disk is full again"]
+
+
 def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger: Ledger) -> None:
     """The ledger now has a newer run's figures for its teams. They are not shown as its own."""
     enable(system, ledger)
@@ -298,7 +420,9 @@ def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger:
     assert seen["phase"] == "Failed: reads stay on the old table"
     assert [one["cause"] for one in seen["failures"]] == ["no such table"]
     assert "rows" not in seen
-    assert seen["verdict"]["topic"] == "Running", "which table is read is up to the newest run"
+    told = seen["verdict"]
+    assert told["topic"] == "The tab of another run", "what to do about the newest run is on the page, not here"
+    assert told["text"].endswith("nothing is lost. Another run followed this one.")
     assert viewer.get("/status", dag=FILL, run="nobody's").status_code == 404
 
 
@@ -341,6 +465,43 @@ class TestAirflow:
         assert viewer.get("/status", dag=FILL, run=run.run_id).json()["other"] == seen["other"]
         assert not system.ledger().exists()
         assert [line["outcome"] for line in viewer.get("/runs").json()["lines"]] == ["planned: nothing was written"]
+
+    @pytest.mark.parametrize("stop_old_writes", [True, False])
+    def test_the_tab_of_a_dry_run_speaks_of_that_run_while_another_one_migrates(
+        self, system: System, viewer: Visitor, ledger: Ledger, stop_old_writes: bool
+    ) -> None:
+        settings = Settings(settle_seconds=0, read_cache_seconds=900, stop_old_writes=stop_old_writes)
+        many_ids(system, 500)
+        run = system.run(dry_run=True)
+        migrate(system, ledger, settings)
+
+        told = first_line(viewer, dag=FILL, run=run.run_id)
+        assert told["text"].endswith("nothing is lost. This run has changed nothing.")
+        assert "page Migration" in told["do"]
+        gate.switch_reads(ledger, system.warehouse(), settings)
+        told = first_line(viewer, dag=FILL, run=run.run_id)
+        assert told == first_line(viewer)
+        assert bool(told["until"]) is stop_old_writes
+        gate.roll_back(system.ledger(f"{ROLLBACK} one"))
+        assert first_line(viewer, dag=FILL, run=run.run_id)["topic"] == "Rolled back"
+
+    def test_an_audit_with_repair_is_not_told_as_a_run_that_changed_nothing(
+        self, system: System, viewer: Visitor, ledger: Ledger
+    ) -> None:
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+
+        many_ids(system, 500)
+        migrate(system, ledger)
+        with create_session() as session:
+            for repair in (True, False):
+                conf = {"repair": repair}
+                session.add(DagRun(AUDIT, f"repair-{repair}", run_type="manual", state="success", conf=conf))
+
+        for repair in (True, False):
+            seen = viewer.get("/status", dag=AUDIT, run=f"repair-{repair}").json()
+            assert seen["airflow"]["repairs"] is repair
+            assert ("changed nothing" in seen["verdict"]["text"]) is not repair
 
     def test_a_refused_run_shows_its_reasons_and_not_the_old_failure(
         self, system: System, viewer: Visitor, ledger: Ledger
@@ -399,6 +560,29 @@ class TestAirflow:
         assert retrying["causes"] == [{"cause": "ClickHouse does not answer", "tasks": 1}]
         assert seen["airflow"]["unanswered"] == "ClickHouse"
         assert seen["verdict"]["topic"] == "An engine does not answer"
+
+    def test_a_team_that_failed_for_good_is_told_in_the_first_line_while_the_run_goes_on(
+        self, system: System, viewer: Visitor
+    ) -> None:
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        run = system.run(dry_run=True)
+        ledger = system.ledger(f"{FILL} {run.run_id}")
+        enable(system, ledger)
+        ledger.plan({7: 10, 8: 10})
+        ledger.set_failed([7], "the disk is full")
+        topics = []
+        for state in ("failed", None):  # None: somebody cleared it
+            with create_session() as session:
+                session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+                of_run = session.query(TaskInstance).filter_by(run_id=run.run_id, task_id="team.copy")
+                of_run.update({"state": state})
+            topics.append(first_line(viewer)["topic"])
+
+        assert topics[0] == "Something failed, the rest goes on"
+        assert topics[1] != topics[0]
 
     def test_a_missing_pool_is_told_first_where_copies_would_need_it(
         self, system: System, viewer: Visitor, ledger: Ledger
@@ -481,7 +665,7 @@ class TestAirflow:
             seen = viewer.get("/status", **view).json()
             assert (seen["verdict"]["tone"], seen["verdict"]["text"]) == (
                 "warn",
-                "Readers use the new table. Old writes stop at",
+                "Readers use the new table. Old writes may stop at any moment; they were due at",
             )
             assert datetime.fromisoformat(seen["verdict"]["until"]) == finished_at + timedelta(seconds=1)
             assert seen["airflow"]["old_writes_end"] == seen["verdict"]["until"]

@@ -8,8 +8,11 @@ import json
 import os
 import re
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +22,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from demo import clickhouse_server
 from demo.screenshots import PHONE
+from demo.up import is_healthy, stop
 
 from .conftest import AIRFLOW_WORKS, FILL, ROLLBACK, Person, Up, axe
 
@@ -67,6 +71,29 @@ def first(page: Page) -> Locator:
 @pytest.fixture
 def waits(page: Page) -> Locator:
     return page.get_by_role("list", name="What the migration waits for, and what is wrong")
+
+
+@pytest.fixture
+def without_the_connection(up: Up) -> Iterator[Up]:
+    """Another API server of the same Airflow, whose environment lacks the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    environment = environment_of(up) | {"AIRFLOW__API__PORT": str(port)}
+    del environment["AIRFLOW_CONN_POSTHOG_POSTGRES"]
+    there = replace(up, address=f"http://127.0.0.1:{port}")
+    with (up.directory / "another_api_server.log").open("wb") as log:
+        server = subprocess.Popen(
+            ["airflow", "api-server"], env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        deadline = time.monotonic() + AIRFLOW_WORKS / 1000
+        while not is_healthy(there.address):
+            assert server.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        yield there
+    finally:
+        stop(server)
 
 
 def trigger(person: Person, dag_id: str = FILL, **conf: Any) -> str:
@@ -190,6 +217,22 @@ def test_a_ledger_that_does_not_answer_leaves_what_was_seen_and_says_as_of_when(
     assert page.locator("#migration").evaluate("one => getComputedStyle(one).opacity") == "1"
 
 
+def test_a_missing_connection_is_named_with_the_remedy(browser: Browser, without_the_connection: Up) -> None:
+    context = browser.new_context()
+    person = Person(context, without_the_connection)
+    person.logs_in("admin")
+    migration = person.opens_the_migration()
+
+    expect(migration.get_by_role("alert")).to_contain_text("The Airflow connection posthog_postgres does not exist")
+    expect(migration.get_by_role("alert")).to_contain_text("set AIRFLOW_CONN_POSTHOG_POSTGRES for the API server too")
+    expect(migration.get_by_role("heading", level=1)).to_have_text("Nothing is known yet")
+    page = context.new_page()
+    page.goto(f"{without_the_connection.address}/pdi2/")
+    expect(page.get_by_role("alert")).to_be_visible()
+    assert axe(page) == []
+    context.close()
+
+
 def test_a_missing_pool_is_named_with_the_remedy(person: Person, page: Page, waits: Locator) -> None:
     pools = f"{person.up.address}/api/v2/pools"
     assert page.request.delete(f"{pools}/{POOL}").ok
@@ -267,9 +310,7 @@ def test_a_dead_clickhouse_is_named_with_the_retries_and_then_refuses_the_next_r
 @pytest.fixture
 def clickhouse_again(up: Up) -> Iterator[None]:
     """Starts ClickHouse again on its port and its data. Its password comes from Airflow's connection."""
-    airflow = Path(f"/proc/{process_of(up, b'standalone')}/environ").read_bytes().split(b"\0")
-    [given] = [one for one in airflow if one.startswith(b"AIRFLOW_CONN_POSTHOG_CLICKHOUSE=")]
-    connection = json.loads(given.partition(b"=")[2])
+    connection = json.loads(environment_of(up)["AIRFLOW_CONN_POSTHOG_CLICKHOUSE"])
     with clickhouse_server.running(
         up.directory / "clickhouse", port=connection["port"], password=connection["password"]
     ):
@@ -290,6 +331,12 @@ def test_it_is_said_from_when_on_the_migration_is_irreversible(person: Person, p
     # Whether a statement lasted long enough to be measured depends on the machine.
     expect(peak).to_have_text(re.compile(r"^(not measured|[1-9][\d,]* MB)$"))
     assert person.barriers() == []
+
+
+def environment_of(up: Up) -> dict[str, str]:
+    """Airflow's, with its connections."""
+    airflow = Path(f"/proc/{process_of(up, b'standalone')}/environ").read_text()
+    return dict(one.split("=", 1) for one in airflow.split("\0") if one)
 
 
 def process_of(up: Up, name: bytes) -> int:

@@ -64,13 +64,14 @@ def status(
     wanted = f"{dag} {run}" if dag and run else None
     with reading() as connection:
         owner = runs.as_it_is(session, watching.run(connection, wanted))
-        newest = runs.as_it_is(session, watching.run(connection)) if owner and not owner["newest"] else owner
+        newest = owner if owner and owner["newest"] else runs.as_it_is(session, watching.run(connection))
         airflow_run = wanted or (owner["airflow_run"] if owner else "")
         dag_run = runs.run(session, airflow_run)
         if wanted and not owner and not dag_run:
             raise HTTPException(404, "Neither Airflow nor the ledger knows this run.")
         pool = Pool.get_pool(POOL, session=session)
         airflow = runs.tasks(session, dag_run) if dag_run else {}
+        airflow["repairs"] = bool(dag_run and (dag_run.conf or {}).get("repair"))  # only an audit has it
         airflow["old_writes_end"] = runs.old_writes_end(session)
         airflow["pool"] = pool and {"slots": pool.slots, "occupied": pool.occupied_slots(session=session)}
         alive = dag_run.state in runs.GOING_ON if dag_run else True

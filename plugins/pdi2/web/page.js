@@ -46,7 +46,7 @@ function show(seen) {
 }
 
 const going = (other) => ["queued", "running"].includes(other?.state);
-const phase = (seen) => (seen.run ? seen.phase : ofRun ? `This run ${did(seen.other)}` : seen.other ? "No migration has changed anything yet" : "No migration has begun");
+const phase = (seen) => (seen.run ? seen.phase : ofRun ? `This run ${seen.airflow.repairs ? "is an audit with repair" : did(seen.other)}` : seen.other ? "No migration has changed anything yet" : "No migration has begun");
 const did = (other) => (other?.old_writes_end ? "does nothing but end old writes" : going(other) ? "has changed nothing yet" : "changed nothing");
 
 function about({ run, alive, now, links }) {
@@ -58,12 +58,12 @@ function about({ run, alive, now, links }) {
   return ["Started by ", visible(run.actor), " at ", time(run.started_at), `${took}, ${state}. `, followed, link(links.run, "Open the run"), `. ${zone}`];
 }
 
-function actions({ user, paused, links, steps = [], run, alive, airflow, switch: now }) {
+function actions({ user, paused, links, waits: reasons = [], run, alive, airflow, switch: now }) {
   const made = [];
   if ((run?.newest || airflow.old_writes_end) && user.may_act) {
     if (paused) made.push(el("button", { type: "button", id: "resume", class: "main", onclick: () => act("resume") }, "Resume"));
     else if (alive || airflow.old_writes_end) made.push(el("button", { type: "button", id: "pause", onclick: () => act("pause") }, "Pause after the current slices"));
-    if (steps.some((step) => step.task === "approve" && step.state === "now")) made.push(link(links.approval, "Approve the switch", { class: "main" }));
+    if (reasons.some((wait) => wait.about === "approval")) made.push(link(links.approval, "Approve the switch", { class: "main" }));
     if (now.reads === "new" && now.writes === "both") made.push(link(links.rollback, "Roll back"));
     if (airflow.pool && alive) made.push(link(links.pool, `Copies at once: ${airflow.pool.slots}`));
   }
@@ -94,7 +94,7 @@ function progress(seen) {
     say($("numbers"), ...pairs({
       "Work done": percent(share),
       "Teams verified": known ? `${number(byStatus.verified ?? 0)} of ${number(all)}` : "–",
-      "Teams failed": number(byStatus.failed ?? 0),
+      "Teams failed": known ? number(byStatus.failed ?? 0) : "–",
       "Copy speed": speed(rate.copied),
       "Verification speed": speed(rate.verified),
       "Time left": alive && left !== null ? `about ${duration(left)}` : "–",
@@ -152,6 +152,7 @@ let seenAt;
 function trouble(error) {
   $("trouble").hidden = !error;
   document.body.classList.toggle("stale", Boolean(error && seenAt));
+  if (error && !seenAt) say($("phase"), "Nothing is known yet");
   say($("trouble"), ...(error ? [error.message, ...(seenAt ? [" Everything below is as of ", time(seenAt, { named: true }), "."] : [])] : []));
 }
 

@@ -94,8 +94,8 @@ def phase(run: Mapping[str, Any], found: list[Step], alive: bool, reads_are_new:
             REJECTED: "The switch was rejected: reads stay on the old table",
             "rolled back": "Rolled back: reads are on the old table",
         }.get(run["outcome"], "Failed: reads stay on the old table")
-        if run["newest"] and reads_are_new:  # though somebody else may have switched them
-            return f"{ended.partition(':')[0]}: reads are on the new table"
+        if run["newest"] and reads_are_new != (run["outcome"] == "completed"):  # somebody else changed it
+            return f"{ended.partition(':')[0]}: reads are on the {'new' if reads_are_new else 'old'} table"
         return ended
     return {
         "enable_dual_writes": "Turning dual writes on",
@@ -124,6 +124,9 @@ def waits(
     if now in ("team.copy", "team.verify"):
         return [Wait("server", f"The copy of team {copy['team_id']} waits: {copy['reason']}") for copy in copies]
     if now == "approve":
+        asked = happened.get("approval_asked")  # recorded once Airflow has the form
+        if not asked or asked["at"] < happened["certified"]["at"]:
+            return [Wait("form", "Airflow is about to ask for the approval of the switch.")]
         return [Wait("approval", "Somebody must approve or reject the switch in Airflow.")]
     if now == "switch_reads":
         held = [happened[what] for what in ("switch_waits", "switch_put_off", "switch_waited") if what in happened]

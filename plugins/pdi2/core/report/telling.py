@@ -29,6 +29,7 @@ TOLD_BY_DEFAULT = [
     "approval_asked",
     "report",
     "audit_planned",
+    "no_drift",
 ]
 CAUSE = re.compile(r"ClickHouse error \d+ \(\w+\)|(ClickHouse|Postgres) does not answer")
 
@@ -164,4 +165,5 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         + (", with repair." if detail["repair"] else ".")
     ),
     "audited": _audited,
+    "no_drift": lambda detail: f"An audit ended: {counted(detail['teams'], 'team')} compared, and no id is wrong.",
 }

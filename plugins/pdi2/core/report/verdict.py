@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pdi2.core.state.switches import Status
@@ -12,7 +12,7 @@ OLD = "Readers use the old table, and nothing is lost."
 
 @dataclass(frozen=True)
 class Verdict:
-    """`tone` is good, warn or bad. If `until` is set, the page shows `text`, that time and `after` as one sentence.
+    """`tone` is good, warn or bad. If `until` is set, a time, the page shows `text`, it and `after` as one sentence.
 
     `topic` is the first cell of the row in docs/runbook.md that says more.
     """
@@ -28,7 +28,7 @@ class Verdict:
 def verdict(
     switch: Mapping[str, Any], run: Mapping[str, Any] | None, now: str | None, alive: bool, airflow: Mapping[str, Any]
 ) -> Verdict:
-    """For `switch` see watching.status, for `airflow` edge.page.status; `now` is the run's step."""
+    """For `switch` see watching.status, for `airflow` edge.page.status and watching.status; `now` is the run's step."""
     new = switch["status"] == Status.COMPLETED_SUCCESSFULLY.name
     if switch["reads"] and (switch["reads"] == "new") != new:
         return Verdict(
@@ -37,6 +37,16 @@ def verdict(
             f"PERSON_DISTINCT_ID_READS the {switch['reads']} one.",
             "Find out who changed one of them; the migration changes both at once.",
             "The switches disagree",
+        )
+    if switch["found_right"]:
+        return Verdict(
+            "good",
+            "Readers use the new table. Somebody else switched them to it (PostHog's own runner, or an administrator), "
+            "and the audit that began at",
+            "Nothing. Keep the audit scheduled.",
+            "Somebody else switched reads, and an audit found no drift",
+            until=switch["found_right"],
+            after=" compared every team with Postgres: no id is wrong.",
         )
     if switch["by_somebody_else"]:
         return Verdict(
@@ -49,13 +59,30 @@ def verdict(
         )
     if new:
         return _after_the_switch(switch, run, alive, airflow)
-    if run and run["outcome"] == "rolled back":
+    completed = run is not None and run["outcome"] == "completed"
+    if switch["writes"] == "new" or (switch["writes"] is None and completed):
+        return Verdict(
+            "bad",
+            "Readers use the old table, which lacks what came while PostHog wrote the new one only.",
+            "Find out who changed PostHog's switches. If the migration was complete, set its row (and "
+            "PERSON_DISTINCT_ID_READS) back: the new table has everything. If it never was, set "
+            'PERSON_DISTINCT_ID_WRITES to "both".',
+            "The old table lacks writes",
+        )
+    if run and (completed or run["outcome"] == "rolled back"):  # completed: somebody else returned reads since
         return Verdict(
             "warn",
-            f"Safe: rolled back. {OLD} Both tables are written.",
+            f"Safe: rolled back. {OLD}" + (" Both tables are written." if switch["writes"] == "both" else ""),
             "Restart PostHog's processes now: those that saw the migration complete go on reading the new table until "
             "they are restarted.",
             "Rolled back",
+        )
+    if another := airflow.get("another"):
+        return Verdict(
+            "good",
+            f"Safe: {OLD} {another}",
+            "Open the page Migration: it tells how the migration stands.",
+            "The tab of another run",
         )
     if run and run["outcome"] is None and alive:
         return _running(switch, run, now, airflow)
@@ -85,13 +112,14 @@ def _after_the_switch(
             "Paused",
         )
     if until:
+        due = until <= datetime.now(UTC)  # a task may wait for its next try, or somebody may have killed the run
         return Verdict(
             "warn",
-            f"{text} Old writes stop at",
-            "Watch PostHog. If anything is wrong, roll back before then.",
+            f"{text} Old writes {'may stop at any moment; they were due at' if due else 'stop at'}",
+            f"Watch PostHog. If anything is wrong, roll back {'now' if due else 'before then'}.",
             "Reads are switched, both tables are written",
             until=until,
-            after=": until then a rollback is possible; after that it is irreversible.",
+            after=f": until {'they stop' if due else 'then'} a rollback is possible; after that it is irreversible.",
         )
     return Verdict(
         "good",
@@ -127,6 +155,14 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
             "Create it under Admin, Pools, or with: airflow pools set pdi2_copies 2 copies",
             "The pool of the copies does not exist",
         )
+    if airflow.get("failed"):
+        return Verdict(
+            "warn",
+            f"{text} But something failed for good, so this run will fail.",
+            "Remove the cause below. The run goes on with the rest and then fails; then trigger the DAG again: it does "
+            "only what is missing.",
+            "Something failed, the rest goes on",
+        )
     if airflow.get("retrying"):
         return Verdict(
             "warn",
@@ -136,7 +172,7 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
         )
     if airflow.get("paused"):
         return Verdict("warn", text, "Somebody paused the migration: resume it when the time is right.", "Paused")
-    if now == "approve":
+    if airflow.get("asked"):
         return Verdict("warn", text, "Approve the switch, or reject it.", "Waiting for approval")
     return Verdict("good", text, "Nothing.", "Running")
 

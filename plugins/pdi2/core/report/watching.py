@@ -38,48 +38,56 @@ def status(
 ) -> dict[str, Any]:
     """A run, and the migration as a whole: the `newest` run decides which table is read, whichever is looked at.
 
-    `airflow` is what Airflow knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer
-    run exists, there are no figures, because the ledger's teams have moved on.
+    `run` is None if no run has begun, or if the one that is looked at never owned the ledger. `airflow` is what Airflow
+    knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer run exists, there are no
+    figures, because the ledger's teams have moved on.
     """
     switches = Switches(connection)
     row = switches.row()
     now = datetime.now(UTC)
     ledger = Ledger(connection, "", "")
     complete = row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
+    finished_at = row.finished_at if row else None
+    somebody_else = complete and not ledger.switched(finished_at)
     switch = {
         "status": Status(row.status).name if row else None,
         "progress": row.progress if row else None,
-        "finished_at": row.finished_at if row else None,
+        "finished_at": finished_at,
         "writes": switches.writes(),
         "reads": switches.reads(),
-        "by_somebody_else": complete and not ledger.switched(row.finished_at if row else None),
+        "by_somebody_else": somebody_else,
+        "found_right": _found_right(ledger, finished_at) if somebody_else else None,
     }
     paused = ledger.paused() if run or ledger.exists() else None
     seen: dict[str, Any] = {"now": now, "switch": switch, "run": run, "paused": paused and asdict(paused)}
-    told = {**airflow, "paused": bool(paused)}
+    told = {**airflow, "paused": bool(paused), "another": _another(run, newest, airflow)}
     if run is None or newest is None:
-        return {**seen, "verdict": _told(switch, None, None, False, told)}
+        return {**seen, "verdict": _told(switch, newest, None, bool(newest and not newest["ended_at"]), told)}
     alive = alive and not run["ended_at"]
     happened = {line["what"]: line for line in _all(connection, "watch_milestones", _period(run))}
     if alive:
         happened.pop("report", None)  # of before its tasks were cleared
     figures = None
     if run["newest"]:
-        figures = progress.figures(connection, run, now, "planned" in happened, alive and not paused)
+        planned_at = happened["planned"]["at"] if "planned" in happened else None
+        figures = progress.figures(connection, run, now, planned_at, alive and not paused)
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
-    switched_at = row.finished_at if row else None
+    waits = steps.waits(run, current, happened, copies, finished_at)
+    states = airflow.get("states", {})
+    told["failed"] = any("failed" in counts for counts in states.values())  # no longer once they are cleared
+    told["asked"] = any(wait.about == "approval" for wait in waits)
     return {
         **seen,
         "alive": alive,
         "phase": steps.phase(run, found, alive, switches.reads_are_new()),
         "verdict": _told(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
         "steps": [asdict(step) for step in found],
-        "waits": [asdict(wait) for wait in steps.waits(run, current, happened, copies, switched_at)],
+        "waits": [asdict(wait) for wait in waits],
         **(figures or {}),
         "findings": ledger.findings_by_kind(),
-        "failures": _failures(connection, run, alive, airflow.get("states", {})),
+        "failures": _failures(connection, run, alive, states),
         "read_times": _detail(happened, "read_times"),
         "certificate": _detail(happened, "certified"),
         "report": _detail(happened, "report"),
@@ -124,6 +132,20 @@ def certificate(connection: Connection[Any], run_id: int) -> dict[str, str] | No
     return _one(connection, "watch_certificate", {"run_id": run_id})
 
 
+def _found_right(ledger: Ledger, switched_at: datetime | None) -> datetime | None:
+    """When the audit began that compared every team after the switch, if no id is wrong since."""
+    return postgres.value(ledger.connection, "watch_audit", {"switched_at": switched_at}) if ledger.exists() else None
+
+
+def _another(run: Mapping[str, Any] | None, newest: Mapping[str, Any] | None, airflow: Mapping[str, Any]) -> str | None:
+    """What the first line says of the run whose tab this is, if the ledger's newest run is another one."""
+    if newest is None or (run and run["newest"]):
+        return None
+    if run:
+        return "Another run followed this one."
+    return "This run is an audit with repair." if airflow["repairs"] else "This run has changed nothing."
+
+
 def _period(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"since": run["started_at"], "until": run["until"]}
 
@@ -137,7 +159,7 @@ def _failures(
     connection: Connection[Any], run: Mapping[str, Any], alive: bool, states: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, Any]]:
     """What failed, grouped by cause, each with its runbook row. A task that Airflow will retry has not failed."""
-    chosen = {"team_ids": run["settings"].get("team_ids"), "newest": run["newest"], "alive": alive}
+    chosen = {"newest": run["newest"], "alive": alive}
     return [
         {**line, "runbook": runbook.row_of_message(line["error"] or "")}
         for line in _all(connection, "watch_failures", {**_period(run), **chosen})

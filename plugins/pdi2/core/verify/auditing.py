@@ -6,6 +6,7 @@ Before the switch it looks only at verified teams and repairs nothing, because t
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pdi2.core.engines import postgres
@@ -31,13 +32,17 @@ class DriftError(MigrationError):
 
 @dataclass(frozen=True)
 class Audit:
-    """What the ledger knows about one audit. `findings`: by kind, how many ids are repaired and how many remain."""
+    """What the ledger knows about one audit. `findings`: by kind, how many ids are repaired and how many remain.
+
+    `every` says whether no teams were named, `since` when it chose its teams.
+    """
 
     planned: set[int]
+    every: bool
     compared: set[int]
     old_differs: int | None
     findings: dict[str, dict[str, int]]
-    since: str
+    since: datetime
 
     @property
     def drift(self) -> int:
@@ -54,7 +59,8 @@ def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches:
         verified = {team.team_id for team in ledger.teams() if team.status == TeamStatus.VERIFIED}
         rows = {team_id: count for team_id, count in rows.items() if team_id in verified}
     rows = chosen(rows, settings)
-    ledger.record("audit_planned", run=ledger.airflow_run, team_ids=list(rows), repair=settings.repair)
+    every = settings.team_ids is None
+    ledger.record("audit_planned", run=ledger.airflow_run, team_ids=list(rows), every=every, repair=settings.repair)
     return share_out(rows, most_batches)
 
 
@@ -85,7 +91,10 @@ def record(ledger: Ledger, old_differs: Mapping[int, int | None]) -> None:
 
 
 def judge(ledger: Ledger) -> tuple[Audit, str]:
-    """The audit, and what to say of it. Raises DriftError if ids are wrong, AuditError if teams were not compared."""
+    """The audit, and what to say of it. Records that nothing is wrong.
+
+    Raises DriftError if ids are wrong, AuditError if teams were not compared.
+    """
     audit = _of_run(ledger)
     told = "\n".join([_compared(ledger, audit), *_findings(audit)])
     if audit.drift:
@@ -96,6 +105,9 @@ def judge(ledger: Ledger) -> tuple[Audit, str]:
             f"{', '.join(map(str, missing[:LISTED]))}: the tasks that failed say why. Nothing was changed in them. "
             "Clear those tasks, or trigger the audit again."
         )
+    ledger.record(
+        "no_drift", run=ledger.airflow_run, teams=len(audit.compared), every=audit.every, since=audit.since.isoformat()
+    )
     return audit, told
 
 
@@ -122,10 +134,11 @@ def _of_run(ledger: Ledger) -> Audit:
     counted = [detail["old_differs"] for _, _, detail in done if detail["old_differs"] is not None]
     return Audit(
         planned=set(planned["team_ids"]),
+        every=planned.get("every", False),  # of an earlier release
         compared={team_id for _, _, detail in done for team_id in detail["team_ids"]},
         old_differs=sum(counted) if counted else None,
         findings=findings,
-        since=since.isoformat(sep=" ", timespec="seconds"),
+        since=since,
     )
 
 
@@ -150,9 +163,9 @@ def _findings(audit: Audit) -> list[str]:
 
 def _what_to_do(ledger: Ledger, audit: Audit) -> str:
     found = (
-        f"{audit.drift:,} ids drifted from Postgres. They are in pdi2_migration.finding, found_at {audit.since} and "
-        "later. Postgres is right, and nothing was lost there. Find out which writer or consumer of "
-        "person_distinct_id2 loses rows, "
+        f"{audit.drift:,} ids drifted from Postgres. They are in pdi2_migration.finding, found_at "
+        f"{audit.since.isoformat(sep=' ', timespec='seconds')} and later. Postgres is right, and nothing was lost "
+        "there. Find out which writer or consumer of person_distinct_id2 loses rows, "
     )
     if Switches(ledger.connection).reads_are_new():
         return f'{found}then trigger this audit with {{"repair": true}}. Until then those ids are answered wrongly.'

@@ -1,17 +1,21 @@
 -- What failed in the run, grouped by ClickHouse's name for the error, or else by its text without numbers: teams that
--- are failed now, and tasks that belong to no team. The earliest failure comes first. The gate only counts failures, so
--- it comes last. Tasks of teams are retried, so they count only if the run has ended with no team marked as failed, as
--- happens if a task was killed or never reached ClickHouse.
-WITH failed AS (
-    SELECT error, team_id, NULL::text AS task, NULL::timestamptz AS at
+-- the run planned and that are failed now, and tasks that belong to no team. The earliest failure comes first. The gate
+-- only counts failures, so it comes last. Tasks of teams are retried, so they count only if the run has ended with no
+-- team marked as failed, as happens if a task was killed or never reached ClickHouse.
+WITH failed_team AS (
+    SELECT error, team_id
     FROM pdi2_migration.team
-    WHERE %(newest)s AND status = 'failed' AND (%(team_ids)s::bigint[] IS NULL OR team_id = ANY(%(team_ids)s))
+    WHERE %(newest)s AND status = 'failed' AND planned_at >= %(since)s
+),
+failed AS (
+    SELECT error, team_id, NULL::text AS task, NULL::timestamptz AS at
+    FROM failed_team
     UNION ALL
     SELECT detail ->> 'error', NULL, detail ->> 'task', at
     FROM pdi2_migration.event
     WHERE what = 'task_failed' AND at >= %(since)s
       AND (detail ->> 'task' NOT LIKE 'team.%%'
-           OR NOT %(alive)s AND NOT EXISTS (SELECT FROM pdi2_migration.team WHERE status = 'failed'))
+           OR NOT %(alive)s AND NOT EXISTS (SELECT FROM failed_team))
       AND (%(until)s::timestamptz IS NULL OR at < %(until)s)
 )
 SELECT coalesce(substring(error FROM 'ClickHouse error [0-9]+ \([A-Z_0-9]+\)'),
