@@ -187,12 +187,20 @@ def test_what_is_wrong_with_a_replica_is_told(changes: dict[str, Any], told: str
         ("all_0_0_0_5", "all_0_0_0", 1),
         ("all_0_0_0_5", "all_0_7_2_8", 0),
         ("202601_0_0_0", "202602_0_7_2", 1),
-        ("all_0_7_1", "all_0_3_1 all_4_7_1", 1),
+        ("all_0_7_2", "all_0_3_1 all_4_7_1", 0),
+        ("all_0_7_2", "all_0_0_0 all_0_3_1 all_4_4_0 all_4_7_1", 0),
+        ("all_0_7_2", "all_0_3_1 all_5_7_1", 1),
+        ("all_0_7_2", "all_1_3_1 all_4_7_1", 1),
+        ("all_0_7_2", "all_0_3_1 all_4_6_1", 1),
+        ("all_0_7_2_8", "all_0_3_1_8 all_4_7_1_9", 0),
+        ("all_0_7_2_8", "all_0_3_1_8 all_4_7_1", 1),
+        ("202601_0_7_2", "202601_0_3_1 202602_4_7_1", 1),
+        ("all_0_0_1", "all_0_0_0", 0),
         ("all_3_3_0", "", 1),
         ("", "all_0_0_0", 0),
     ],
 )
-def test_a_part_is_there_by_itself_or_within_a_larger_one(parts: str, there: str, lacks: int) -> None:
+def test_a_part_is_there_if_others_have_its_blocks(parts: str, there: str, lacks: int) -> None:
     assert replicas.lacking(set(parts.split()), set(there.split())) == lacks
 
 
@@ -324,6 +332,24 @@ def test_reads_switch_once_every_replica_has_what_is_verified(replicated: Replic
         ("r2-01", True, False, 0),
         ("r3-01", True, False, 0),
     ]
+
+
+def test_a_replica_that_has_not_merged_yet_does_not_hold_the_switch_up(
+    replicated: ReplicatedSystem, proven: Ledger
+) -> None:
+    """It has every row, in smaller parts."""
+    _, second, third = replicated.replicas
+    second.command(f"SYSTEM STOP MERGES {Table.NEW}")
+    prove(replicated, proven)
+    insert_new(replicated, ALICE, 0, "early")
+    for client in (second, third):
+        client.command(f"SYSTEM SYNC REPLICA {Table.NEW} LIGHTWEIGHT")
+    replicated.clickhouse.command(f"OPTIMIZE TABLE {Table.NEW} FINAL")
+    [[merged]] = replicated.clickhouse.query(sql.clickhouse("parts_of_new")).result_rows
+    assert merged not in second.query(sql.clickhouse("parts_of_new")).result_columns[0]
+
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "new"
 
 
 def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(

@@ -253,9 +253,12 @@ def _names(rows: Iterable[tuple[Any, ...]]) -> set[str]:
 
 
 def lacking(parts: set[str], there: set[str]) -> int:
-    """How many of the parts are neither there nor contained in a larger part that a merge or a mutation has made."""
-    larger = [_extent(name) for name in there - parts]
-    return sum(not any(_covers(one, _extent(name)) for one in larger) for name in parts - there)
+    """How many of the parts are not there: neither themselves, nor their blocks in others, smaller or larger.
+
+    Merges and mutations cut the same rows into other parts. A block counts only in a part with all of the mutations.
+    """
+    ordered = sorted(map(_extent, there))
+    return sum(not _filled(_extent(name), ordered) for name in parts - there)
 
 
 def _extent(part: str) -> tuple[str, int, int, int]:
@@ -264,8 +267,13 @@ def _extent(part: str) -> tuple[str, int, int, int]:
     return partition, int(first), int(last), int(mutation[0]) if mutation else 0
 
 
-def _covers(larger: tuple[str, int, int, int], part: tuple[str, int, int, int]) -> bool:
-    return larger[0] == part[0] and larger[1] <= part[1] and larger[2] >= part[2] and larger[3] >= part[3]
+def _filled(part: tuple[str, int, int, int], ordered: Iterable[tuple[str, int, int, int]]) -> bool:
+    """Whether these parts, ordered by their first block, have every block of the part."""
+    partition, needed, last, mutation = part
+    for other in ordered:
+        if other[0] == partition and other[1] <= needed and other[3] >= mutation:
+            needed = max(needed, other[2] + 1)
+    return needed > last
 
 
 def _lag(replica: Replica) -> str:
