@@ -7,7 +7,7 @@ import socketserver
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -591,3 +591,33 @@ def test_a_statement_that_the_client_gave_up_is_ended(
         while replicated.clickhouse.query(left).result_rows[0][0]:
             assert time.monotonic() < deadline, "ten seconds are what it would take by itself"
         assert warehouse.rows("host"), "in a session that is free"
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (lambda warehouse: warehouse._open(), "a new connection"),
+        (lambda warehouse: warehouse.servers(), "SELECT concat(hostName()"),
+        (lambda warehouse: warehouse.known, "SELECT name, value"),
+        (lambda warehouse: warehouse.kill(), "the end of a statement"),
+    ],
+    ids=["opens", "looks for a balancer", "reads the settings", "kills"],
+)
+def test_a_server_that_is_frozen_is_told_whatever_it_is_asked(
+    replicated: ReplicatedSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ask: Callable[[Warehouse], Any],
+    told: str,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("pdi2.core.engines.clickhouse.TELL_EVERY_SECONDS", 0.2)
+    connect = partial(clickhouse_connect.get_client, **replicated.engine, send_receive_timeout=1)
+    with Warehouse(connect, "impatient", Settings().max_memory_usage) as warehouse:
+        replicated.server.freeze()
+        try:
+            with pytest.raises(OperationalError):
+                ask(warehouse)
+        finally:
+            replicated.server.thaw()
+    assert f"ClickHouse has not answered for 0 s: {told}" in caplog.text
