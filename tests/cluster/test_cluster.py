@@ -440,6 +440,27 @@ def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
     assert len(seen(replicated)) == 2, "the statement that waits takes nothing away"
 
 
+@pytest.mark.slow
+def test_tables_in_an_auxiliary_keeper_are_waited_for_too(
+    replicated: ReplicatedSystem, proven: Ledger, followed_soon: None
+) -> None:
+    """system.zookeeper shows the default Keeper, which knows nothing of them."""
+    for client, name in zip(replicated.replicas, ("r1-01", "r2-01", "r3-01"), strict=True):
+        for table in Table:
+            client.command(f"DROP TABLE {table} SYNC")
+        schema.create_clickhouse(client, keeper_path=f"aux:/{replicated.database}", replica=name)
+    third = replicated.replicas[2]
+    third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    insert_new(replicated, ALICE, 0)
+
+    with pytest.raises(WaitError, match="replica r2-01 or r3-01 of .* lacks some part"):
+        replicas.wait_for_all(proven, replicated.warehouse())
+    third.command(f"SYSTEM START FETCHES {Table.NEW}")
+    found = replicas.wait_for_all(proven, replicated.warehouse())
+    assert [(one["name"], one["lacks"]) for one in found] == [("r1-01", 0), ("r2-01", 0), ("r3-01", 0)]
+    assert [ids_on(client) for client in replicated.replicas] == [1, 1, 1]
+
+
 def test_the_only_replica_waits_for_no_other(replicated: ReplicatedSystem, proven: Ledger) -> None:
     """The Helm chart installs a single replica (`replicasCount: 1`: charts-clickhouse, clickhouse_instance.yaml)."""
     for client in replicated.replicas[1:]:

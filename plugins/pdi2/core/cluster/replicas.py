@@ -74,7 +74,7 @@ class Replica:
     """A replica of the new table, as Keeper shows it.
 
     `lacks` counts the parts that the replica we are connected to has and this one does not. It is None if that is not
-    known, because we may not read Keeper.
+    known, because we cannot read that in Keeper.
     """
 
     name: str
@@ -211,7 +211,7 @@ def _parts(warehouse: Warehouse) -> set[str]:
 def _look(warehouse: Warehouse, state: State, parts: set[str], or_wait: bool = False) -> list[Replica]:
     """All registered replicas, with how many of these parts each lacks.
 
-    If we may not read Keeper, that number is not known; with `or_wait`, ClickHouse then waits for all replicas.
+    If we cannot read that in Keeper, the number is not known; with `or_wait`, ClickHouse then waits for all replicas.
     """
     if state.is_cut_off or state.is_forgotten:  # a look into Keeper would take minutes
         return [Replica(state.replica, active=False, here=True, lacks=None)]
@@ -222,6 +222,8 @@ def _look(warehouse: Warehouse, state: State, parts: set[str], or_wait: bool = F
     except DatabaseError as error:
         if error.code not in UNREADABLE:
             raise
+        return _look_without_keeper(warehouse, state, or_wait)
+    if state.replica not in there:  # system.zookeeper shows the default Keeper, not an auxiliary one ('aux:/path')
         return _look_without_keeper(warehouse, state, or_wait)
     return [Replica(name, name not in state.away, name == state.replica, lacking(parts, there[name])) for name in names]
 
