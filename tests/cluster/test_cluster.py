@@ -486,6 +486,40 @@ def test_a_replica_that_lags_is_waited_for_with_what_it_lacks(replicated: Replic
     assert len(rows_of(replicated, Table.OLD)) == 3
 
 
+@pytest.mark.parametrize(
+    ("table", "on", "other", "told"),
+    [
+        (Table.NEW, (1,), "/elsewhere", "_id has r1-01, r2-01, r3-01 and person_distinct_id2 has r1-01, r3-01. On the"),
+        (Table.NEW, (1,), "", "_id has r1-01, r2-01, r3-01 and person_distinct_id2 has r1-01, r3-01. On the"),
+        (Table.NEW, (0, 1, 2), "", "_id has r1-01, r2-01, r3-01 and person_distinct_id2 has none. On the others, p"),
+        (Table.OLD, (1, 2), "/elsewhere", "_id has r1-01 and person_distinct_id2 has r1-01, r2-01, r3-01. On the oth"),
+    ],
+)
+def test_a_table_that_is_no_replica_of_its_namesakes_is_told(
+    replicated: ReplicatedSystem, table: Table, on: tuple[int, ...], other: str, told: str
+) -> None:
+    """It was created without ON CLUSTER where the path has {uuid}, with a typo, or as a plain table."""
+    assert cluster_checks.problems(replicated.warehouse()) == []
+    for number in on:
+        client = replicated.replicas[number]
+        [[definition]] = client.query(f"SHOW CREATE TABLE {table}").result_rows
+        client.command(f"DROP TABLE {table} SYNC")
+        another = definition.replace("'/clickhouse", f"'{other}/clickhouse")
+        client.command(another if other else re.sub(r"Replicated(\w+)\('[^']*', '[^']*', ", r"\1(", definition))
+    [problem] = cluster_checks.problems(replicated.warehouse())
+    assert f"person_distinct{told}" in problem
+    assert f"On the others, {table} is another table" in problem
+
+
+def test_a_single_replica_may_stand_beside_a_plain_table(replicated: ReplicatedSystem) -> None:
+    for client in replicated.replicas:
+        client.command(f"DROP TABLE {Table.NEW} SYNC")
+    for client in replicated.replicas[1:]:
+        client.command(f"DROP TABLE {Table.OLD} SYNC")
+    replicated.clickhouse.command(schema.sql(Table.NEW))
+    assert cluster_checks.problems(replicated.warehouse()) == []
+
+
 def test_the_copy_waits_where_too_few_replicas_are_active(replicated: ReplicatedSystem, proven: Ledger) -> None:
     for client in replicated.replicas[1:]:
         client.command(f"DETACH TABLE {Table.NEW}")
