@@ -486,6 +486,21 @@ def test_a_replica_that_lags_is_waited_for_with_what_it_lacks(replicated: Replic
     assert len(rows_of(replicated, Table.OLD)) == 3
 
 
+def test_a_fetch_that_fails_is_told_with_its_error(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    replicated.server.exchange(refuse=True)
+    try:
+        replicated.replicas[1].command(f"INSERT INTO {Table.OLD} (team_id, distinct_id) VALUES ({TEAM}, 'there')")
+        with pytest.raises(WaitError, match="replica r1-01 .* 1 entries in its queue. Its last failure: .*503"):
+            replicas.catch_up(replicated.warehouse())
+        not_granted = {"match": "replication_queue", "action": "error", "code": 497, "text": "Not granted", "times": 9}
+        replicated.server.inject(not_granted)
+        with pytest.raises(WaitError, match="1 entries in its queue. What is finished"):
+            replicas.catch_up(replicated.warehouse())
+    finally:
+        replicated.server.exchange(refuse=False)
+        replicated.server.inject()
+
+
 @pytest.mark.parametrize(
     ("table", "on", "other", "told"),
     [
