@@ -32,6 +32,7 @@ CONFIG = """<logger><level>information</level><console>false</console><log>{path
         <operation_timeout_ms>5000</operation_timeout_ms>
         <sessions_path>/clickhouse/sessions/{name}-{shard}</sessions_path>
     </zookeeper>
+    <auxiliary_zookeepers><aux>{keeper}</aux></auxiliary_zookeepers>
     <macros><shard>{shard}</shard><replica>{name}</replica></macros>
     <interserver_http_port>{interserver_port}</interserver_http_port>
     <interserver_http_host>127.0.0.1</interserver_http_host>

@@ -7,7 +7,7 @@ import socketserver
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -190,12 +190,20 @@ def test_what_is_wrong_with_a_replica_is_told(changes: dict[str, Any], told: str
         ("all_0_0_0_5", "all_0_0_0", 1),
         ("all_0_0_0_5", "all_0_7_2_8", 0),
         ("202601_0_0_0", "202602_0_7_2", 1),
-        ("all_0_7_1", "all_0_3_1 all_4_7_1", 1),
+        ("all_0_7_2", "all_0_3_1 all_4_7_1", 0),
+        ("all_0_7_2", "all_0_0_0 all_0_3_1 all_4_4_0 all_4_7_1", 0),
+        ("all_0_7_2", "all_0_3_1 all_5_7_1", 1),
+        ("all_0_7_2", "all_1_3_1 all_4_7_1", 1),
+        ("all_0_7_2", "all_0_3_1 all_4_6_1", 1),
+        ("all_0_7_2_8", "all_0_3_1_8 all_4_7_1_9", 0),
+        ("all_0_7_2_8", "all_0_3_1_8 all_4_7_1", 1),
+        ("202601_0_7_2", "202601_0_3_1 202602_4_7_1", 1),
+        ("all_0_0_1", "all_0_0_0", 0),
         ("all_3_3_0", "", 1),
         ("", "all_0_0_0", 0),
     ],
 )
-def test_a_part_is_there_by_itself_or_within_a_larger_one(parts: str, there: str, lacks: int) -> None:
+def test_a_part_is_there_if_others_have_its_blocks(parts: str, there: str, lacks: int) -> None:
     assert replicas.lacking(set(parts.split()), set(there.split())) == lacks
 
 
@@ -329,6 +337,24 @@ def test_reads_switch_once_every_replica_has_what_is_verified(replicated: Replic
     ]
 
 
+def test_a_replica_that_has_not_merged_yet_does_not_hold_the_switch_up(
+    replicated: ReplicatedSystem, proven: Ledger
+) -> None:
+    """It has every row, in smaller parts."""
+    _, second, third = replicated.replicas
+    second.command(f"SYSTEM STOP MERGES {Table.NEW}")
+    prove(replicated, proven)
+    insert_new(replicated, ALICE, 0, "early")
+    for client in (second, third):
+        client.command(f"SYSTEM SYNC REPLICA {Table.NEW} LIGHTWEIGHT")
+    replicated.clickhouse.command(f"OPTIMIZE TABLE {Table.NEW} FINAL")
+    [[merged]] = replicated.clickhouse.query(sql.clickhouse("parts_of_new")).result_rows
+    assert merged not in second.query(sql.clickhouse("parts_of_new")).result_columns[0]
+
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "new"
+
+
 def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(
     replicated: ReplicatedSystem, proven: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,6 +443,27 @@ def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
     assert len(seen(replicated)) == 2, "the statement that waits takes nothing away"
 
 
+@pytest.mark.slow
+def test_tables_in_an_auxiliary_keeper_are_waited_for_too(
+    replicated: ReplicatedSystem, proven: Ledger, followed_soon: None
+) -> None:
+    """system.zookeeper shows the default Keeper, which knows nothing of them."""
+    for client, name in zip(replicated.replicas, ("r1-01", "r2-01", "r3-01"), strict=True):
+        for table in Table:
+            client.command(f"DROP TABLE {table} SYNC")
+        schema.create_clickhouse(client, keeper_path=f"aux:/{replicated.database}", replica=name)
+    third = replicated.replicas[2]
+    third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    insert_new(replicated, ALICE, 0)
+
+    with pytest.raises(WaitError, match="replica r2-01 or r3-01 of .* lacks some part"):
+        replicas.wait_for_all(proven, replicated.warehouse())
+    third.command(f"SYSTEM START FETCHES {Table.NEW}")
+    found = replicas.wait_for_all(proven, replicated.warehouse())
+    assert [(one["name"], one["lacks"]) for one in found] == [("r1-01", 0), ("r2-01", 0), ("r3-01", 0)]
+    assert [ids_on(client) for client in replicated.replicas] == [1, 1, 1]
+
+
 def test_the_only_replica_waits_for_no_other(replicated: ReplicatedSystem, proven: Ledger) -> None:
     """The Helm chart installs a single replica (`replicasCount: 1`: charts-clickhouse, clickhouse_instance.yaml)."""
     for client in replicated.replicas[1:]:
@@ -456,6 +503,55 @@ def test_what_a_replica_has_yet_to_fetch_is_no_difference(replicated: Replicated
     first.command(f"SYSTEM START FETCHES {Table.NEW}")
     first.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
     assert not verify_team(proven, replicated.warehouse(), TEAM, NO_WAIT)
+
+
+def test_a_fetch_that_fails_is_told_with_its_error(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    replicated.server.exchange(refuse=True)
+    try:
+        replicated.replicas[1].command(f"INSERT INTO {Table.OLD} (team_id, distinct_id) VALUES ({TEAM}, 'there')")
+        with pytest.raises(WaitError, match="replica r1-01 .* 1 entries in its queue. Its last failure: .*503"):
+            ours.catch_up(replicated.warehouse())
+        not_granted = {"match": "replication_queue", "action": "error", "code": 497, "text": "Not granted", "times": 9}
+        replicated.server.inject(not_granted)
+        with pytest.raises(WaitError, match="1 entries in its queue. What is finished"):
+            ours.catch_up(replicated.warehouse())
+    finally:
+        replicated.server.exchange(refuse=False)
+        replicated.server.inject()
+
+
+@pytest.mark.parametrize(
+    ("table", "on", "other", "told"),
+    [
+        (Table.NEW, (1,), "/elsewhere", "_id has r1-01, r2-01, r3-01 and person_distinct_id2 has r1-01, r3-01. On the"),
+        (Table.NEW, (1,), "", "_id has r1-01, r2-01, r3-01 and person_distinct_id2 has r1-01, r3-01. On the"),
+        (Table.NEW, (0, 1, 2), "", "_id has r1-01, r2-01, r3-01 and person_distinct_id2 has none. On the others, p"),
+        (Table.OLD, (1, 2), "/elsewhere", "_id has r1-01 and person_distinct_id2 has r1-01, r2-01, r3-01. On the oth"),
+    ],
+)
+def test_a_table_that_is_no_replica_of_its_namesakes_is_told(
+    replicated: ReplicatedSystem, table: Table, on: tuple[int, ...], other: str, told: str
+) -> None:
+    """It was created without ON CLUSTER where the path has {uuid}, with a typo, or as a plain table."""
+    assert cluster_checks.problems(replicated.warehouse()) == []
+    for number in on:
+        client = replicated.replicas[number]
+        [[definition]] = client.query(f"SHOW CREATE TABLE {table}").result_rows
+        client.command(f"DROP TABLE {table} SYNC")
+        another = definition.replace("'/clickhouse", f"'{other}/clickhouse")
+        client.command(another if other else re.sub(r"Replicated(\w+)\('[^']*', '[^']*', ", r"\1(", definition))
+    [problem] = cluster_checks.problems(replicated.warehouse())
+    assert f"person_distinct{told}" in problem
+    assert f"On the others, {table} is another table" in problem
+
+
+def test_a_single_replica_may_stand_beside_a_plain_table(replicated: ReplicatedSystem) -> None:
+    for client in replicated.replicas:
+        client.command(f"DROP TABLE {Table.NEW} SYNC")
+    for client in replicated.replicas[1:]:
+        client.command(f"DROP TABLE {Table.OLD} SYNC")
+    replicated.clickhouse.command(schema.sql(Table.NEW))
+    assert cluster_checks.problems(replicated.warehouse()) == []
 
 
 def test_the_copy_waits_where_too_few_replicas_are_active(replicated: ReplicatedSystem, proven: Ledger) -> None:
@@ -597,3 +693,33 @@ def test_a_statement_that_the_client_gave_up_is_ended(
         while replicated.clickhouse.query(left).result_rows[0][0]:
             assert time.monotonic() < deadline, "ten seconds are what it would take by itself"
         assert warehouse.rows("host"), "in a session that is free"
+
+
+@pytest.mark.parametrize(
+    ("ask", "told"),
+    [
+        (lambda warehouse: warehouse._open(), "a new connection"),
+        (lambda warehouse: warehouse.servers(), "SELECT concat(hostName()"),
+        (lambda warehouse: warehouse.known, "SELECT name, value"),
+        (lambda warehouse: warehouse.kill(), "the end of a statement"),
+    ],
+    ids=["opens", "looks for a balancer", "reads the settings", "kills"],
+)
+def test_a_server_that_is_frozen_is_told_whatever_it_is_asked(
+    replicated: ReplicatedSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ask: Callable[[Warehouse], Any],
+    told: str,
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("pdi2.core.engines.clickhouse.TELL_EVERY_SECONDS", 0.2)
+    connect = partial(clickhouse_connect.get_client, **replicated.engine, send_receive_timeout=1)
+    with Warehouse(connect, "impatient", Settings().max_memory_usage) as warehouse:
+        replicated.server.freeze()
+        try:
+            with pytest.raises(OperationalError):
+                ask(warehouse)
+        finally:
+            replicated.server.thaw()
+    assert f"ClickHouse has not answered for 0 s: {told}" in caplog.text

@@ -150,6 +150,44 @@ def test_a_fault_of_clickhouse_is_told(system: System, statements: list[str], to
     assert told in problem
 
 
+NEW = "ALTER TABLE person_distinct_id2"
+DELETES = "has a TTL that deletes rows"
+TTLS = {
+    "deletes": (f"{NEW} MODIFY TTL _timestamp + INTERVAL 90 DAY", DELETES),
+    "deletes, in words": (f"{NEW} MODIFY TTL toDate(_timestamp) + INTERVAL 1 YEAR DELETE", DELETES),
+    "deletes some": (f"{NEW} MODIFY TTL _timestamp + INTERVAL 9 DAY DELETE WHERE distinct_id = ' TO DISK '", DELETES),
+    "keeps one": (
+        f"{NEW} MODIFY TTL _timestamp + INTERVAL 9 DAY GROUP BY team_id SET distinct_id = max(distinct_id)",
+        DELETES,
+    ),
+    "recompresses, then deletes": (
+        f"{NEW} MODIFY TTL _timestamp + INTERVAL 1 DAY RECOMPRESS CODEC(ZSTD(9)), _timestamp + INTERVAL 9 DAY",
+        DELETES,
+    ),
+    "moves and recompresses": (
+        f"{NEW} MODIFY TTL _timestamp + INTERVAL 1 DAY TO DISK 'default', "
+        "_timestamp + INTERVAL 9 DAY RECOMPRESS CODEC(Delta(4), ZSTD(9))",
+        None,
+    ),
+    "resets a value": (
+        f"{NEW} MODIFY COLUMN _offset UInt64 TTL _timestamp + INTERVAL 9 DAY",
+        "TTL of column _offset of ClickHouse table person_distinct_id2 takes away values",
+    ),
+    "only says so": (f"{NEW} MODIFY COLUMN _offset UInt64 COMMENT 'no TTL here '", None),
+    "of the old table": ("ALTER TABLE person_distinct_id MODIFY TTL _timestamp + INTERVAL 90 DAY", None),
+}
+
+
+@pytest.mark.parametrize(("statement", "told"), TTLS.values(), ids=TTLS.keys())
+def test_a_ttl_that_would_take_copied_rows_away_is_told(system: System, statement: str, told: str | None) -> None:
+    system.clickhouse.command(statement)
+    if told is None:
+        assert look(system).verdict is Verdict.MIGRATE
+        return
+    [problem] = problems_of(system)
+    assert told in problem
+
+
 POSTGRES_FAULTS = {
     "no mapping": (
         ["DROP TABLE posthog_persondistinctid"],

@@ -19,6 +19,8 @@ SYNC = {OLD_TABLE: "sync_old", NEW_TABLE: "sync_new"}
 SYNC_SECONDS = 10
 """How long one statement waits. Then the log says what for, and the next statement goes on waiting."""
 TIMED_OUT = 159
+UNREADABLE = {60, 497}
+"""No such table, or no grant: the errors that reading system.zookeeper or the queue may end with."""
 SYNTAX = 62
 """ClickHouse 22.12 does not know LIGHTWEIGHT, and waits for merges too."""
 CONNECTED = "connected_to"
@@ -71,7 +73,7 @@ def catch_up(warehouse: Warehouse) -> None:
     """
     for state in states(warehouse):
         if state.queue:
-            log.info("%s", _progress(state))
+            log.info("%s", _progress(warehouse, state))
         patiently(partial(_sync, warehouse, state.table), "The work")
 
 
@@ -90,16 +92,26 @@ def _sync(warehouse: Warehouse, table: str) -> str | None:
             raise
         now = [state for state in states(warehouse) if state.table == table]
         told = "" if error.code == TIMED_OUT else f" {describe(error)}"
-        return "".join(problem_of(state) or _progress(state) for state in now) + told
+        return "".join(problem_of(state) or _progress(warehouse, state) for state in now) + told
     return None
 
 
-def _progress(state: State) -> str:
-    trouble = f" Its last failure: {state.queue_exception}" if state.queue_exception else ""
+def _progress(warehouse: Warehouse, state: State) -> str:
+    failure = state.queue_exception or _queue_failure(warehouse, state.table)
+    trouble = f" Its last failure: {failure}" if failure else ""
     return (
         f"replica {state.replica} of ClickHouse table {state.table} is {state.delay:,} s behind, with {state.queue:,} "
         f"entries in its queue.{trouble}"
     )
+
+
+def _queue_failure(warehouse: Warehouse, table: str) -> str:
+    try:
+        return "".join(_plain(failure) for (failure,) in warehouse.rows("queue_failure", {"table": table}))
+    except DatabaseError as error:
+        if error.code not in UNREADABLE:
+            raise
+        return ""
 
 
 def follow(ledger: Ledger, warehouse: Warehouse) -> None:

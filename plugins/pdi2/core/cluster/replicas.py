@@ -11,15 +11,13 @@ from typing import Any
 
 from clickhouse_connect.driver.exceptions import DatabaseError
 
-from pdi2.core.cluster.ours import TIMED_OUT, State, catch_up, follow, states
+from pdi2.core.cluster.ours import TIMED_OUT, UNREADABLE, State, catch_up, follow, states
 from pdi2.core.cluster.pressure import patiently
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError, WaitError
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.slices import NEW_TABLE
 
-UNREADABLE = {60, 497}
-"""No such table, or no grant: the errors that reading system.zookeeper may end with."""
 UNFINISHED = 341
 SWITCH_WAITS, SWITCH_WAITED = "switch_waits", "switch_waited"
 """Both carry the time since when a wait goes on. The second one ends that wait."""
@@ -36,7 +34,7 @@ class Replica:
     """A replica of the new table, as Keeper shows it.
 
     `lacks` counts the parts that the replica we are connected to has and this one does not. It is None if that is not
-    known, because we may not read Keeper.
+    known, because we cannot read that in Keeper.
     """
 
     name: str
@@ -109,7 +107,7 @@ def _parts(warehouse: Warehouse) -> set[str]:
 def _look(warehouse: Warehouse, state: State, parts: set[str], or_wait: bool = False) -> list[Replica]:
     """All registered replicas, with how many of these parts each lacks.
 
-    If we may not read Keeper, that number is not known; with `or_wait`, ClickHouse then waits for all replicas.
+    If we cannot read that in Keeper, the number is not known; with `or_wait`, ClickHouse then waits for all replicas.
     """
     if state.is_cut_off or state.is_forgotten:  # a look into Keeper would take minutes
         return [Replica(state.replica, active=False, here=True, lacks=None)]
@@ -120,6 +118,8 @@ def _look(warehouse: Warehouse, state: State, parts: set[str], or_wait: bool = F
     except DatabaseError as error:
         if error.code not in UNREADABLE:
             raise
+        return _look_without_keeper(warehouse, state, or_wait)
+    if state.replica not in there:  # system.zookeeper shows the default Keeper, not an auxiliary one ('aux:/path')
         return _look_without_keeper(warehouse, state, or_wait)
     return [Replica(name, name not in state.away, name == state.replica, lacking(parts, there[name])) for name in names]
 
@@ -151,9 +151,12 @@ def _names(rows: Iterable[tuple[Any, ...]]) -> set[str]:
 
 
 def lacking(parts: set[str], there: set[str]) -> int:
-    """How many of the parts are neither there nor contained in a larger part that a merge or a mutation has made."""
-    larger = [_extent(name) for name in there - parts]
-    return sum(not any(_covers(one, _extent(name)) for one in larger) for name in parts - there)
+    """How many of the parts are not there: neither themselves, nor their blocks in others, smaller or larger.
+
+    Merges and mutations cut the same rows into other parts. A block counts only in a part with all of the mutations.
+    """
+    ordered = sorted(map(_extent, there))
+    return sum(not _filled(_extent(name), ordered) for name in parts - there)
 
 
 def _extent(part: str) -> tuple[str, int, int, int]:
@@ -162,8 +165,13 @@ def _extent(part: str) -> tuple[str, int, int, int]:
     return partition, int(first), int(last), int(mutation[0]) if mutation else 0
 
 
-def _covers(larger: tuple[str, int, int, int], part: tuple[str, int, int, int]) -> bool:
-    return larger[0] == part[0] and larger[1] <= part[1] and larger[2] >= part[2] and larger[3] >= part[3]
+def _filled(part: tuple[str, int, int, int], ordered: Iterable[tuple[str, int, int, int]]) -> bool:
+    """Whether these parts, ordered by their first block, have every block of the part."""
+    partition, needed, last, mutation = part
+    for other in ordered:
+        if other[0] == partition and other[1] <= needed and other[3] >= mutation:
+            needed = max(needed, other[2] + 1)
+    return needed > last
 
 
 def _lag(replica: Replica) -> str:

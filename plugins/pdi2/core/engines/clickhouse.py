@@ -69,6 +69,17 @@ def spilling(memory: int) -> dict[str, int]:
     return {"max_bytes_before_external_group_by": memory // 2, "enable_adaptive_aggregator": 0}
 
 
+@contextmanager
+def _telling_of_silence(text: str) -> Iterator[None]:
+    """Logs again and again that the statement, or whatever else ClickHouse was asked for, has no answer yet."""
+    over = threading.Event()
+    threading.Thread(target=_tell_of_silence, args=(text, over), daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
 def _tell_of_silence(text: str, over: threading.Event) -> None:
     began = time.monotonic()
     while not over.wait(TELL_EVERY_SECONDS):
@@ -185,14 +196,16 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         there = self._client.server_settings
         whole = {name: value for name, value in WHOLE.items() if name not in LATE or name in there}
         text = sql.clickhouse(name)
-        return self._client.query(text if self.refused else _with_settings(text, whole)).result_rows
+        with _telling_of_silence(text):
+            return self._client.query(text if self.refused else _with_settings(text, whole)).result_rows
 
     def servers(self) -> set[str]:
         """The names of the servers that new connections lead to: several if there is a load balancer."""
-        found = set()
+        text, found = sql.clickhouse("host"), set()
         for _ in range(LOOKS):
             self._client.close_connections()  # its pool would stay with one server
-            found.add(str(self._client.command(sql.clickhouse("host"))))
+            with _telling_of_silence(text):
+                found.add(str(self._client.command(text)))
         return found
 
     @contextmanager
@@ -224,7 +237,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
 
     def kill(self) -> None:
         """Ends whatever this client is still running. May be called from any thread or signal handler."""
-        with self._connect() as client:
+        with _telling_of_silence("the end of a statement"), self._connect() as client:
             client.command(sql.clickhouse("kill"), parameters={"log_comment": self._comment})
 
     @contextmanager
@@ -233,10 +246,9 @@ class Warehouse(AbstractContextManager["Warehouse"]):
 
         Otherwise it would go on there and keep the session; the next statement gets a new session.
         """
-        over = threading.Event()
-        threading.Thread(target=_tell_of_silence, args=(text, over), daemon=True).start()
         try:
-            yield
+            with _telling_of_silence(text):
+                yield
         except Error as error:
             if error.code is None:
                 try:
@@ -246,11 +258,10 @@ class Warehouse(AbstractContextManager["Warehouse"]):
                 except ClickHouseError as another:
                     log.info("Whether the statement goes on is not known: %s", describe(another))
             raise
-        finally:
-            over.set()
 
     def _open(self) -> Client:
-        client = self._connect()
+        with _telling_of_silence("a new connection"):
+            client = self._connect()
         client.query_limit = 0  # a connection may have set a limit that cuts every answer short
         return client
 

@@ -5,12 +5,18 @@ from itertools import chain
 from typing import Any
 
 from pdi2.core.cluster.pressure import disks_of_new
+from pdi2.core.cluster.replicas import NEW_TABLE
 from pdi2.core.copy.pieces import Budget
 from pdi2.core.engines.clickhouse import REMOVING, Warehouse, spilling
 from pdi2.core.engines.exactness import refusals
 from pdi2.core.plan import cluster_checks, mutations
 
 OLDEST_CLICKHOUSE = (22, 12)
+TEXT = re.compile(r"'(?:[^'\\]|\\.)*'")
+INNERMOST = re.compile(r"\([^()]*\)")
+COLUMN_TTL = re.compile(r"`(\w+)` [^`]*? TTL ")
+TTL = re.compile(r" TTL (.+?)(?: SETTINGS |$)", re.DOTALL)
+HARMLESS_TTL = re.compile(r" (?:TO (?:DISK|VOLUME)|RECOMPRESS) ")
 
 TABLES: dict[str, dict[str, Any]] = {  # PostHog up to 1.33 on ClickHouse 21.12 or later created is_deleted as a Bool
     "person_distinct_id": {
@@ -68,7 +74,7 @@ def table_problems(warehouse: Warehouse) -> list[str]:
                 "Point the connection posthog_clickhouse at PostHog's database, or run PostHog's own migrations first."
             )
             continue
-        engine, definition, sorting_key = (value.decode() for value in tables[table])
+        engine, definition, sorting_key, created_by = (value.decode() for value in tables[table])
         if problem := cluster_checks.engine_problem(table, engine, definition, wanted["engine"], wanted["by"]):
             problems.append(problem)
         elif sorting_key != wanted["sorting_key"]:
@@ -76,6 +82,8 @@ def table_problems(warehouse: Warehouse) -> list[str]:
                 f"ClickHouse table {table} is sorted by ({sorting_key}), not ({wanted['sorting_key']}). "
                 "Create it again as PostHog does."
             )
+        if table == NEW_TABLE:
+            problems += ttl_problems(created_by)
         problems += [
             f"A row policy hides rows of {table} from the ClickHouse user: it sees only those where "
             f"{condition.decode()}. What is hidden would not be migrated, so take the policy from the user of "
@@ -87,6 +95,30 @@ def table_problems(warehouse: Warehouse) -> list[str]:
             for column, type_ in wanted["columns"].items()
             if not columns.get((table, column), "").startswith(type_)
         ]
+    return problems
+
+
+def ttl_problems(created_by: str) -> list[str]:
+    """Whether merges would take rows or values from the new table, by the statement that creates it.
+
+    Copied rows carry the times of the old table, so they would go by the first merges after verification.
+    """
+    columns, _, clauses = TEXT.sub("''", created_by).partition(") ENGINE = ")
+    while (plainer := INNERMOST.sub("", clauses)) != clauses:
+        clauses = plainer
+    problems = [
+        f"The TTL of column {column} of ClickHouse table {NEW_TABLE} takes away values of copied rows after they are "
+        f"verified, because they carry the times of the old table. ALTER TABLE {NEW_TABLE} MODIFY COLUMN {column} "
+        "REMOVE TTL ends that."
+        for column in COLUMN_TTL.findall(columns)
+    ]
+    ttl = TTL.search(clauses)
+    if ttl and not all(HARMLESS_TTL.search(one) for one in ttl[1].split(",")):
+        problems.append(
+            f"ClickHouse table {NEW_TABLE} has a TTL that deletes rows: merges would delete copied rows after they are "
+            f"verified, because they carry the times of the old table. ALTER TABLE {NEW_TABLE} REMOVE TTL ends that; "
+            "a TTL that moves or recompresses parts may stay (MODIFY TTL)."
+        )
     return problems
 
 

@@ -4,7 +4,7 @@ import re
 from contextlib import suppress
 from functools import partial
 
-from pdi2.core.cluster.ours import catch_up, problem_of, states
+from pdi2.core.cluster.ours import SYNC, State, catch_up, problem_of, states
 from pdi2.core.cluster.pressure import patiently
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import WaitError
@@ -21,7 +21,8 @@ def problems(warehouse: Warehouse) -> list[str]:
     if states(warehouse):
         with suppress(WaitError):
             patiently(partial(_passing, warehouse), "The check")
-        found += [problem for state in states(warehouse) if (problem := problem_of(state))]
+        now = states(warehouse)
+        found += [problem for state in now if (problem := problem_of(state))] or _unequal_replicas(now)
         found += balancer_problems(warehouse.servers())
     if not found:
         catch_up(warehouse)
@@ -30,6 +31,23 @@ def problems(warehouse: Warehouse) -> list[str]:
 
 def _passing(warehouse: Warehouse) -> str | None:
     return " ".join(problem_of(state) or "" for state in states(warehouse) if not state.is_forgotten).strip() or None
+
+
+def _unequal_replicas(states: list[State]) -> list[str]:
+    """If one table is replicated to other servers than the other one, its namesake there is a table of its own."""
+    names = {state.table: {*state.there, *state.away} for state in states}
+    old, new = (names.get(table, set()) for table in SYNC)
+    if old == new or max(len(old), len(new)) == 1:  # with a single replica, the other table may be a plain one
+        return []
+    told = " and ".join(f"{table} has {', '.join(sorted(names.get(table, ()))) or 'none'}" for table in SYNC)
+    missing, elsewhere = sorted(SYNC, key=lambda table: len(names.get(table, ())))
+    return [
+        f"The replicas of the two ClickHouse tables differ: {told}. On the others, {missing} is another table (another "
+        "path in Keeper, or not replicated) or none: its rows are not copied, and its readers would miss what is. "
+        "Create it there again, at the path that system.replicas.zookeeper_path shows here; nobody reads "
+        "person_distinct_id2 yet, but what person_distinct_id holds there must be saved first. If the others are gone "
+        f"for good: SYSTEM DROP REPLICA '...' FROM TABLE {elsewhere}."
+    ]
 
 
 def balancer_problems(servers: set[str]) -> list[str]:

@@ -1,3 +1,3 @@
-SELECT name, engine, engine_full, sorting_key
+SELECT name, engine, engine_full, sorting_key, create_table_query
 FROM system.tables
 WHERE database = currentDatabase() AND name IN ('person_distinct_id', 'person_distinct_id2')
