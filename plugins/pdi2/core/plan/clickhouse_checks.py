@@ -5,11 +5,11 @@ from itertools import chain
 from typing import Any
 
 from pdi2.core.cluster.pressure import disks_of_new
-from pdi2.core.cluster.replicas import NEW_TABLE
 from pdi2.core.copy.pieces import Budget
 from pdi2.core.engines.clickhouse import REMOVING, Warehouse, spilling
 from pdi2.core.engines.exactness import refusals
 from pdi2.core.plan import cluster_checks, mutations
+from pdi2.core.state.slices import NEW_TABLE
 
 OLDEST_CLICKHOUSE = (22, 12)
 TEXT = re.compile(r"'(?:[^'\\]|\\.)*'")
