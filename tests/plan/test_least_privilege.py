@@ -127,6 +127,41 @@ def test_the_dags_run_with_the_grants_of_the_runbook(
     assert system.value("SELECT count(DISTINCT action) FROM pdi2_migration.finding") == 3
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("airflow_metadata")
+def test_a_policy_that_is_made_after_preflight_hides_no_row_unseen(
+    system: System, role: str, postgres_server: embedded.Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are hidden would be taken for deleted, and the application's rows would go from the new table."""
+    connection = postgres_server.airflow_connection(system.database) | {"login": role}
+    monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(connection))
+    with psycopg.connect(f"{system.uri} user={role}", autocommit=True) as connection:
+        Ledger(connection, "an earlier run", "a test").create()
+    system.postgres.execute(
+        """
+        CREATE FUNCTION secure() RETURNS trigger SECURITY DEFINER LANGUAGE plpgsql AS $$ BEGIN
+            ALTER TABLE posthog_persondistinctid ENABLE ROW LEVEL SECURITY;
+            CREATE POLICY few ON posthog_persondistinctid FOR SELECT USING (team_id = 1);
+            RETURN NEW; END $$;
+        CREATE TRIGGER secure AFTER INSERT ON pdi2_migration.event
+        FOR EACH ROW WHEN (NEW.what = 'planned') EXECUTE FUNCTION public.secure()
+        """
+    )
+    insert_old(system, [event("+A1"), event("+A1", "written since")])
+    insert_truth(system, ALICE, 0)
+    insert_truth(system, ALICE, 1, "written since")
+    insert_new(system, ALICE, 1, "written since")
+
+    assert system.run(FILL).state == "failed"
+
+    error = system.ledger().latest("task_failed")["error"]
+    assert 'row-level security policy for table "posthog_persondistinctid"' in error
+    assert "BYPASSRLS" in error
+    assert system.disagreements() == {}
+    assert system.status() != 2
+    assert system.value("SELECT count(*) FROM pdi2_migration.finding") == 0
+
+
 @WITH_AND_WITHOUT_SETTINGS
 def test_everything_works_with_the_grants_of_the_runbook(system: System, role: str) -> None:
     everything(system, f"{system.uri} user={role}")

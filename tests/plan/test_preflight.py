@@ -9,8 +9,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 from conftest import System
+from pdi2.core.engines import postgres
 from pdi2.core.engines.failures import BusyError, Reaction, reaction
 from pdi2.core.plan import clickhouse_checks
+from pdi2.core.plan.postgres_checks import APPLICATION_COLUMNS, SETTING_COLUMNS
 from pdi2.core.plan.preflight import Preflight, PreflightError, Verdict, check
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import AUDIT_SCHEMA, SCHEMA, Settings, SettingsError
@@ -336,6 +338,7 @@ def restricted_role(system: System, *, lacking: tuple[str, str] | None = None) -
             system.postgres.execute(statement.format(sql.SQL(privilege), sql.Identifier(table), name))
     system.postgres.execute(sql.SQL("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {}").format(name))
     ledger = system.ledger()
+    postgres.execute(ledger.connection, "session_limits")
     ledger.connection.execute(sql.SQL("SET ROLE {}").format(name))
     try:
         yield ledger
@@ -359,6 +362,33 @@ def test_a_missing_privilege_is_told(system: System, lacking: tuple[str, str]) -
         [problem] = problems_of_role(system, ledger)
     table, privilege = lacking
     assert problem == f"The Postgres role may not {privilege} on {table}. GRANT {privilege} ON {table} to it."
+
+
+def secure_rows(system: System, table: str) -> None:
+    """Hides rows of the table from everybody but its owner."""
+    system.postgres.execute(sql.SQL("ALTER TABLE {} ENABLE ROW LEVEL SECURITY").format(sql.Identifier(table)))
+    system.postgres.execute(sql.SQL("CREATE POLICY few ON {} USING (id = 1)").format(sql.Identifier(table)))
+
+
+@pytest.mark.parametrize("table", APPLICATION_COLUMNS | SETTING_COLUMNS)
+def test_a_table_whose_rows_a_policy_of_postgres_may_hide_is_told(system: System, table: str) -> None:
+    """What is hidden would be taken for deleted."""
+    insert_old(system, [event("+A1")])
+    with restricted_role(system) as ledger:
+        secure_rows(system, table)
+        [problem] = problems_of_role(system, ledger)
+        assert f"Row security may hide rows of {table} from the Postgres role." in problem
+        assert "BYPASSRLS" in problem
+        ledger.connection.execute("RESET ROLE")
+        assert look(system).verdict is Verdict.MIGRATE, "the owner sees every row"
+
+
+def test_row_security_is_no_problem_where_nothing_is_left_to_do(system: System) -> None:
+    with restricted_role(system) as ledger:
+        set_row(system, 2)
+        for table in ("posthog_team", "posthog_person", "posthog_persondistinctid"):
+            secure_rows(system, table)
+        assert check(ledger, system.warehouse(), Settings(), []).verdict is Verdict.NOTHING
 
 
 def test_a_role_that_may_not_create_the_ledger_is_told(system: System) -> None:

@@ -135,6 +135,10 @@ NEXT_STEP = {
     Reaction.RETRY: "This passes, and Airflow tries again; where it has given up, trigger the run again.",
     Reaction.FAIL: "Remove the cause and trigger the run again: it does only what is missing.",
 }
+RIGHTS = (
+    "Give the Postgres role what docs/runbook.md lists, and BYPASSRLS where row security hides rows from it; then "
+    "trigger the run again: it does only what is missing."
+)
 LONGER = "Airflow tries again; if it stays so, give the ClickHouse user a greater max_execution_time."
 QUOTA = "It goes on by itself when the quota's interval is over; a greater quota makes it sooner."
 
@@ -145,6 +149,8 @@ def next_step(error: BaseException) -> str:
         return LONGER
     if waits(error):
         return QUOTA if isinstance(error, ClickHouseFailure) and error.code == QUOTA_EXCEEDED else WAITS
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return RIGHTS
     return NEXT_STEP[reaction(error)]
 
 

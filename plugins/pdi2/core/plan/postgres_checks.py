@@ -94,6 +94,16 @@ def application_problems(connection: Connection[Any]) -> list[str]:
     return problems
 
 
+def row_security_problems(connection: Connection[Any]) -> dict[str, str]:
+    """By table, that a policy may hide rows of it."""
+    tables = list(APPLICATION_COLUMNS | SETTING_COLUMNS)
+    return {
+        table: f"Row security may hide rows of {table} from the Postgres role. Give the role BYPASSRLS (ALTER "
+        "ROLE), or point posthog_postgres at the role that owns the table."
+        for (table,) in postgres.execute(connection, "row_security", {"tables": tables})
+    }
+
+
 def privilege_problems(connection: Connection[Any]) -> list[str]:
     tables, privileges = zip(*PRIVILEGES, strict=True)
     lacking = postgres.execute(

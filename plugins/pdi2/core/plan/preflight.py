@@ -19,6 +19,9 @@ from pdi2.core.state.words import counted
 DEPENDENCY = "0002_events_sample_by"
 """The migration that PostHog's runner wants complete before it begins this one (posthog/async_migrations/runner.py)."""
 
+SWITCH_TABLES = {"posthog_asyncmigration", "posthog_instancesetting"}
+"""The tables that tell whether anything is left to do."""
+
 
 class PreflightError(MigrationError):
     """The migration cannot begin; `problems` has one sentence and its next step for each reason."""
@@ -63,11 +66,14 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
         problems += (unwritable := [] if settings.dry_run else postgres_checks.read_only(ledger.connection))
         problems += (application := postgres_checks.application_problems(ledger.connection))
         problems += (privileges := postgres_checks.privilege_problems(ledger.connection))
-    if not ledger or not warehouse or found or application or privileges:
+        problems += (hidden := postgres_checks.row_security_problems(ledger.connection)).values()
+    if not ledger or not warehouse or found or application or privileges or SWITCH_TABLES & hidden.keys():
         raise PreflightError(problems)
     ended = _already_ended(ledger, warehouse, settings)
-    if ended and (ended.verdict is Verdict.NOTHING or not unwritable):
+    if ended and (ended.verdict is Verdict.NOTHING or not (unwritable or hidden)):
         return ended
+    if hidden:
+        raise PreflightError(problems)
     if not tables:
         problems += _team_problems(ledger.connection, warehouse, settings)
         problems += clickhouse_checks.disk_problems(warehouse, _rows_copied(ledger))

@@ -2,7 +2,8 @@
 -- a connection is idle while ClickHouse works. Only what could hold up the application is limited: the wait for a lock,
 -- and a transaction that nobody ends. The driver reads times only in ISO style, and an id may be text in any script. A
 -- limit that the server does not know is left out, because there is none of that kind. A crash of Postgres must lose
--- nothing that we reported as done, so commits are flushed. They wait for a standby only where the role's commits do.
+-- nothing that we reported as done, so commits are flushed. They wait for a standby only where the role's commits do. Where
+-- a policy would hide rows, a statement fails instead: what is hidden would be taken for deleted.
 SELECT set_config(wanted.name, wanted.value, false)
 FROM (
     VALUES ('statement_timeout', '0'),
@@ -13,6 +14,7 @@ FROM (
            ('default_transaction_isolation', 'read committed'),
            ('DateStyle', 'ISO'),
            ('client_encoding', 'UTF8'),
+           ('row_security', 'off'),
            ('synchronous_commit', 'local')
 ) AS wanted (name, value)
 JOIN pg_settings ON pg_settings.name = wanted.name
