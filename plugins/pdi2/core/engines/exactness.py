@@ -1,7 +1,7 @@
 """Settings that make an answer complete and exact whatever the ClickHouse user's profile says, and how it forbids them.
 
-A profile's limits on rows are lifted, because each statement has its own memory limit. A profile's time limit is kept:
-a statement that runs into it is cut smaller.
+A profile's limits on rows and columns are lifted, because each statement has its own memory limit. A profile's time
+limit is kept: a statement that runs into it is cut smaller.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,6 +28,9 @@ LIMITS = (  # 0 means no limit
     "max_bytes_in_distinct",
     "max_rows_to_transfer",
     "max_bytes_to_transfer",
+    "max_columns_to_read",
+    "max_temporary_columns",
+    "max_temporary_non_const_columns",
 )
 OVERFLOW_MODES = (
     "read_overflow_mode",
@@ -49,9 +52,15 @@ WHOLE: dict[str, Any] = {
     "additional_result_filter": "",
     "use_query_cache": 0,
     "final": 0,
+    "output_format_native_encode_types_in_binary_format": 0,
 }
 """With these settings an answer is complete or an error. So the query that reads the server's settings has them too."""
-LATE = ("use_query_cache", "final", "timeout_overflow_mode_leaf")
+LATE = (
+    "use_query_cache",
+    "final",
+    "timeout_overflow_mode_leaf",
+    "output_format_native_encode_types_in_binary_format",
+)
 """The settings in WHOLE that ClickHouse 22.12 does not have."""
 USUAL: dict[str, Any] = {
     "aggregate_functions_null_for_empty": 0,
@@ -74,10 +83,24 @@ USUAL: dict[str, Any] = {
     "min_execution_speed": 0,
     "min_execution_speed_bytes": 0,
     "max_estimated_execution_time": 0,
+    "max_subquery_depth": 100,
+    "max_ast_depth": 1000,
+    "max_ast_elements": 50_000,
+    "max_expanded_ast_elements": 500_000,
+    "max_table_size_to_drop": 50_000_000_000,
+    "join_algorithm": "default",
+    "describe_include_subcolumns": 0,
+    "describe_compact_output": 0,
 }
 """ClickHouse's own defaults that the statements rely on, to mean what they should or to run at all."""
-OF_TABLES = ("data_type_default_nullable",)
-"""The settings that matter when a table is created."""
+OF_TABLES = (
+    "data_type_default_nullable",
+    "max_table_size_to_drop",
+    "max_ast_depth",
+    "max_ast_elements",
+    "max_expanded_ast_elements",
+)
+"""The settings that matter when a table is created or dropped."""
 
 
 @dataclass(frozen=True)
