@@ -51,6 +51,8 @@ from demo.writer import Writer  # noqa: E402
 
 ENGINE = os.environ.get("PDI2_ENGINE")
 """The ClickHouse that the tests run on, if not the installed chDB's: a version of tests/clickhouse_versions."""
+SERVERS = {"app", "live", "replicated"}
+"""The fixtures that start servers, which takes seconds."""
 LOCAL = ENGINE in ("22.12", "23.6", "23.10")
 """Whether that is a clickhouse-local from before chDB 2: tests/old_clickhouse.py says what it lacks."""
 LATER = os.environ.get("PDI2_DDL") == "later"
@@ -148,7 +150,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`make test-fast`: runs every test, but only the first case of a test with many."""
+    """`make test-fast`: only the first case of a test with many, and none that needs servers of its own."""
+    for item in items:
+        if SERVERS & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
     if config.getoption("--first-cases"):
         first = {item.nodeid.partition("[")[0]: item for item in reversed(items)}
         left_out = [item for item in items if first[item.nodeid.partition("[")[0]] is not item]
