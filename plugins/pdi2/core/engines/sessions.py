@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection
+from psycopg.rows import tuple_row
 
 from pdi2.core.engines import postgres
 from pdi2.core.engines.failures import MigrationError
@@ -35,6 +36,7 @@ def begin(connect: Callable[[], Connection[Any]]) -> Connection[Any]:
     try:
         connection.autocommit = True
         connection.prepare_threshold = None
+        connection.row_factory = tuple_row  # Airflow's connection may have another (its extra `cursor`)
         _refuse_a_shared_session(connection, connect)
         postgres.execute(connection, "session_limits")
     except BaseException:
