@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from conftest import ROLLBACK, System
 from pdi2.core.engines import sessions
+from pdi2.core.engines.failures import Reaction, reaction
 from stories import dump
 from structlog.processors import format_exc_info
 from structlog.testing import capture_logs
@@ -150,13 +151,29 @@ def test_a_pool_in_session_mode_migrates(
         assert locks(system) == 0
 
 
+@pytest.mark.parametrize("query", ["", "RESET ALL"])
+def test_a_pool_that_passes_on_locks_is_refused_with_nothing_set(
+    system: System, postgres_server: embedded.Postgres, query: str
+) -> None:
+    with pooler.running(postgres_server, "session", server_reset_query=query) as port:
+        connect = lambda: psycopg.connect(host="127.0.0.1", port=port, user="postgres", dbname=system.database)  # noqa: E731
+        for _ in range(2):
+            with pytest.raises(sessions.PoolerError, match="server_reset_query to DISCARD ALL") as refused:
+                sessions.begin(connect)
+            assert reaction(refused.value) is Reaction.FAIL
+        with connect() as one, connect() as another:
+            for application in (one, another):
+                assert application.execute("SHOW lock_timeout").fetchone() == ("0",)
+
+
 def test_a_pool_that_has_no_second_session_says_so_within_seconds(
     system: System, postgres_server: embedded.Postgres
 ) -> None:
     with pooler.running(postgres_server, "session", default_pool_size=1) as port:
         connect = lambda: psycopg.connect(host="127.0.0.1", port=port, user="postgres", dbname=system.database)  # noqa: E731
-        with pytest.raises(sessions.PoolerError, match="gave no second session within 5 s.*at Postgres itself"):
+        with pytest.raises(sessions.PoolerError, match="gave no second session within 5 s.*at Postgres itself") as full:
             sessions.begin(connect)
+    assert reaction(full.value) is Reaction.RETRY, "where it is only busy, it has one soon"
     assert locks(system) == 0
 
 

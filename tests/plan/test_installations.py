@@ -126,6 +126,14 @@ def test_a_session_has_the_limits_of_this_project(system: System) -> None:
         assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
 
 
+def test_a_connection_whose_cursor_gives_dictionaries_migrates(
+    system: System, seeded: Seeded, postgres_server: embedded.Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow's hook knows the extra `cursor`."""
+    connect_as(monkeypatch, postgres_server, system.database, extra={"cursor": "dictcursor"})
+    assert migrates(system)
+
+
 @pytest.mark.parametrize(("chosen", "ours"), [("off", "local"), ("local", "local"), ("remote_apply", "remote_apply")])
 def test_what_is_committed_survives_a_crash_of_postgres(system: System, chosen: str, ours: str) -> None:
     """And a session waits for no standby that others of the role do not wait for."""

@@ -391,6 +391,27 @@ def test_row_security_is_no_problem_where_nothing_is_left_to_do(system: System) 
         assert check(ledger, system.warehouse(), Settings(), []).verdict is Verdict.NOTHING
 
 
+@pytest.mark.parametrize("hidden", ["another search path", "no USAGE"])
+def test_tables_in_a_schema_that_the_role_does_not_look_into_are_one_line(system: System, hidden: str) -> None:
+    system.postgres.execute("CREATE SCHEMA app")
+    with restricted_role(system) as ledger:
+        if hidden == "no USAGE":
+            system.postgres.execute("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+        else:
+            ledger.connection.execute("SET search_path = app")
+        [problem] = problems_of_role(system, ledger)
+    assert "does not find posthog_asyncmigration, posthog_asyncmigrationerror, posthog_person, " in problem
+    assert "in the schema public" in problem
+    if hidden == "no USAGE":
+        assert 'search_path is "$user", public' in problem
+        assert "GRANT USAGE ON SCHEMA public TO migrator_" in problem
+        assert "ALTER ROLE" not in problem
+    else:
+        assert "search_path is app" in problem
+        assert "SET search_path = public" in problem
+        assert "GRANT USAGE" not in problem
+
+
 def test_a_role_that_may_not_create_the_ledger_is_told(system: System) -> None:
     with restricted_role(system) as ledger:
         ledger.connection.execute("RESET ROLE")

@@ -3,17 +3,20 @@
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import psycopg
 from psycopg import Connection
+from psycopg.rows import tuple_row
 
 from pdi2.core.engines import postgres
-from pdi2.core.engines.failures import MigrationError
+from pdi2.core.engines.failures import BusyError, MigrationError
 
 SECOND_SESSION_SECONDS = 5
+CLEAN_WITHIN_SECONDS = 5
 LOOKS = 3
 REMEDY = (
     "Point the Airflow connection posthog_postgres at Postgres itself (its own port, usually 5432), or at a pool in "
@@ -23,6 +26,10 @@ REMEDY = (
 
 class PoolerError(MigrationError):
     """A connection pooler stands in front of Postgres and gives a connection no session of its own."""
+
+
+class FullPoolError(PoolerError, BusyError):
+    """The pool has no session left. This may pass."""
 
 
 def begin(connect: Callable[[], Connection[Any]]) -> Connection[Any]:
@@ -35,6 +42,7 @@ def begin(connect: Callable[[], Connection[Any]]) -> Connection[Any]:
     try:
         connection.autocommit = True
         connection.prepare_threshold = None
+        connection.row_factory = tuple_row  # Airflow's connection may have another (its extra `cursor`)
         _refuse_a_shared_session(connection, connect)
         postgres.execute(connection, "session_limits")
     except BaseException:
@@ -48,7 +56,8 @@ def _refuse_a_shared_session(connection: Connection[Any], connect: Callable[[], 
 
     A pooler reports a made-up process id, while Postgres reports the real one. In session mode each of two connections
     keeps its session. In transaction mode a connection gets the session that was used last, or all sessions take turns.
-    Looking once at the second connection and twice at the first shows both cases.
+    Looking once at the second connection and twice at the first shows both cases. Only then is anything locked: a pool
+    must free what a connection leaves behind.
     """
     if _session(connection) == connection.info.backend_pid:
         return
@@ -60,19 +69,36 @@ def _refuse_a_shared_session(connection: Connection[Any], connect: Callable[[], 
         try:
             looks = [(_session(connection), _session(second), _session(connection)) for _ in range(LOOKS)]
         except psycopg.Error as error:
-            raise PoolerError(
+            raise FullPoolError(
                 f"Postgres is reached through a connection pooler that gave no second session within "
-                f"{SECOND_SESSION_SECONDS} s, and several tasks are at work at once. {REMEDY}"
+                f"{SECOND_SESSION_SECONDS} s, and several tasks are at work at once. Where it is only busy, "
+                f"this passes. {REMEDY}"
             ) from error
         finally:
             patience.cancel()
-    first = {session for before, _, after in looks for session in (before, after)}
-    others = {session for _, session, _ in looks}
-    if len(first) > 1 or len(others) > 1 or first == others:
-        raise PoolerError(
-            "Postgres is reached through a connection pooler (such as PgBouncer) in transaction mode, which gives "
-            f"each statement another session: the lock that keeps two runs apart would be lost. {REMEDY}"
-        )
+        first = {session for before, _, after in looks for session in (before, after)}
+        others = {session for _, session, _ in looks}
+        if len(first) > 1 or len(others) > 1 or first == others:
+            raise PoolerError(
+                "Postgres is reached through a connection pooler (such as PgBouncer) in transaction mode, which gives "
+                f"each statement another session: the lock that keeps two runs apart would be lost. {REMEDY}"
+            )
+        postgres.execute(second, "session_lock")
+    _refuse_what_is_left(connection, others.pop())
+
+
+def _refuse_what_is_left(connection: Connection[Any], session: int) -> None:
+    """Raises PoolerError if the lock of a closed connection stays in its session."""
+    deadline = time.monotonic() + CLEAN_WITHIN_SECONDS
+    while postgres.value(connection, "session_locked", {"session": session}):
+        if time.monotonic() > deadline:
+            raise PoolerError(
+                "Postgres is reached through a connection pooler (such as PgBouncer) that passes a session on with the "
+                "locks of whoever had it: the lock of a task that has ended would keep others waiting. Set its "
+                "server_reset_query to DISCARD ALL, which is the default, or point the Airflow connection "
+                "posthog_postgres at Postgres itself (its own port, usually 5432)."
+            )
+        time.sleep(0.05)
 
 
 def _hang_up(connection: Connection[Any]) -> None:

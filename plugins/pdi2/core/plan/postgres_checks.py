@@ -1,5 +1,6 @@
 """Checks what must hold in Postgres before a migration may begin, and the privileges that it needs."""
 
+from collections.abc import Set
 from typing import Any
 
 from psycopg import Connection
@@ -80,8 +81,10 @@ def application_problems(connection: Connection[Any]) -> list[str]:
     if Switches(connection).has_settings:
         wanted |= SETTING_COLUMNS
     found = dict(postgres.execute(connection, "columns", {"tables": list(wanted)}).fetchall())
-    problems = []
+    elsewhere, problems = _elsewhere(connection, wanted.keys() - found.keys())
     for table, columns in wanted.items():
+        if table in elsewhere:
+            continue
         if table not in found:
             problems.append(
                 f"Postgres has no table {table}. "
@@ -92,6 +95,23 @@ def application_problems(connection: Connection[Any]) -> list[str]:
                 f"Postgres table {table} has no column {', '.join(missing)}. Upgrade PostHog to 1.33 or later first."
             )
     return problems
+
+
+def _elsewhere(connection: Connection[Any], tables: Set[str]) -> tuple[list[str], list[str]]:
+    """Tables that are in a schema where the role does not look, and the line that says so."""
+    row = postgres.execute(connection, "elsewhere", {"tables": list(tables)}).fetchone()
+    if not row:
+        return [], []
+    schema, may_use, names, path, role = row
+    why, remedy = (
+        ("is not in the role's search_path", f"ALTER ROLE {role} SET search_path = {schema}")
+        if may_use
+        else ("the role may not use", f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    )
+    return names, [
+        f"The Postgres role does not find {', '.join(names)} in the schema {schema}, which {why} "
+        f"(search_path is {path}). {remedy}."
+    ]
 
 
 def row_security_problems(connection: Connection[Any]) -> dict[str, str]:
