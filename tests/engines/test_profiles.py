@@ -19,7 +19,7 @@ import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, Error
-from conftest import ENGINE, FILL, System
+from conftest import ENGINE, FILL, ROOT, System
 from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import Warehouse
@@ -276,11 +276,11 @@ def test_a_wait_for_a_replica_is_no_time_limit() -> None:
 
 USERS = """<clickhouse><profiles><default>{profile}</default></profiles>
 <users><default><password/><profile>default</profile><quota>default</quota><networks><ip>::/0</ip></networks>
-{databases}</default></users><quotas><default>{quota}</default></quotas></clickhouse>"""
+{user}</default></users><quotas><default>{quota}</default></quotas></clickhouse>"""
 
 
-def write_config(path: Path, *, profile: str = "", quota: str = "", databases: str = "", config: str = "") -> None:
-    (path / "users.xml").write_text(USERS.format(profile=profile, quota=quota, databases=databases))
+def write_config(path: Path, *, profile: str = "", quota: str = "", user: str = "", config: str = "") -> None:
+    (path / "users.xml").write_text(USERS.format(profile=profile, quota=quota, user=user))
     config = f"<clickhouse><users_config>{path}/users.xml</users_config>{config}</clickhouse>"
     (path / "config.xml").write_text(config)
 
@@ -352,9 +352,39 @@ def test_a_row_policy_that_hides_rows_is_told(tmp_path: Path) -> None:
     """The policy is in users.xml. CREATE ROW POLICY has the same effect on a statement (ClickHouse's documentation)."""
     policy = "<person_distinct_id><filter>team_id = 7</filter></person_distinct_id>"
 
-    [problem] = configured(tmp_path, policy_problems, databases=f"<databases><default>{policy}</default></databases>")
+    [problem] = configured(tmp_path, policy_problems, user=f"<databases><default>{policy}</default></databases>")
 
     assert "hides rows of person_distinct_id from the ClickHouse user: it sees only those where team_id = 7" in problem
+
+
+def create_fresh(path: Path) -> None:
+    with connect(path) as client:
+        schema.create_clickhouse(client)
+        client.command("CREATE TABLE person_distinct_id_backup AS person_distinct_id")
+        client.command(f"ALTER TABLE person_distinct_id_backup COMMENT COLUMN distinct_id 'skip_0003_{FILL}'")
+
+
+@pytest.mark.slow
+@real_engine
+@pytest.mark.usefixtures("airflow_metadata")
+def test_a_fresh_installation_is_seen_with_the_grants_of_the_runbook(system: System, tmp_path: Path) -> None:
+    """The skip comment is on a table of which the user may read nothing."""
+    runbook = (ROOT / "docs" / "runbook.md").read_text().replace("posthog.", "default.")
+    grants = re.findall(r"GRANT [^;]+ ON (?:default|system)\.[^;]+(?= TO migration;)", runbook)
+    configured(tmp_path, create_fresh)
+    write_config(tmp_path, user=f"<grants>{''.join(f'<query>{grant}</query>' for grant in grants)}</grants>")
+
+    run = subprocess.run(
+        ["airflow", "dags", "test", FILL, "--conf", '{"dry_run": true}'],
+        env=os.environ | connected_to(tmp_path) | {"AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO"},
+        capture_output=True,
+        text=True,
+    )
+
+    said = " ".join((run.stdout + run.stderr).split())
+    assert "person_distinct_id_backup.distinct_id carries the skip comment" in said
+    assert run.returncode == 0
+    assert system.value("SELECT to_regnamespace('pdi2_migration')") is None
 
 
 CLOSED = {
