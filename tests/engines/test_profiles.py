@@ -323,6 +323,19 @@ CONSTRAINTS = {
         "<constraints><max_memory_usage><max>100000000</max></max_memory_usage></constraints>",
         ["run's max_memory_usage: max_memory_usage is at most 100000000 and has to be 200000000. Trigger the run"],
     ),
+    "less memory": (
+        "<constraints><max_memory_usage><min>200000000</min></max_memory_usage></constraints>",
+        ["forbids what the statements must set: max_memory_usage is at least 200000000 and has to be 16000000"],
+    ),
+    "small blocks": (
+        "<constraints><max_block_size><min>100000</min></max_block_size>"
+        "<receive_timeout><min>60</min></receive_timeout></constraints>",
+        ["receive_timeout is at least 60 and has to be 10; max_block_size is at least 100000 and has to be 65536"],
+    ),
+    "comment": (
+        "<constraints><log_comment><const/></log_comment></constraints>",
+        ["forbids what the statements must set: log_comment is fixed at nothing and has to be pdi2"],
+    ),
     "readonly": ("<readonly>1</readonly>", [r"readonly = 1\)\. Give the user of posthog_clickhouse"]),
     "readonly but for settings": ("<readonly>2</readonly>", [r"readonly = 2\)\. Give"]),
     "no tables": ("<allow_ddl>0</allow_ddl>", ["allow_ddl = 0.*Give the user"]),

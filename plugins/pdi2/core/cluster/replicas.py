@@ -24,6 +24,7 @@ NEW_TABLE = "person_distinct_id2"
 SYNC = {"person_distinct_id": "sync_old", NEW_TABLE: "sync_new"}
 SYNC_SECONDS = 10
 """How long one statement waits. Then the log says what for, and the next statement goes on waiting."""
+SYNCING = {"receive_timeout": SYNC_SECONDS}
 UNREADABLE = {60, 497}
 """No such table, or no grant: the errors that reading system.zookeeper may end with."""
 TIMED_OUT, UNFINISHED = 159, 341
@@ -107,14 +108,13 @@ def catch_up(warehouse: Warehouse) -> None:
 
 def _sync(warehouse: Warehouse, table: str) -> str | None:
     """Waits for at most SYNC_SECONDS; returns why the wait must go on, or None if it is over."""
-    settings = {"receive_timeout": SYNC_SECONDS}
     try:
         try:
-            warehouse.execute(SYNC[table], settings=settings)
+            warehouse.execute(SYNC[table], settings=SYNCING)
         except DatabaseError as error:
             if error.code != SYNTAX:
                 raise
-            warehouse.execute(f"{SYNC[table]}_and_merge", settings=settings)
+            warehouse.execute(f"{SYNC[table]}_and_merge", settings=SYNCING)
     except DatabaseError as error:
         if error.code != TIMED_OUT and not waits(error):
             raise

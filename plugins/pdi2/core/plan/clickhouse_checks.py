@@ -5,12 +5,19 @@ from itertools import chain
 from typing import Any
 
 from pdi2.core.cluster.pressure import disks_of_new
-from pdi2.core.copy.pieces import Budget
+from pdi2.core.cluster.replicas import SYNCING
+from pdi2.core.copy.copying import LEAST_MEMORY
+from pdi2.core.copy.pieces import DECIDING, Budget
 from pdi2.core.engines.clickhouse import REMOVING, Warehouse, spilling
 from pdi2.core.engines.exactness import refusals
 from pdi2.core.plan import cluster_checks, mutations
 
 OLDEST_CLICKHOUSE = (22, 12)
+LEAST_LIMIT = LEAST_MEMORY // 2
+"""In bytes. The copy sets itself a lower memory limit than the run's where the server is short of memory, or where a
+helper table takes a part of it."""
+MARKS = {"log_comment": "pdi2", "insert_deduplication_token": "pdi2"}
+"""Every statement and every insert is marked with a text of its own."""
 
 TABLES: dict[str, dict[str, Any]] = {  # PostHog up to 1.33 on ClickHouse 21.12 or later created is_deleted as a Bool
     "person_distinct_id": {
@@ -122,11 +129,14 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
             "The ClickHouse user may make no tables (its profile has allow_ddl = 0), and the copy needs helpers. Give "
             "the user of posthog_clickhouse a profile with allow_ddl = 1."
         )
-    budget = Budget(memory)
-    sets = [budget.insert_settings(staged=staged) for staged in (True, False)] + [spilling(memory), REMOVING]
-    wanted = chain.from_iterable(warehouse.sent({"max_memory_usage": memory, **more}).items() for more in sets)
-    refused = refusals(warehouse.known, wanted)
-    if told := refused.pop("max_memory_usage", None):
+    sets: list[dict[str, Any]] = [{**REMOVING, **SYNCING}, DECIDING]
+    for limit in (memory, LEAST_LIMIT):
+        budget = Budget(limit)
+        sets += [{"max_memory_usage": limit, **budget.insert_settings(staged=staged)} for staged in (True, False)]
+        sets.append({"max_memory_usage": limit, **spilling(limit)})
+    wanted = chain.from_iterable(warehouse.sent(more).items() for more in sets)
+    refused = refusals(warehouse.known, chain(MARKS.items(), wanted))
+    if not warehouse.known["max_memory_usage"].refusal(LEAST_LIMIT) and (told := refused.pop("max_memory_usage", None)):
         problems.append(
             f"The profile of the ClickHouse user does not allow the run's max_memory_usage: {told}. Trigger the run "
             "with a max_memory_usage that it allows."
