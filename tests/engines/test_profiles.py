@@ -407,17 +407,25 @@ CLOSED = {
     ),
     "cache, and readonly": ("<use_query_cache>1</use_query_cache><readonly>1</readonly>", "use_query_cache = 1"),
     "result": ("<max_result_rows>10</max_result_rows>", "max_result_rows or max_result_bytes below 10,000 rows"),
+    "columns": ("<max_columns_to_read>2</max_columns_to_read>", "max_columns_to_read below 3"),
+    "temporary columns": ("<max_temporary_columns>2</max_temporary_columns>", "max_temporary_columns below 20"),
+    "offset": ("<offset>1</offset>", "offset or additional_result_filter"),
+    "result filter": ("<additional_result_filter>0</additional_result_filter>", "offset or additional_result_filter"),
+    "types": (
+        "<output_format_native_encode_types_in_binary_format>1</output_format_native_encode_types_in_binary_format>",
+        "output_format_native_encode_types_in_binary_format = 1",
+    ),
 }
 
 
-def told_of_a_closed_server(path: Path) -> str | None:
+def told_of_a_closed_server(path: Path) -> str:
     from pdi2.edge import connections
 
     os.environ |= connected_to(path)
-    with pytest.raises(DatabaseError) as closed:
+    with pytest.raises(Error) as closed:
         connections.open_warehouse("preflight", MEMORY)
-    assert uncut(closed.value) is not Reaction.RETRY
-    return connections._closed(closed.value)
+    assert closed.value.code is None or uncut(closed.value) is not Reaction.RETRY
+    return connections._closed(closed.value) or ""
 
 
 def connected_to(path: Path) -> dict[str, str]:
@@ -433,6 +441,7 @@ def test_a_profile_with_which_nobody_can_connect_is_told(tmp_path: Path, profile
     problem = configured(tmp_path, told_of_a_closed_server, profile=profile)
 
     assert problem.startswith(f"With {told}")
+    assert "does not answer" not in problem
     assert "in its profile, the ClickHouse user cannot even read the server's settings" in problem
     assert "Give the user of posthog_clickhouse a profile without it." in problem
 
