@@ -520,4 +520,19 @@ def test_only_the_disks_of_the_new_tables_policy_count(tmp_path: Path) -> None:
         "what is copied already needs no more room"
     )
     assert reason
-    assert "only 0% of the disks of person_distinct_id2 is free (storage policy small)" in reason
+    assert "only 0.0 GB of the disks of person_distinct_id2 are free (storage policy small)" in reason
+
+
+@pytest.mark.parametrize(("enough", "full"), [(0.5, False), (2, True)])
+def test_a_disk_on_which_the_copy_would_wait_is_told_before(
+    story: System, monkeypatch: pytest.MonkeyPatch, enough: float, full: bool
+) -> None:
+    """The disk is too full by its share, and has room for the copy. How much of it is enough in GB decides."""
+    warehouse = story.warehouse()
+    monkeypatch.setattr(pressure, "LEAST_FREE_DISK", 1.0)
+    monkeypatch.setattr(pressure, "ENOUGH_FREE_DISK", enough * pressure.disks_of_new(warehouse)[1])
+
+    problems = clickhouse_checks.disk_problems(warehouse, 0)
+
+    assert ["GB of them are kept free" in problem for problem in problems] == [True] * full
+    assert ("of the disks" in (pressure.look(warehouse)[0] or "")) is full

@@ -4,7 +4,7 @@ import re
 from itertools import chain
 from typing import Any
 
-from pdi2.core.cluster.pressure import disks_of_new
+from pdi2.core.cluster.pressure import disks_of_new, kept_free
 from pdi2.core.cluster.replicas import SYNCING
 from pdi2.core.copy.copying import LEAST_MEMORY
 from pdi2.core.copy.pieces import DECIDING, Budget
@@ -107,12 +107,14 @@ def disk_problems(warehouse: Warehouse, rows_copied: int) -> list[str]:
     """Whether what is still to be copied has room, if it takes as much as in the old table."""
     rows, size = warehouse.rows("size")[0]
     needed = size * max(0, rows - rows_copied) / max(1, rows)
-    policy, free, _ = disks_of_new(warehouse)
-    if free >= needed:
+    policy, free, total = disks_of_new(warehouse)
+    kept = kept_free(total)
+    if not needed or free > needed + kept:
         return []
     return [
         f"The disks of person_distinct_id2 (storage policy {policy}) have {free / 1e9:.1f} GB free, and the copy may "
-        f"need {needed / 1e9:.1f} GB (the size of what is not copied yet in the old table). Free or add disk first."
+        f"need {needed / 1e9:.1f} GB (the size of what is not copied yet in the old table), while {kept / 1e9:.1f} GB "
+        "of them are kept free. Free or add disk first."
     ]
 
 
