@@ -19,7 +19,7 @@ import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, Error
-from conftest import ENGINE, FILL, System
+from conftest import ENGINE, FILL, ROOT, System
 from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import Warehouse
@@ -276,11 +276,11 @@ def test_a_wait_for_a_replica_is_no_time_limit() -> None:
 
 USERS = """<clickhouse><profiles><default>{profile}</default></profiles>
 <users><default><password/><profile>default</profile><quota>default</quota><networks><ip>::/0</ip></networks>
-{databases}</default></users><quotas><default>{quota}</default></quotas></clickhouse>"""
+{user}</default></users><quotas><default>{quota}</default></quotas></clickhouse>"""
 
 
-def write_config(path: Path, *, profile: str = "", quota: str = "", databases: str = "", config: str = "") -> None:
-    (path / "users.xml").write_text(USERS.format(profile=profile, quota=quota, databases=databases))
+def write_config(path: Path, *, profile: str = "", quota: str = "", user: str = "", config: str = "") -> None:
+    (path / "users.xml").write_text(USERS.format(profile=profile, quota=quota, user=user))
     config = f"<clickhouse><users_config>{path}/users.xml</users_config>{config}</clickhouse>"
     (path / "config.xml").write_text(config)
 
@@ -323,6 +323,19 @@ CONSTRAINTS = {
         "<constraints><max_memory_usage><max>100000000</max></max_memory_usage></constraints>",
         ["run's max_memory_usage: max_memory_usage is at most 100000000 and has to be 200000000. Trigger the run"],
     ),
+    "less memory": (
+        "<constraints><max_memory_usage><min>200000000</min></max_memory_usage></constraints>",
+        ["forbids what the statements must set: max_memory_usage is at least 200000000 and has to be 16000000"],
+    ),
+    "small blocks": (
+        "<constraints><max_block_size><min>100000</min></max_block_size>"
+        "<receive_timeout><min>60</min></receive_timeout></constraints>",
+        ["receive_timeout is at least 60 and has to be 10; max_block_size is at least 100000 and has to be 65536"],
+    ),
+    "comment": (
+        "<constraints><log_comment><const/></log_comment></constraints>",
+        ["forbids what the statements must set: log_comment is fixed at nothing and has to be pdi2"],
+    ),
     "readonly": ("<readonly>1</readonly>", [r"readonly = 1\)\. Give the user of posthog_clickhouse"]),
     "readonly but for settings": ("<readonly>2</readonly>", [r"readonly = 2\)\. Give"]),
     "no tables": ("<allow_ddl>0</allow_ddl>", ["allow_ddl = 0.*Give the user"]),
@@ -352,9 +365,39 @@ def test_a_row_policy_that_hides_rows_is_told(tmp_path: Path) -> None:
     """The policy is in users.xml. CREATE ROW POLICY has the same effect on a statement (ClickHouse's documentation)."""
     policy = "<person_distinct_id><filter>team_id = 7</filter></person_distinct_id>"
 
-    [problem] = configured(tmp_path, policy_problems, databases=f"<databases><default>{policy}</default></databases>")
+    [problem] = configured(tmp_path, policy_problems, user=f"<databases><default>{policy}</default></databases>")
 
     assert "hides rows of person_distinct_id from the ClickHouse user: it sees only those where team_id = 7" in problem
+
+
+def create_fresh(path: Path) -> None:
+    with connect(path) as client:
+        schema.create_clickhouse(client)
+        client.command("CREATE TABLE person_distinct_id_backup AS person_distinct_id")
+        client.command(f"ALTER TABLE person_distinct_id_backup COMMENT COLUMN distinct_id 'skip_0003_{FILL}'")
+
+
+@pytest.mark.slow
+@real_engine
+@pytest.mark.usefixtures("airflow_metadata")
+def test_a_fresh_installation_is_seen_with_the_grants_of_the_runbook(system: System, tmp_path: Path) -> None:
+    """The skip comment is on a table of which the user may read nothing."""
+    runbook = (ROOT / "docs" / "runbook.md").read_text().replace("posthog.", "default.")
+    grants = re.findall(r"GRANT [^;]+ ON (?:default|system)\.[^;]+(?= TO migration;)", runbook)
+    configured(tmp_path, create_fresh)
+    write_config(tmp_path, user=f"<grants>{''.join(f'<query>{grant}</query>' for grant in grants)}</grants>")
+
+    run = subprocess.run(
+        ["airflow", "dags", "test", FILL, "--conf", '{"dry_run": true}'],
+        env=os.environ | connected_to(tmp_path) | {"AIRFLOW__LOGGING__LOGGING_LEVEL": "INFO"},
+        capture_output=True,
+        text=True,
+    )
+
+    said = " ".join((run.stdout + run.stderr).split())
+    assert "person_distinct_id_backup.distinct_id carries the skip comment" in said
+    assert run.returncode == 0
+    assert system.value("SELECT to_regnamespace('pdi2_migration')") is None
 
 
 CLOSED = {
@@ -364,17 +407,25 @@ CLOSED = {
     ),
     "cache, and readonly": ("<use_query_cache>1</use_query_cache><readonly>1</readonly>", "use_query_cache = 1"),
     "result": ("<max_result_rows>10</max_result_rows>", "max_result_rows or max_result_bytes below 10,000 rows"),
+    "columns": ("<max_columns_to_read>2</max_columns_to_read>", "max_columns_to_read below 3"),
+    "temporary columns": ("<max_temporary_columns>2</max_temporary_columns>", "max_temporary_columns below 20"),
+    "offset": ("<offset>1</offset>", "offset or additional_result_filter"),
+    "result filter": ("<additional_result_filter>0</additional_result_filter>", "offset or additional_result_filter"),
+    "types": (
+        "<output_format_native_encode_types_in_binary_format>1</output_format_native_encode_types_in_binary_format>",
+        "output_format_native_encode_types_in_binary_format = 1",
+    ),
 }
 
 
-def told_of_a_closed_server(path: Path) -> str | None:
+def told_of_a_closed_server(path: Path) -> str:
     from pdi2.edge import connections
 
     os.environ |= connected_to(path)
-    with pytest.raises(DatabaseError) as closed:
+    with pytest.raises(Error) as closed:
         connections.open_warehouse("preflight", MEMORY)
-    assert uncut(closed.value) is not Reaction.RETRY
-    return connections._closed(closed.value)
+    assert closed.value.code is None or uncut(closed.value) is not Reaction.RETRY
+    return connections._closed(closed.value) or ""
 
 
 def connected_to(path: Path) -> dict[str, str]:
@@ -390,6 +441,7 @@ def test_a_profile_with_which_nobody_can_connect_is_told(tmp_path: Path, profile
     problem = configured(tmp_path, told_of_a_closed_server, profile=profile)
 
     assert problem.startswith(f"With {told}")
+    assert "does not answer" not in problem
     assert "in its profile, the ClickHouse user cannot even read the server's settings" in problem
     assert "Give the user of posthog_clickhouse a profile without it." in problem
 
@@ -468,4 +520,19 @@ def test_only_the_disks_of_the_new_tables_policy_count(tmp_path: Path) -> None:
         "what is copied already needs no more room"
     )
     assert reason
-    assert "only 0% of the disks of person_distinct_id2 is free (storage policy small)" in reason
+    assert "only 0.0 GB of the disks of person_distinct_id2 are free (storage policy small)" in reason
+
+
+@pytest.mark.parametrize(("enough", "full"), [(0.5, False), (2, True)])
+def test_a_disk_on_which_the_copy_would_wait_is_told_before(
+    story: System, monkeypatch: pytest.MonkeyPatch, enough: float, full: bool
+) -> None:
+    """The disk is too full by its share, and has room for the copy. How much of it is enough in GB decides."""
+    warehouse = story.warehouse()
+    monkeypatch.setattr(pressure, "LEAST_FREE_DISK", 1.0)
+    monkeypatch.setattr(pressure, "ENOUGH_FREE_DISK", enough * pressure.disks_of_new(warehouse)[1])
+
+    problems = clickhouse_checks.disk_problems(warehouse, 0)
+
+    assert ["GB of them are kept free" in problem for problem in problems] == [True] * full
+    assert ("of the disks" in (pressure.look(warehouse)[0] or "")) is full

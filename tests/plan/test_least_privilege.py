@@ -210,6 +210,8 @@ def privileges_of(statement: str) -> set[Grant]:
         needed |= {(privilege, table) for table in re.findall(rf"{words} (\w+)", text)}
     for table in re.findall(r"ALTER TABLE (\w+) ATTACH PARTITION", text):
         needed |= {("INSERT", table), ("ALTER DELETE", table)}
+    if "FROM system.columns" in text and "table IN" not in text:
+        needed.add(("SHOW COLUMNS", "*"))
     if text.startswith("KILL QUERY"):
         needed |= {("SELECT", "system.processes")}
     return {(privilege, table if "." in table else f"posthog.{table}") for privilege, table in needed}

@@ -28,6 +28,11 @@ CLICKHOUSE = "posthog_clickhouse"
 POSTGRES = "posthog_postgres"
 FORBIDS_CONNECTING = {
     158: "max_rows_to_read below 10,000",
+    161: "max_columns_to_read below 3",
+    165: "max_temporary_columns below 20",
+    166: "max_temporary_non_const_columns below 20",
+    167: "a low max_ast_depth",
+    168: "a low max_ast_elements",
     307: "max_bytes_to_read of less than some megabytes",
     396: "max_result_rows or max_result_bytes below 10,000 rows of settings",
     703: "use_query_cache = 1",
@@ -36,6 +41,11 @@ FORBIDS_CONNECTING = {
 }
 """Settings of a profile, by error code, with which the client library cannot connect: it reads all of the server's
 settings then, and sends none of ours with that query."""
+SPOILS_CONNECTING = {
+    "Unexpected response to server version query: ''": "offset or additional_result_filter",
+    "Unrecognized ClickHouse type": "output_format_native_encode_types_in_binary_format = 1",
+}
+"""The same, by what the client library says of an answer that it does not understand."""
 CONNECT_SECONDS = 10
 PUT_OFF_SECONDS = 60
 """How long a task gives up its worker slot while the server is busy, a replica is away or the migration is paused. This
@@ -129,10 +139,13 @@ def reach(found: list[str], stack: ExitStack) -> tuple[Ledger | None, Warehouse 
 
 def _closed(error: Exception) -> str | None:
     """The problem if the user's profile keeps the client library from reading the server's settings as it connects."""
-    if setting := FORBIDS_CONNECTING.get(getattr(error, "code", None) or 0):
+    code, said = getattr(error, "code", None), str(error)
+    spoils = (setting for words, setting in SPOILS_CONNECTING.items() if code is None and words in said)
+    if setting := FORBIDS_CONNECTING.get(code or 0) or next(spoils, None):
         return (
             f"With {setting} in its profile, the ClickHouse user cannot even read the server's settings, as the client "
-            f"library does when it connects: {describe(error)}. Give the user of {CLICKHOUSE} a profile without it."
+            f"library does when it connects: {describe(error) if code else said}. Give the user of {CLICKHOUSE} a "
+            "profile without it."
         )
     return None
 

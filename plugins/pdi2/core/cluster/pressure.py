@@ -25,6 +25,8 @@ PARTS_SHARE = 0.5
 USUAL_DELAYED_AT = 1_000
 MOST_LAG_SECONDS = 60
 LEAST_FREE_DISK = 0.05
+ENOUGH_FREE_DISK = 10_000_000_000
+"""In bytes. So much is enough of a large disk, of which LEAST_FREE_DISK would be more."""
 MOST_MEMORY = 0.9
 
 
@@ -49,10 +51,8 @@ def look(warehouse: Warehouse) -> tuple[str | None, int]:
         )
     elif lag and lag > MOST_LAG_SECONDS:
         reason = f"a replica is {lag:,} s behind"
-    elif policy and free <= LEAST_FREE_DISK * total:
-        reason = (
-            f"only {free / max(total, 1):.0%} of the disks of person_distinct_id2 is free (storage policy {policy})"
-        )
+    elif policy and free <= kept_free(total):
+        reason = f"only {free / 1e9:.1f} GB of the disks of person_distinct_id2 are free (storage policy {policy})"
     elif memory_limit and memory > MOST_MEMORY * memory_limit:
         reason = f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may use"
     return reason, room
@@ -66,6 +66,11 @@ def _memory_limit(warehouse: Warehouse) -> int:
         if error.code == UNKNOWN_TABLE:
             return 0
         raise
+
+
+def kept_free(total: float) -> float:
+    """The bytes of disks of this size that the copy leaves to the application."""
+    return min(LEAST_FREE_DISK * total, ENOUGH_FREE_DISK)
 
 
 def disks_of_new(warehouse: Warehouse) -> tuple[str, float, float]:

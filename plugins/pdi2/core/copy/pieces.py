@@ -22,6 +22,8 @@ ALL_ROWS = {"steps": 1, "step": 0}
 MOST_ROWS_A_RANGE = 3_500_000
 PARTS_A_RANGE = 50
 """At most: MOST_ROWS_A_RANGE rows of 100 bytes, in parts of at least half a block, which is 7 MB."""
+DECIDING = {"max_block_size": 65_536}
+"""23.6 reserves whole blocks: 50 MB."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def _decided(warehouse: Warehouse, tables: Tables, piece: Slice) -> tuple[int, i
     if complex_rows > (most := Budget(warehouse.memory_left).deciding_rows):
         in_piece = _rows(warehouse, piece)
         parts = cut(warehouse, piece, in_piece, math.ceil(in_piece * most / complex_rows))
-    settings = _settings(warehouse, staged=True) | {"max_block_size": 65_536}  # 23.6 reserves whole blocks: 50 MB
+    settings = _settings(warehouse, staged=True) | DECIDING
     for part in parts:
         warehouse.execute("decide_by_latest", part.parameters | tables.parameters, settings)
     [(rows, live, undecided)] = warehouse.rows("count_decided", tables.parameters)

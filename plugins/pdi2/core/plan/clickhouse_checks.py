@@ -4,8 +4,10 @@ import re
 from itertools import chain
 from typing import Any
 
-from pdi2.core.cluster.pressure import disks_of_new
-from pdi2.core.copy.pieces import Budget
+from pdi2.core.cluster.ours import SYNC_SECONDS
+from pdi2.core.cluster.pressure import disks_of_new, kept_free
+from pdi2.core.copy.copying import LEAST_MEMORY
+from pdi2.core.copy.pieces import DECIDING, Budget
 from pdi2.core.engines.clickhouse import REMOVING, Warehouse, spilling
 from pdi2.core.engines.exactness import refusals
 from pdi2.core.plan import cluster_checks, mutations
@@ -17,6 +19,11 @@ INNERMOST = re.compile(r"\([^()]*\)")
 COLUMN_TTL = re.compile(r"`(\w+)` [^`]*? TTL ")
 TTL = re.compile(r" TTL (.+?)(?: SETTINGS |$)", re.DOTALL)
 HARMLESS_TTL = re.compile(r" (?:TO (?:DISK|VOLUME)|RECOMPRESS) ")
+LEAST_LIMIT = LEAST_MEMORY // 2
+"""In bytes. The copy sets itself a lower memory limit than the run's where the server is short of memory, or where a
+helper table takes a part of it."""
+MARKS = {"log_comment": "pdi2", "insert_deduplication_token": "pdi2"}
+"""Every statement and every insert is marked with a text of its own."""
 
 TABLES: dict[str, dict[str, Any]] = {  # PostHog up to 1.33 on ClickHouse 21.12 or later created is_deleted as a Bool
     "person_distinct_id": {
@@ -132,12 +139,14 @@ def disk_problems(warehouse: Warehouse, rows_copied: int) -> list[str]:
     """Whether what is still to be copied has room, if it takes as much as in the old table."""
     rows, size = warehouse.rows("size")[0]
     needed = size * max(0, rows - rows_copied) / max(1, rows)
-    policy, free, _ = disks_of_new(warehouse)
-    if free >= needed:
+    policy, free, total = disks_of_new(warehouse)
+    kept = kept_free(total)
+    if not needed or free > needed + kept:
         return []
     return [
         f"The disks of person_distinct_id2 (storage policy {policy}) have {free / 1e9:.1f} GB free, and the copy may "
-        f"need {needed / 1e9:.1f} GB (the size of what is not copied yet in the old table). Free or add disk first."
+        f"need {needed / 1e9:.1f} GB (the size of what is not copied yet in the old table), while {kept / 1e9:.1f} GB "
+        "of them are kept free. Free or add disk first."
     ]
 
 
@@ -154,11 +163,14 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
             "The ClickHouse user may make no tables (its profile has allow_ddl = 0), and the copy needs helpers. Give "
             "the user of posthog_clickhouse a profile with allow_ddl = 1."
         )
-    budget = Budget(memory)
-    sets = [budget.insert_settings(staged=staged) for staged in (True, False)] + [spilling(memory), REMOVING]
-    wanted = chain.from_iterable(warehouse.sent({"max_memory_usage": memory, **more}).items() for more in sets)
-    refused = refusals(warehouse.known, wanted)
-    if told := refused.pop("max_memory_usage", None):
+    sets: list[dict[str, Any]] = [{**REMOVING, "receive_timeout": SYNC_SECONDS}, DECIDING]
+    for limit in (memory, LEAST_LIMIT):
+        budget = Budget(limit)
+        sets += [{"max_memory_usage": limit, **budget.insert_settings(staged=staged)} for staged in (True, False)]
+        sets.append({"max_memory_usage": limit, **spilling(limit)})
+    wanted = chain.from_iterable(warehouse.sent(more).items() for more in sets)
+    refused = refusals(warehouse.known, chain(MARKS.items(), wanted))
+    if not warehouse.known["max_memory_usage"].refusal(LEAST_LIMIT) and (told := refused.pop("max_memory_usage", None)):
         problems.append(
             f"The profile of the ClickHouse user does not allow the run's max_memory_usage: {told}. Trigger the run "
             "with a max_memory_usage that it allows."
