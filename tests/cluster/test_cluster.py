@@ -545,6 +545,16 @@ def test_a_table_that_is_no_replica_of_its_namesakes_is_told(
     assert f"On the others, {table} is another table" in problem
 
 
+def test_replicas_may_be_named_in_two_ways(replicated: ReplicatedSystem) -> None:
+    """{replica} in one table, {replica}-{shard} in the other."""
+    for client in replicated.replicas:
+        [[definition]] = client.query(f"SHOW CREATE TABLE {Table.NEW}").result_rows
+        client.command(f"DROP TABLE {Table.NEW} SYNC")
+        elsewhere = definition.replace("/clickhouse", "/again/clickhouse")
+        client.command(elsewhere.replace("'{replica}-{shard}'", "'{replica}'"))
+    assert cluster_checks.problems(replicated.warehouse()) == []
+
+
 def test_a_single_replica_may_stand_beside_a_plain_table(replicated: ReplicatedSystem) -> None:
     for client in replicated.replicas:
         client.command(f"DROP TABLE {Table.NEW} SYNC")

@@ -23,6 +23,7 @@ from conftest import ENGINE, FILL, ROOT, System
 from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.exactness import Setting, suffices
 from pdi2.core.engines.failures import BusyError, Reaction, WaitError, reaction, told_of, uncut, waits
 from pdi2.core.plan import clickhouse_checks
 from pdi2.core.plan.preflight import Verdict, check
@@ -248,6 +249,24 @@ def test_a_time_limit_is_met_with_smaller_slices(system: System) -> None:
     assert learned < count
 
     assert old_differs(warehouse, Teams((TEAM,), count)).total() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted", "does"),
+    [
+        ("max_ast_elements", "1000000", 50_000, True),
+        ("max_ast_elements", "50000", 50_000, True),
+        ("max_ast_elements", "100", 50_000, False),
+        ("max_expanded_ast_elements", "0", 500_000, False),
+        ("max_table_size_to_drop", "0", 50_000_000_000, True),
+        ("join_algorithm", "direct,parallel_hash,hash", "default", True),
+        ("join_algorithm", "direct", "default", False),
+        ("join_use_nulls", "1", 0, False),
+    ],
+)
+def test_what_a_profile_sets_stays_where_it_does_as_well(name: str, value: str, wanted: Any, does: bool) -> None:
+    """So no constraint on a harmless value is refused. With 0 expanded elements every statement fails (26.9)."""
+    assert suffices(name, Setting(value, None, None, fixed=True), wanted) is does
 
 
 @pytest.mark.parametrize("code", [159, 160])

@@ -97,6 +97,16 @@ def test_a_table_that_agrees_passes(system: System, switched: Ledger) -> None:
     assert "No id differs" in told
 
 
+def test_an_audit_that_waited_goes_on_where_it_was(system: System, switched: Ledger) -> None:
+    ledger, warehouse = system.ledger("the audit"), system.warehouse()
+    auditing.plan(ledger, warehouse, LOOK, MOST_BATCHES)
+    assert auditing.left(ledger, [TEAM, OTHER]) == [TEAM, OTHER]
+    auditing.record(ledger, auditing.audit(ledger, warehouse, Teams((TEAM,), 2), LOOK))
+    assert auditing.left(ledger, [TEAM, OTHER]) == [OTHER]
+    auditing.plan(ledger, warehouse, LOOK, MOST_BATCHES)
+    assert auditing.left(ledger, [TEAM, OTHER]) == [TEAM, OTHER], "all its tasks were cleared"
+
+
 def test_drift_fails_the_audit_and_nothing_is_touched(system: System, switched: Ledger) -> None:
     drift(system)
     before = all_but_the_audits_own(system)

@@ -11,6 +11,7 @@ from airflow.sdk import Param, get_current_context
 from pdi2.core.cluster.ours import catch_up
 from pdi2.core.engines.failures import WaitError, describe, told_of
 from pdi2.core.state.settings import AUDIT_SCHEMA
+from pdi2.core.state.slices import NEW_TABLE
 from pdi2.core.verify import auditing
 from pdi2.edge.compat import AirflowRescheduleException
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, put_off
@@ -33,7 +34,7 @@ def looking(purpose: str) -> Iterator[Workbench]:
             told_of(purpose),
             open_warehouse(purpose, settings.max_memory_usage) as warehouse,
         ):
-            catch_up(warehouse)
+            catch_up(warehouse, [NEW_TABLE])
             yield Workbench(ledger, warehouse, settings)
     except WaitError as wait:
         log.warning("%s", wait)
@@ -54,16 +55,19 @@ def compare(batch: dict[str, Any]) -> None:
     """Compares the batch's teams with Postgres, id by id. A team that fails does not stop the others."""
     failures: list[Exception] = []
     old_differs: dict[int, int | None] = {}
+    waits = False
     with looking("audit") as bench:
-        pending = auditing.groups(bench.warehouse, batch["team_ids"])
-    while pending:
+        left = auditing.left(bench.ledger, batch["team_ids"])
+        log.info("%s of %s teams are left to compare in this audit", len(left), len(batch["team_ids"]))
+        pending = auditing.groups(bench.warehouse, left) if left else []
+    while pending and not waits:
         teams = pending.pop(0)
         try:
             with looking(f"audit {teams}") as bench:
                 vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
                 old_differs |= auditing.audit(bench.ledger, bench.warehouse, teams, bench.settings)
         except AirflowRescheduleException:
-            raise
+            waits = True
         except Exception as error:
             if len(teams.ids) > 1:
                 log.warning(
@@ -75,6 +79,8 @@ def compare(batch: dict[str, Any]) -> None:
     with open_ledger() as ledger:
         auditing.record(ledger, old_differs)
     raise_together(failures)
+    if waits:
+        raise put_off()
 
 
 @task(trigger_rule="all_done")

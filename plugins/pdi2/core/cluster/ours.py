@@ -1,6 +1,7 @@
 """Our replica, the one we are connected to: what it knows about itself, and waiting until it has caught up."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -66,12 +67,14 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
 
 
-def catch_up(warehouse: Warehouse) -> None:
-    """Waits until the replica we are connected to has everything inserted so far into either table, on any replica.
+def catch_up(warehouse: Warehouse, tables: Collection[str] = (OLD_TABLE, NEW_TABLE)) -> None:
+    """Waits until the replica we are connected to has everything inserted so far into these tables, on any replica.
 
     Raises WaitError if that takes long.
     """
     for state in states(warehouse):
+        if state.table not in tables:
+            continue
         if state.queue:
             log.info("%s", _progress(warehouse, state))
         patiently(partial(_sync, warehouse, state.table), "The work")

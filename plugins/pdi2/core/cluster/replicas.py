@@ -56,7 +56,7 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
 
     If a failover has led us to another replica meanwhile, what was verified may be lost: see `follow`.
     """
-    catch_up(warehouse)
+    catch_up(warehouse, [NEW_TABLE])
     follow(ledger, warehouse)
     parts = _parts(warehouse)
     found: list[Replica] = []

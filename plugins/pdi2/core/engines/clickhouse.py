@@ -16,7 +16,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, Error
 
 from pdi2 import sql
-from pdi2.core.engines.exactness import LATE, OF_TABLES, USUAL, WHOLE, Setting
+from pdi2.core.engines.exactness import LATE, OF_TABLES, USUAL, WHOLE, Setting, suffices
 from pdi2.core.engines.failures import describe
 
 log = logging.getLogger(__name__)
@@ -268,7 +268,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def sent(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The settings of a statement, with `more`, as far as this server knows them.
 
-        The settings in WHOLE are always sent, the others only if the server has a different value.
+        The settings in WHOLE are always sent, the others only if the server's own value would not do.
         """
         chosen = {
             **WHOLE,
@@ -285,7 +285,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         return {
             name: value
             for name, value in chosen.items()
-            if name in self.known and (name in WHOLE or not self.known[name].is_at(value))
+            if name in self.known and (name in WHOLE or not suffices(name, self.known[name], value))
         }
 
     def _settings(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -93,6 +93,15 @@ USUAL: dict[str, Any] = {
     "describe_compact_output": 0,
 }
 """ClickHouse's own defaults that the statements rely on, to mean what they should or to run at all."""
+AT_LEAST = {
+    "max_subquery_depth",
+    "max_ast_depth",
+    "max_ast_elements",
+    "max_expanded_ast_elements",
+    "max_table_size_to_drop",
+}
+"""Of these, a greater value serves too."""
+HASH_JOINS = {"default", "hash", "parallel_hash"}
 OF_TABLES = (
     "data_type_default_nullable",
     "max_table_size_to_drop",
@@ -135,6 +144,15 @@ def refusals(known: Mapping[str, Setting], wanted: Iterable[tuple[str, Any]]) ->
         if name in known and (why := known[name].refusal(value)):
             found[name] = f"{name} is {why} and has to be {_text(value) or 'empty'}"
     return found
+
+
+def suffices(name: str, setting: Setting, wanted: Any) -> bool:
+    """Whether the server's own value serves as well as the wanted one."""
+    if name in AT_LEAST and (_below(wanted, setting.value) or (name, setting.value) == ("max_table_size_to_drop", "0")):
+        return True
+    if name == "join_algorithm" and HASH_JOINS & set(setting.value.split(",")):
+        return True
+    return setting.is_at(wanted)
 
 
 def _text(value: Any) -> str:

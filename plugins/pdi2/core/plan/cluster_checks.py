@@ -37,6 +37,8 @@ def _unequal_replicas(states: list[State]) -> list[str]:
     """If one table is replicated to other servers than the other one, its namesake there is a table of its own."""
     names = {state.table: {*state.there, *state.away} for state in states}
     old, new = (names.get(table, set()) for table in SYNC)
+    if len({state.replica for state in states}) > 1 and len(old) == len(new):
+        return []  # a replica's name is its table's own affair, and we have two names ourselves
     if old == new or max(len(old), len(new)) == 1:  # with a single replica, the other table may be a plain one
         return []
     told = " and ".join(f"{table} has {', '.join(sorted(names.get(table, ()))) or 'none'}" for table in SYNC)

@@ -81,7 +81,7 @@ def application_problems(connection: Connection[Any]) -> list[str]:
     if Switches(connection).has_settings:
         wanted |= SETTING_COLUMNS
     found = dict(postgres.execute(connection, "columns", {"tables": list(wanted)}).fetchall())
-    elsewhere, problems = _elsewhere(connection, wanted.keys() - found.keys())
+    elsewhere, problems = ([], []) if found else _elsewhere(connection, wanted.keys())
     for table, columns in wanted.items():
         if table in elsewhere:
             continue

@@ -64,6 +64,12 @@ def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches:
     return share_out(rows, most_batches)
 
 
+def left(ledger: Ledger, team_ids: list[int]) -> list[int]:
+    """The teams that this audit has not compared yet: a task that waited, or failed, goes on where it was."""
+    compared = _of_run(ledger).compared
+    return [team_id for team_id in team_ids if team_id not in compared]
+
+
 def groups(warehouse: Warehouse, team_ids: list[int]) -> list[Teams]:
     """The teams as they are compared: small teams together, each other team by itself."""
     rows = dict.fromkeys(team_ids, 0) | dict(warehouse.rows("new_rows", {"team_ids": team_ids}))

@@ -15,7 +15,7 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.state.slices import named
+from pdi2.core.state.slices import NEW_TABLE, named
 from pdi2.core.state.switches import Switches
 from pdi2.core.state.words import counted, quoted
 from pdi2.core.verify import findings
@@ -46,7 +46,7 @@ def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], 
     looks = flatten(differences(ledger.connection, warehouse, keys) for keys in suspected)
     with _without_collector():
         for before in once_old(chunked(looks, REPAIRED_AT_ONCE), settings.in_flight):
-            catch_up(warehouse)  # what our replica has yet to fetch is no difference
+            catch_up(warehouse, [NEW_TABLE])  # what our replica has yet to fetch is no difference
             wrong = _still_different(ledger, warehouse, before)
             keys = {one.key for one in wrong}
             old = old_answers(warehouse, keys) if wrong and Switches(ledger.connection).old_is_written() else {}
