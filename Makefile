@@ -66,7 +66,7 @@ zookeeper:
 	test -e /usr/share/java/zookeeper.jar \
 		|| (apt-get update && apt-get install --yes --no-install-recommends zookeeper default-jre-headless)
 
-test-fast: venv ## Run one case of each test that takes no more than a few seconds (2 min)
+test-fast: venv ## Run one case of each test that takes no more than a few seconds (90 s)
 	$(BIN)/python -m pytest -n 3 --dist worksteal --first-cases \
 		-m "not slow and not chaos and not ui and not cluster and not pooler"
 
