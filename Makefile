@@ -5,8 +5,8 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
 ENGINES := $(shell cut -d ' ' -f 1 tests/clickhouse_versions)
-MATRIX := tests/cluster/test_cluster.py tests/copy/test_copy.py tests/copy/test_staging.py tests/verify/test_verify.py \
-	tests/switch/test_dual_writes.py tests/verify/test_history_property.py $(addprefix tests/plan/test_preflight.py::test_, \
+MATRIX := tests/engines/test_statements.py tests/cluster/test_cluster.py tests/copy/test_copy.py tests/copy/test_staging.py \
+	tests/verify/test_verify.py tests/switch/test_dual_writes.py tests/verify/test_history_property.py $(addprefix tests/plan/test_preflight.py::test_, \
 	a_sound_system_may_begin_and_nothing_changes a_fault_of_clickhouse_is_told the_skip_comment_leaves_nothing_to_do)
 AIRFLOW_VERSIONS := 3.1 3.2
 POSTGRES_VERSIONS := $(shell cut -d ' ' -f 1 tests/postgres_versions)
@@ -66,7 +66,7 @@ zookeeper:
 	test -e /usr/share/java/zookeeper.jar \
 		|| (apt-get update && apt-get install --yes --no-install-recommends zookeeper default-jre-headless)
 
-test-fast: venv ## Run one case of each test that takes no more than a few seconds (90 s)
+test-fast: venv ## Run one case of each test that takes a few seconds at most and no servers of its own (90 s)
 	$(BIN)/python -m pytest -n 3 --dist worksteal --first-cases \
 		-m "not slow and not chaos and not ui and not cluster and not pooler"
 

@@ -193,8 +193,9 @@ def _hand_over_slice(warehouse: Warehouse, tables: Tables, filled: list[Filled])
         before = pieces.rows_there(warehouse, ranges)
         failure = hand_over(warehouse, tables)
         if pieces.rows_there(warehouse, ranges) - before < sum(one.ids for one in filled):
-            doubtful = filled
-            if failure and any(pieces.absent(warehouse, tables, piece) for piece in ranges):
+            if not failure:
+                doubtful = filled
+            elif any(pieces.absent(warehouse, tables, piece) for piece in ranges):
                 raise WaitError(
                     f"What was copied of team {ranges[0].team_id} is not in person_distinct_id2 yet, and waits for its "
                     f"replicas: {describe(failure)} {KEPT} {WAITS}"
