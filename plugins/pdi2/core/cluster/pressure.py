@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from clickhouse_connect.driver.exceptions import DatabaseError
 
@@ -32,9 +33,9 @@ MOST_MEMORY = 0.9
 
 def look(warehouse: Warehouse) -> tuple[str | None, int]:
     """Why no slice should begin now (None: it may begin), and how many more parts the new table has room for."""
-    parts, delayed_at, lag, active, total_replicas, away, memory = warehouse.rows("pressure")[0]
-    memory_limit = _memory_limit(warehouse)
-    policy, free, total = disks_of_new(warehouse)
+    parts, delayed_at, (lag, replicas), memory, memory_limit, disks = _pressure(warehouse)
+    active, total_replicas, away = replicas[0] if replicas else (0, None, b"")
+    policy, free, total = disks[0] if disks else (b"", 0.0, 0.0)
     most = delayed_at or USUAL_DELAYED_AT
     room = int(PARTS_SHARE * most) - (parts or 0)
     reason = None
@@ -52,20 +53,21 @@ def look(warehouse: Warehouse) -> tuple[str | None, int]:
     elif lag and lag > MOST_LAG_SECONDS:
         reason = f"a replica is {lag:,} s behind"
     elif policy and free <= kept_free(total):
-        reason = f"only {free / 1e9:.1f} GB of the disks of person_distinct_id2 are free (storage policy {policy})"
+        reason = (
+            f"only {free / 1e9:.1f} GB of the disks of person_distinct_id2 are free (storage policy {policy.decode()})"
+        )
     elif memory_limit and memory > MOST_MEMORY * memory_limit:
         reason = f"the server uses {memory / 1e9:.1f} of the {memory_limit / 1e9:.1f} GB of memory that it may use"
     return reason, room
 
 
-def _memory_limit(warehouse: Warehouse) -> int:
-    """The server's memory limit in bytes; 0 if there is none, or if ClickHouse is older than 23.2 and does not tell."""
+def _pressure(warehouse: Warehouse) -> tuple[Any, ...]:
     try:
-        return int(warehouse.rows("memory_limit")[0][0])
+        return warehouse.rows("pressure", {"server_settings": "server_settings"})[0]
     except DatabaseError as error:
-        if error.code == UNKNOWN_TABLE:
-            return 0
-        raise
+        if error.code != UNKNOWN_TABLE:
+            raise
+        return warehouse.rows("pressure", {"server_settings": "settings"})[0]  # which has no memory limit of the server
 
 
 def kept_free(total: float) -> float:

@@ -1,6 +1,6 @@
 -- The disks that the new table's parts go to: a part that finds no room on the first disk of its policy goes to the
 -- next. Sums are floats, because object storage reports the largest integer as its free space.
-SELECT storage_policy, sum(toFloat64(free_space)), sum(toFloat64(total_space))
+SELECT storage_policy, sum(toFloat64(free_space)) AS free, sum(toFloat64(total_space)) AS total
 FROM (
     SELECT policy_name AS storage_policy, arrayJoin(disks) AS name
     FROM system.storage_policies

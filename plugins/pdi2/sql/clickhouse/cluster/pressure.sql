@@ -1,4 +1,5 @@
--- What shows a busy server: parts that wait for merges, replicas that lag or are away, memory in use.
+-- What shows a busy server: parts that wait for merges, replicas that lag or are away, memory in use, full disks.
+-- The server's memory limit is 0 if it has none, or if ClickHouse is older than 23.2 and does not tell.
 SELECT (SELECT max(parts) FROM (
             SELECT count() AS parts
             FROM system.parts
@@ -12,16 +13,14 @@ SELECT (SELECT max(parts) FROM (
             value))
         FROM system.merge_tree_settings
         WHERE name = 'parts_to_delay_insert') AS delayed_at,
-       (SELECT max(absolute_delay)
+       (SELECT (max(absolute_delay), groupArrayIf(
+                    (active_replicas, total_replicas, arrayStringConcat(
+                        mapKeys(mapFilter((name, active) -> NOT active, replica_is_active)), ', ')),
+                    table = 'person_distinct_id2'))
         FROM system.replicas
-        WHERE database = currentDatabase() AND table IN ('person_distinct_id', 'person_distinct_id2')) AS lag,
-       (SELECT maxOrNull(active_replicas)
-        FROM system.replicas
-        WHERE database = currentDatabase() AND table = 'person_distinct_id2') AS active,
-       (SELECT maxOrNull(total_replicas)
-        FROM system.replicas
-        WHERE database = currentDatabase() AND table = 'person_distinct_id2') AS total,
-       (SELECT any(arrayStringConcat(mapKeys(mapFilter((name, active) -> NOT active, replica_is_active)), ', '))
-        FROM system.replicas
-        WHERE database = currentDatabase() AND table = 'person_distinct_id2') AS away,
-       (SELECT value FROM system.metrics WHERE metric = 'MemoryTracking') AS memory
+        WHERE database = currentDatabase() AND table IN ('person_distinct_id', 'person_distinct_id2')) AS lag_and_replicas,
+       (SELECT value FROM system.metrics WHERE metric = 'MemoryTracking') AS memory,
+       (SELECT toInt64OrZero(toString(max(value)))
+        FROM system.{server_settings:Identifier}
+        WHERE name = 'max_server_memory_usage') AS memory_limit,
+       (SELECT groupArray((storage_policy, free, total)) FROM (/* include disks_of_new */)) AS disks
