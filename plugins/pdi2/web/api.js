@@ -1,4 +1,4 @@
-// Fetches the page's JSON. If the session has ended or the ledger cannot be read, the page says so in words.
+// Fetches the page's JSON. If nobody answers, the session has ended or the ledger cannot be read, it says so in words.
 
 export async function get(path, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined);
@@ -8,9 +8,12 @@ export async function get(path, query = {}) {
 export const post = (path) => ask(path, { method: "POST" });
 
 async function ask(address, options = {}) {
-  const answer = await fetch(address, { ...options, signal: AbortSignal.timeout(15_000) });
+  const answer = await fetch(address, { ...options, signal: AbortSignal.timeout(15_000) }).catch(() => {
+    throw new Error("Airflow's API server does not answer. A migration that is running goes on.");
+  });
   if (answer.ok) return answer;
   if (answer.status === 401) throw new Error("Your session has ended: log in to Airflow again.");
+  if (answer.status === 403) throw new Error("You have no permission: this takes the right to read runs of fill_person_distinct_id2, or to trigger them if you want to act.");
   const body = await answer.json().catch(() => ({}));
   throw new Error(typeof body.detail === "string" ? body.detail : `The server answered ${answer.status}.`);
 }

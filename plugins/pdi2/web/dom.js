@@ -10,11 +10,16 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Leaves an element alone if it already says the same, so that nothing flickers and no screen reader repeats itself.
+// Leaves alone what already says the same, so that nothing flickers or loses the focus, and no screen reader repeats itself.
 export function say(element, ...children) {
   const made = element.cloneNode(false);
   made.append(...children.filter((child) => child !== null && child !== undefined));
-  if (!element.isEqualNode(made)) element.replaceChildren(...made.childNodes);
+  const [before, after] = [element, made].map((one) => [...one.childNodes]);
+  for (const [at, child] of after.entries()) {
+    if (!before[at]) element.append(child);
+    else if (!before[at].isEqualNode(child)) before[at].replaceWith(child);
+  }
+  for (const gone of before.slice(after.length)) gone.remove();
 }
 
 // A part that was unfolded stays unfolded when the page is drawn again; `name` identifies it.

@@ -83,6 +83,7 @@ async function act(what) {
 
 function progress(seen) {
   const { rows, teams: byStatus, share, speed: rate, seconds_left: left, copy, steps, findings: kinds, report, alive, last } = seen;
+  $("progress-section").hidden = !steps.length; // of a rollback
   for (const bar of document.querySelectorAll(".bar")) bar.hidden = !rows;
   if (rows) {
     const known = share !== null;
@@ -124,7 +125,7 @@ function counts({ task, state }, { airflow: { states = {} } }) {
   return [el("span", {}, found.map(([name, count]) => `${number(count)} ${name.replaceAll("_", " ")}`).join(", "))];
 }
 
-function switches({ switch: now, run, read_times: reads, copy, certificate: certified }) {
+function switches({ switch: now, run, alive, read_times: reads, copy, certificate: certified }) {
   const old = reads && `${ms(reads.read_old)} from the old table, ${ms(reads.read_new)} from the new one`;
   const given = Object.entries(run.settings).filter(([, value]) => value !== null);
   return {
@@ -132,10 +133,10 @@ function switches({ switch: now, run, read_times: reads, copy, certificate: cert
     "The application writes": now.writes === "both" ? "both tables" : now.writes ? `the ${now.writes} table` : "both tables, until the migration is complete",
     "PostHog's migration row": now.status ? `${now.status.toLowerCase().replaceAll("_", " ")}, ${now.progress} %` : "not there",
     "Switched at": time(now.status === "COMPLETED_SUCCESSFULLY" ? now.finished_at : null),
-    "Read speed-up": reads ? [el("b", {}, `${(reads.read_old / reads.read_new).toFixed(1)} times as fast`), ` for ${counted(reads.ids, "id")} of team ${reads.team_id}: ${old}`] : "measured when the teams are certified",
+    "Read speed-up": reads ? [el("b", {}, `${(reads.read_old / reads.read_new).toFixed(1)} times as fast`), ` for ${counted(reads.ids, "id")} of team ${reads.team_id}: ${old}`] : alive ? "measured when the teams are certified" : null,
     "Ids the old table gets wrong": copy ? number(copy.old_differs) : null,
-    Certified: certified ? `${counted(certified.teams, "team")}, ${counted(certified.rows_copied, "row")} copied${certified.trial ? ", a trial" : ""}` : "not yet",
-    Certificate: run.certificate ? certificate(run.id) : "written when the run ends",
+    Certified: certified ? `${counted(certified.teams, "team")}, ${counted(certified.rows_copied, "row")} copied${certified.trial ? ", a trial" : ""}` : alive ? "not yet" : "no",
+    Certificate: run.certificate ? certificate(run.id) : alive ? "written when the run ends" : "none",
     Parameters: given.length ? el("ul", { class: "parameters" }, ...given.map(([name, value]) => el("li", {}, `${name}: ${told(value)}`))) : null,
   };
 }

@@ -1,7 +1,7 @@
 // The first line (safe or not, and what to do), what the run waits for, and what is wrong now.
 
 import { counted, el, fold, link, visible, visibleLines } from "./dom.js";
-import { duration, seconds, time } from "./time.js";
+import { seconds, time } from "./time.js";
 
 export function verdict({ verdict: told }) {
   const words = [told.text, told.until ? " " : "", told.until ? time(told.until, { named: true }) : "", told.after];
@@ -29,22 +29,19 @@ export function waits(seen) {
 }
 
 function until(at, now) {
-  const left = at ? seconds(now, at) : 0;
-  return left > 0 ? [` ${duration(left)} left, until `, time(at)] : [];
+  return at && seconds(now, at) > 0 ? [" Until ", time(at), "."] : [];
 }
 
-function unanswered({ airflow, last, now }) {
+function unanswered({ airflow, last }) {
   const since = airflow.unanswered_since;
   const copied = last?.copied ? [" The last row was copied at ", time(last.copied), "."] : [" No row was copied yet."];
-  const long = since ? [" since ", time(since), ` (${duration(seconds(since, now))})`] : [];
-  return el("li", { class: "bad" }, `${airflow.unanswered} does not answer`, ...long, ".", ...copied);
+  return el("li", { class: "bad" }, `${airflow.unanswered} does not answer`, ...(since ? [" since ", time(since)] : []), ".", ...copied);
 }
 
 function retrying({ airflow: { retrying: found }, now }) {
   const [first, last] = found.next_tries;
   const which = first === last ? `try ${first}` : `tries ${first} to ${last}`;
-  const left = found.due ? seconds(now, found.due) : 0;
-  const due = found.due ? [left > 0 ? " The next is due at " : " The next was due at ", time(found.due), left > 0 ? `, in ${duration(left)}.` : "."] : [];
+  const due = found.due ? [` The next ${seconds(now, found.due) > 0 ? "is" : "was"} due at `, time(found.due), "."] : [];
   return el(
     "li",
     {},
