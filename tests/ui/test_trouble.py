@@ -113,6 +113,8 @@ def test_after_the_rollback_the_first_line_says_to_restart_posthog(page: Page, f
     with page.expect_response(lambda answer: "/pdi2/status" in answer.url):
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(first.get_by_role("definition").first).to_be_visible()
+    expect(page.get_by_role("region", name="Progress")).to_be_hidden()
+    expect(page.get_by_text("written when the run ends")).to_have_count(0)
     assert axe(page) == []
 
 
@@ -291,6 +293,12 @@ def test_a_dead_clickhouse_is_named_with_the_retries_and_then_refuses_the_next_r
     expect(waits).to_contain_text("ClickHouse does not answer since", timeout=AIRFLOW_WORKS)
     expect(waits).to_contain_text(re.compile(r"1 task is up for retry: try \d of 7\. The next is due at "))
     expect(first).to_contain_text("Safe, but nothing moves")
+    folded = waits.get_by_text("What the last try met")
+    folded.click()
+    for _ in range(2):
+        with page.expect_response(lambda answer: "/pdi2/status" in answer.url):
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(folded).to_be_focused()
     assert person.barriers() == []
 
     failed = person.page.request.patch(
