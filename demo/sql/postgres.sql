@@ -28,7 +28,6 @@ CREATE TABLE posthog_persondistinctid
     CONSTRAINT "unique distinct_id for team" UNIQUE (team_id, distinct_id)
 );
 CREATE INDEX posthog_persondistinctid_person_id ON posthog_persondistinctid (person_id);
-CREATE INDEX posthog_persondistinctid_team_id ON posthog_persondistinctid (team_id);
 
 CREATE TABLE posthog_asyncmigration
 (

@@ -211,6 +211,10 @@ POSTGRES_FAULTS = {
         ["ALTER TABLE posthog_person DROP COLUMN uuid"],
         "Postgres table posthog_person has no column uuid. Upgrade PostHog",
     ),
+    "tombstones": (
+        ["ALTER TABLE posthog_persondistinctid ADD COLUMN is_deleted boolean NOT NULL DEFAULT false"],
+        "Postgres table posthog_persondistinctid has a column is_deleted: this PostHog keeps deleted rows",
+    ),
     "no setting value": (
         ["ALTER TABLE posthog_instancesetting DROP COLUMN raw_value"],
         "Postgres table posthog_instancesetting has no column raw_value. Upgrade PostHog",
@@ -228,7 +232,7 @@ def test_a_fault_of_postgres_is_told(system: System, statements: list[str], told
 
 SWITCH_FAULTS = {
     "running": ("UPDATE posthog_asyncmigration SET status = 1", "PostHog's own runner is running"),
-    "starting": ("UPDATE posthog_asyncmigration SET status = 5", "is Starting, and this project did not set it"),
+    "starting": ("UPDATE posthog_asyncmigration SET status = 5", "set the row's status to 4 (rolled back"),
     "new writes": (
         """UPDATE posthog_instancesetting SET raw_value = '"new"' WHERE key LIKE '%WRITES'""",
         "already writes the new table only",
@@ -484,7 +488,8 @@ def test_a_row_at_rest_may_begin(system: System, status: int) -> None:
 def test_the_migration_before_this_one_stops_nothing_and_is_told(
     system: System, status: int | None, noted: bool
 ) -> None:
-    """PostHog's runner wants 0002 to be complete first (is_migration_dependency_fulfilled in its runner.py)."""
+    """PostHog's runner wants 0002 to be complete first (is_migration_dependency_fulfilled in its runner.py), and 1.33
+    runs 0002 on ClickHouse 21.6 alone (supported_version in migrations/0002_events_sample_by.py)."""
     if status is not None:
         system.postgres.execute(
             "INSERT INTO posthog_asyncmigration (name, description, status) VALUES (%s, '', %s)",

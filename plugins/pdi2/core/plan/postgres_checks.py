@@ -25,6 +25,8 @@ APPLICATION_COLUMNS = {
     },
     "posthog_asyncmigrationerror": {"description", "created_at", "async_migration_id"},
 }
+TOMBSTONES = {("posthog_person", "is_deleted"), ("posthog_persondistinctid", "is_deleted")}
+"""Columns of PostHog from 2025 on (management/commands/sync_persons_to_clickhouse.py), which keeps deleted rows."""
 SETTING_COLUMNS = {"posthog_instancesetting": {"key", "raw_value"}}
 
 PRIVILEGES = [
@@ -88,13 +90,19 @@ def application_problems(connection: Connection[Any]) -> list[str]:
         if table not in found:
             problems.append(
                 f"Postgres has no table {table}. "
-                "Point the connection posthog_postgres at the application's own database."
+                "Point the connection posthog_postgres at the application's own database, or upgrade PostHog to 1.33 if "
+                "it is older than 1.32."
             )
         elif missing := sorted(columns - set(found[table])):
             problems.append(
                 f"Postgres table {table} has no column {', '.join(missing)}. Upgrade PostHog to 1.33 or later first."
             )
-    return problems
+    return problems + [
+        f"Postgres table {table} has a column {column}: this PostHog keeps deleted rows, and this project would take "
+        "them for live ones. It is for PostHog 1.32 to 1.36; do not use it here."
+        for table, column in sorted(TOMBSTONES)
+        if column in found.get(table, [])
+    ]
 
 
 def _elsewhere(connection: Connection[Any], tables: Set[str]) -> tuple[list[str], list[str]]:

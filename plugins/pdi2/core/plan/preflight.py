@@ -96,8 +96,9 @@ def _notes(ledger: Ledger, settings: Settings) -> list[str]:
     before = Switches(ledger.connection).row(DEPENDENCY)
     if before and before.status != Status.COMPLETED_SUCCESSFULLY:
         notes.append(
-            f"{DEPENDENCY} is not complete (status {before.status}). PostHog's own runner would want it first. It "
-            "concerns the table events alone, so this migration goes on; PostHog's next upgrade still needs it."
+            f"{DEPENDENCY} is not complete (status {before.status}). It concerns the table events alone, so this "
+            "migration goes on. PostHog's next upgrade needs it, and PostHog 1.33 runs it on ClickHouse 21.6 alone: see "
+            "docs/runbook.md before you upgrade PostHog."
         )
     return notes
 
@@ -137,7 +138,8 @@ def _switch_problems(ledger: Ledger) -> list[str]:
     if row and row.status == Status.STARTING and not ledger.set_starting():
         problems.append(
             f"The row {NAME} is Starting, and this project did not set it: PostHog's own runner may be about to "
-            "begin. Stop it, or set the row's status back to 0, then trigger this run again."
+            "begin. Once none of its workers has it, set the row's status to 4 (rolled back; at 0 PostHog may start it "
+            "again), then trigger this run again."
         )
     if switches.writes() == "new":
         problems.append(
