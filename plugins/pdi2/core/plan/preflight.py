@@ -97,8 +97,8 @@ def _notes(ledger: Ledger, settings: Settings) -> list[str]:
     if before and before.status != Status.COMPLETED_SUCCESSFULLY:
         notes.append(
             f"{DEPENDENCY} is not complete (status {before.status}). It concerns the table events alone, so this "
-            "migration goes on. PostHog's next upgrade needs it, and PostHog 1.33 runs it on ClickHouse 21.6 alone: see "
-            "docs/runbook.md before you upgrade PostHog."
+            "migration goes on. PostHog's next upgrade needs it, and PostHog 1.33 runs it on ClickHouse 21.6 alone: "
+            "see docs/runbook.md before you upgrade PostHog."
         )
     return notes
 
