@@ -14,7 +14,7 @@ from pdi2.core.copy.copying import copy_team
 from pdi2.core.report import certificate, progress, reporting, runbook, telling, verdict
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.state.switches import COPY_SHARE
+from pdi2.core.state.switches import COPY_SHARE, Switches
 from pdi2.core.switch import gate
 from pdi2.core.verify import auditing
 from pdi2.core.verify.auditing import DriftError
@@ -192,7 +192,7 @@ def test_a_switch_that_somebody_else_made_is_no_alarm_once_an_audit_of_every_tea
     insert_truth(system, BOB, 0, "lost", team_id=8)
     with pytest.raises(DriftError):
         audit(system, look)
-    assert topic() == "Somebody else switched reads"
+    assert topic() == "The new table answers wrongly"
     audit(system, repair)
     told = first_line(viewer)
     assert (told["tone"], told["topic"]) == ("good", "Somebody else switched reads, and an audit found no drift")
@@ -204,7 +204,54 @@ def test_a_switch_that_somebody_else_made_is_no_alarm_once_an_audit_of_every_tea
     insert_truth(system, BOB, 0, "lost again", team_id=8)
     with pytest.raises(DriftError):
         audit(system, look)
-    assert topic() == "Somebody else switched reads", "a later audit found drift"
+    assert topic() == "The new table answers wrongly", "a later audit found drift"
+
+
+def test_drift_after_the_switch_is_an_alarm_until_an_audit_finds_it_gone(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    look = Settings(in_flight_seconds=0, repair=False)
+    two_ids_each(system, 7, 8)
+    migrate(system, ledger)
+    gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
+    gate.stop_old_writes(ledger)
+    ledger.end_run("completed")
+    assert first_line(viewer)["tone"] == "good"
+    for distinct_id in ("lost", "late"):
+        insert_truth(system, BOB, 0, distinct_id, team_id=8)
+
+    with pytest.raises(DriftError):
+        audit(system, look)
+
+    told = first_line(viewer)
+    assert (told["tone"], told["text"]) == ("bad", "Readers use the new table, and it answers 2 ids wrongly.")
+    assert '{"repair": true}' in told["do"]
+    assert told["runbook"]["about"] == "The new table answers wrongly"
+    [last, *_] = viewer.get("/events").json()["lines"]
+    assert last["text"] == "An audit ended: 2 teams compared, and 2 ids are wrong."
+    system.postgres.execute("DELETE FROM posthog_persondistinctid WHERE distinct_id = 'late'")
+    with pytest.raises(DriftError):
+        audit(system, look)
+    assert "answers 1 id wrongly" in first_line(viewer)["text"], "what is right again does not count"
+    system.postgres.execute("DELETE FROM posthog_persondistinctid WHERE distinct_id = 'lost'")
+    audit(system, look)
+    assert first_line(viewer)["topic"] == "Old writes have stopped"
+    assert viewer.get("/status").json()["findings"]["missing"]["remaining"] == 0
+
+
+def test_drift_is_told_where_somebody_else_switched_and_no_run_ever_began(system: System, viewer: Visitor) -> None:
+    insert_truth(system, BOB, 0, "lost")
+    system.ledger().create()
+    Switches(system.postgres).create_row()
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()")
+    set_switch(system.postgres, READS, "new")
+
+    with pytest.raises(DriftError):
+        audit(system, Settings(in_flight_seconds=0, repair=False))
+
+    seen = viewer.get("/status").json()
+    assert seen["verdict"]["topic"] == "The new table answers wrongly"
+    assert seen["findings"] == {"missing": {"repaired": 0, "remaining": 1}}
 
 
 def audit(system: System, settings: Settings) -> None:

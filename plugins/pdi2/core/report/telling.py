@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from pdi2.core.state.words import counted
+from pdi2.core.state.words import are, counted
 
 MILESTONES = [
     "run_started",
@@ -30,6 +30,7 @@ TOLD_BY_DEFAULT = [
     "report",
     "audit_planned",
     "no_drift",
+    "drift_found",
 ]
 CAUSE = re.compile(r"ClickHouse error \d+ \(\w+\)|(ClickHouse|Postgres) does not answer")
 
@@ -166,4 +167,8 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "audited": _audited,
     "no_drift": lambda detail: f"An audit ended: {counted(detail['teams'], 'team')} compared, and no id is wrong.",
+    "drift_found": lambda detail: (
+        f"An audit ended: {counted(detail['teams'], 'team')} compared, and {counted(detail['ids'], 'id')} "
+        f"{are(detail['ids'])} wrong."
+    ),
 }

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from pdi2.core.state.switches import Status
+from pdi2.core.state.words import counted
 
 OLD = "Readers use the old table, and nothing is lost."
 
@@ -37,6 +38,15 @@ def verdict(
             f"PERSON_DISTINCT_ID_READS the {switch['reads']} one.",
             "Find out who changed one of them; the migration changes both at once.",
             "The switches disagree",
+        )
+    if new and switch["wrong"]:
+        both = " Both tables are written, so a rollback is possible." if switch["writes"] == "both" else ""
+        return Verdict(
+            "bad",
+            f"Readers use the new table, and it answers {counted(switch['wrong'], 'id')} wrongly.{both}",
+            "Find out which writer or consumer of person_distinct_id2 loses rows, then trigger "
+            'audit_person_distinct_id2 with {"repair": true}: it writes what Postgres says. The findings name the ids.',
+            "The new table answers wrongly",
         )
     if switch["found_right"]:
         return Verdict(

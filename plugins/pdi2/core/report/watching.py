@@ -48,6 +48,7 @@ def status(
     ledger = Ledger(connection, "", "")
     complete = row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
     finished_at = row.finished_at if row else None
+    findings = ledger.findings_by_kind() if run or ledger.exists() else {}
     somebody_else = complete and not ledger.switched(finished_at)
     switch = {
         "status": Status(row.status).name if row else None,
@@ -56,10 +57,17 @@ def status(
         "writes": switches.writes(),
         "reads": switches.reads(),
         "by_somebody_else": somebody_else,
+        "wrong": sum(count["remaining"] for count in findings.values()) if complete else 0,
         "found_right": _found_right(ledger, finished_at) if somebody_else else None,
     }
     paused = ledger.paused() if run or ledger.exists() else None
-    seen: dict[str, Any] = {"now": now, "switch": switch, "run": run, "paused": paused and asdict(paused)}
+    seen: dict[str, Any] = {
+        "now": now,
+        "switch": switch,
+        "run": run,
+        "paused": paused and asdict(paused),
+        "findings": findings,
+    }
     told = {**airflow, "paused": bool(paused), "another": _another(run, newest, airflow)}
     if run is None or newest is None:
         return {**seen, "verdict": _told(switch, newest, None, bool(newest and not newest["ended_at"]), told)}
@@ -86,7 +94,6 @@ def status(
         "steps": [asdict(step) for step in found],
         "waits": [asdict(wait) for wait in waits],
         **(figures or {}),
-        "findings": ledger.findings_by_kind(),
         "failures": _failures(connection, run, alive, states),
         "read_times": _detail(happened, "read_times"),
         "certificate": _detail(happened, "certified"),

@@ -82,9 +82,9 @@ def audit(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings
     Returns, by team, for how many ids the old table's reader is wrong; None if the old table is no longer written.
     """
     _check_repair(ledger, settings)
+    began = postgres.value(ledger.connection, "clock")
     old_differs = compare(ledger, warehouse, teams, settings).old_differs
-    if settings.repair:  # whatever was wrong in these teams is repaired, or compare would have raised
-        ledger.settle_findings(teams.ids)
+    ledger.settle_findings(teams.ids, found_before=began)  # what is still wrong was found again, or repaired just now
     return {team_id: None if old_differs is None else old_differs[team_id] for team_id in teams.ids}
 
 
@@ -97,13 +97,14 @@ def record(ledger: Ledger, old_differs: Mapping[int, int | None]) -> None:
 
 
 def judge(ledger: Ledger) -> tuple[Audit, str]:
-    """The audit, and what to say of it. Records that nothing is wrong.
+    """The audit, and what to say of it. Records whether ids are wrong.
 
     Raises DriftError if ids are wrong, AuditError if teams were not compared.
     """
     audit = _of_run(ledger)
     told = "\n".join([_compared(ledger, audit), *_findings(audit)])
     if audit.drift:
+        ledger.record("drift_found", run=ledger.airflow_run, teams=len(audit.compared), ids=audit.drift)
         raise DriftError(f"{told}\n{_what_to_do(ledger, audit)}")
     if missing := sorted(audit.planned - audit.compared):
         raise AuditError(
