@@ -33,7 +33,7 @@ from stories import (
 )
 from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
 
-from demo.switches import READS, set_switch
+from demo.switches import READS, WRITES, set_switch
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
@@ -83,6 +83,32 @@ def test_without_instance_settings_it_says_before_the_switch_that_it_is_irrevers
     migrate(system, ledger, Settings(settle_seconds=0, read_cache_seconds=900))
 
     assert "The switch is irreversible" in first_line(viewer)["text"]
+    gate.certify(ledger, system.warehouse(), NO_WAIT)
+    gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
+    assert viewer.get("/status").json()["waits"] == [], "the run waits for no reader's cache there"
+    gate.stop_old_writes(ledger)
+    told = first_line(viewer)
+    assert "Each PostHog process ends its old writes when it is restarted" in told["text"]
+    assert told["do"].startswith("Restart them; drop the old table only after that.")
+    assert told["runbook"]["about"] == "Old writes end by a restart"
+    [last, *_] = viewer.get("/events").json()["lines"]
+    assert "when it is restarted" in last["text"]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_after_the_switch_it_is_an_alarm_if_the_old_table_alone_is_written(
+    system: System, viewer: Visitor, ledger: Ledger, stopped: bool
+) -> None:
+    migrate(system, ledger)
+    gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
+    if stopped:
+        gate.stop_old_writes(ledger)
+
+    set_switch(system.postgres, WRITES, "old")
+
+    told = first_line(viewer)
+    assert (told["tone"], told["topic"]) == ("bad", "The new table lacks writes")
+    assert told["runbook"]["about"] == told["topic"]
 
 
 def test_after_a_rollback_it_says_to_restart_posthogs_processes(
@@ -245,6 +271,7 @@ def test_drift_is_told_where_somebody_else_switched_and_no_run_ever_began(system
     Switches(system.postgres).create_row()
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()")
     set_switch(system.postgres, READS, "new")
+    set_switch(system.postgres, WRITES, "both")
 
     with pytest.raises(DriftError):
         audit(system, Settings(in_flight_seconds=0, repair=False))

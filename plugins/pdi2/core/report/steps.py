@@ -117,7 +117,10 @@ def waits(
     copies: list[dict[str, Any]],
     switched_at: datetime | None,
 ) -> list[Wait]:
-    """What the step `now` waits for. `copies` are the copies that wait for the server."""
+    """What the step `now` waits for. `copies` are the copies that wait for the server.
+
+    `switched_at` is None where no wait ends old writes, because each process ends its own when it is restarted.
+    """
     if now == "prove_dual_writes" and "dual_writes_watched" in happened:
         watched = happened["dual_writes_watched"]["detail"]
         return [Wait("dual_writes", watched["message"], datetime.fromtimestamp(watched["until"], UTC))]

@@ -154,7 +154,11 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "switch_put_off": lambda detail: f"The switch was put off: {detail['reason']}",
     "mutation_seen": lambda detail: f"Somebody changed person_distinct_id2 by a mutation: {detail['command']}.",
     "reads_switched": _switched,
-    "old_writes_stopped": lambda detail: "Old writes were stopped. A rollback is no longer possible.",
+    "old_writes_stopped": lambda detail: (
+        "Each PostHog process ends its old writes when it is restarted. A rollback is not possible."
+        if detail.get("by_the_application")
+        else "Old writes were stopped. A rollback is no longer possible."
+    ),
     "rolled_back": lambda detail: "Reads were returned to the old table.",
     "report": _report,
     "certificate_written": lambda detail: f"The certificate was written to {detail['place']}.",

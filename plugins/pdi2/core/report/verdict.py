@@ -39,6 +39,15 @@ def verdict(
             "Find out who changed one of them; the migration changes both at once.",
             "The switches disagree",
         )
+    if new and switch["writes"] == "old":
+        return Verdict(
+            "bad",
+            "Readers use the new table, and PostHog writes the old one only: the setting PERSON_DISTINCT_ID_WRITES is "
+            '"old".',
+            'Set it to "both", or to "new" if old writes had stopped before, and find out who changed it. Then trigger '
+            'audit_person_distinct_id2 with {"repair": true}: it writes what the new table missed.',
+            "The new table lacks writes",
+        )
     if new and switch["wrong"]:
         both = " Both tables are written, so a rollback is possible." if switch["writes"] == "both" else ""
         return Verdict(
@@ -103,6 +112,13 @@ def _after_the_switch(
     switch: Mapping[str, Any], run: Mapping[str, Any] | None, alive: bool, airflow: Mapping[str, Any]
 ) -> Verdict:
     text = "Readers use the new table."
+    if switch["writes"] is None:
+        return Verdict(
+            "good",
+            f"{text} The switch is irreversible. Each PostHog process ends its old writes when it is restarted.",
+            "Restart them; drop the old table only after that. Keep the audit scheduled.",
+            "Old writes end by a restart",
+        )
     if switch["writes"] != "both":
         return Verdict(
             "good",

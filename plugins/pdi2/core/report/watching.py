@@ -82,7 +82,7 @@ def status(
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
-    waits = steps.waits(run, current, happened, copies, finished_at)
+    waits = steps.waits(run, current, happened, copies, finished_at if switches.has_settings else None)
     states = airflow.get("states", {})
     told["failed"] = any("failed" in counts for counts in states.values())  # no longer once they are cleared
     told["asked"] = any(wait.about == "approval" for wait in waits)
