@@ -310,6 +310,36 @@ def test_a_message_leads_to_the_runbooks_row_of_what_comes_first_in_it() -> None
     assert runbook.row_of_message("a text of nobody's") is None
 
 
+def test_a_wait_that_a_person_may_have_to_end_is_told_in_the_first_line(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    def topic() -> str:
+        return first_line(viewer)["topic"]
+
+    many_ids(system, 500)
+    enable(system, ledger)
+    ledger.record("dual_writes_watched", until=0, message="No miss so far.", late=False)
+    assert topic() == "Running"
+    ledger.record("dual_writes_watched", until=0, message="2 links reached person_distinct_id alone.", late=True)
+    assert topic() == "It waits"
+    ledger.record("dual_writes_proven", links=0, seconds=0)
+    plan(system, ledger)
+    ledger.start_copy([7])
+    ledger.record("copy_waits", team_id=7, reason="only 0.1 GB of the disks are free")
+    told = first_line(viewer)
+    assert (told["tone"], told["runbook"]["about"]) == ("warn", "It waits")
+    copy_and_verify(system, ledger, 7)
+    assert topic() == "Running"
+    gate.certify(ledger, system.warehouse(), NO_WAIT)
+    ledger.record("switch_put_off", reason="ClickHouse still carries out 1 mutation(s).")
+    assert topic() == "It waits"
+    ledger.record("switch_put_off", reason=None)
+    assert topic() == "Running"
+    assert viewer.get("/status").json()["waits"] == []
+    [last, *_] = viewer.get("/events", milestones=False).json()["lines"]
+    assert last["text"] == "The switch is put off no longer."
+
+
 # How far
 
 

@@ -275,6 +275,7 @@ def test_a_mutation_that_began_after_preflight_is_waited_for_and_what_it_removed
     assert system.disagreements() != {}
     switch(system, ledger)
     assert (system.status(), system.disagreements()) == (2, {})
+    assert ledger.latest_of_run(PUT_OFF)["reason"] is None, "and the page need not say so any longer"
 
 
 @pytest.mark.skipif(bool(ENGINE), reason="there no mutation outlives its statement")

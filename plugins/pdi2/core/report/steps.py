@@ -123,7 +123,8 @@ def waits(
     """
     if now == "prove_dual_writes" and "dual_writes_watched" in happened:
         watched = happened["dual_writes_watched"]["detail"]
-        return [Wait("dual_writes", watched["message"], datetime.fromtimestamp(watched["until"], UTC))]
+        about = "misses" if watched.get("late") else "dual_writes"
+        return [Wait(about, watched["message"], datetime.fromtimestamp(watched["until"], UTC))]
     if now in ("team.copy", "team.verify"):
         return [Wait("server", f"The copy of team {copy['team_id']} waits: {copy['reason']}") for copy in copies]
     if now == "approve":
@@ -134,7 +135,7 @@ def waits(
     if now == "switch_reads":
         held = [happened[what] for what in ("switch_waits", "switch_put_off", "switch_waited") if what in happened]
         last = max(held, key=lambda event: event["at"], default=None)
-        if last and last["what"] != "switch_waited":
+        if last and last["what"] != "switch_waited" and last["detail"].get("reason"):
             return [Wait("server", sentence(last["what"], last["detail"])[0])]
     if now == "stop_old_writes" and switched_at:
         until = switched_at + timedelta(seconds=run["settings"]["read_cache_seconds"])

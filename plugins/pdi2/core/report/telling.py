@@ -151,7 +151,9 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "switch_rejected": lambda detail: f"{detail['by']} rejected the switch.",
     "switch_waits": lambda detail: f"The switch waits: {detail['reason']}",
     "switch_waited": lambda detail: "The switch waits for replicas no longer.",
-    "switch_put_off": lambda detail: f"The switch was put off: {detail['reason']}",
+    "switch_put_off": lambda detail: (
+        f"The switch was put off: {detail['reason']}" if detail["reason"] else "The switch is put off no longer."
+    ),
     "mutation_seen": lambda detail: f"Somebody changed person_distinct_id2 by a mutation: {detail['command']}.",
     "reads_switched": _switched,
     "old_writes_stopped": lambda detail: (

@@ -200,6 +200,8 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
         return Verdict("warn", text, "Somebody paused the migration: resume it when the time is right.", "Paused")
     if airflow.get("asked"):
         return Verdict("warn", text, "Approve the switch, or reject it.", "Waiting for approval")
+    if airflow.get("waits"):
+        return Verdict("warn", text, "Below is what it waits for, and whether you must act.", "It waits")
     return Verdict("good", text, "Nothing.", "Running")
 
 

@@ -86,6 +86,7 @@ def status(
     states = airflow.get("states", {})
     told["failed"] = any("failed" in counts for counts in states.values())  # no longer once they are cleared
     told["asked"] = any(wait.about == "approval" for wait in waits)
+    told["waits"] = any(wait.about in ("server", "misses") for wait in waits)
     return {
         **seen,
         "alive": alive,

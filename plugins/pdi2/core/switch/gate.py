@@ -126,9 +126,10 @@ def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
             f"table. {' '.join(failing)} If this run has given up meanwhile, trigger it again: what the mutation may "
             "have changed is compared, and then reads are switched."
         )
-    if busy := mutations.unfinished(found):
-        if busy != (ledger.latest_of_run(PUT_OFF) or {}).get("reason"):
-            ledger.record(PUT_OFF, reason=busy)
+    busy = mutations.unfinished(found)
+    if busy != (ledger.latest_of_run(PUT_OFF) or {}).get("reason"):
+        ledger.record(PUT_OFF, reason=busy)
+    if busy:
         raise WaitError(busy)
 
 
