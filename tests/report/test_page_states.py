@@ -512,6 +512,20 @@ def test_a_run_tells_its_own_failed_teams_and_not_those_of_the_run_before(
     assert failures() == ["the disk is full again"]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "told"), [("completed", []), ("rejected", []), ("failed", ["ClickHouse error 241 (MEMORY)"])]
+)
+def test_a_passing_failure_is_none_once_the_run_has_ended_well(
+    system: System, viewer: Visitor, ledger: Ledger, outcome: str, told: list[str]
+) -> None:
+    many_ids(system, 500)
+    migrate(system, ledger)
+    ledger.record("task_failed", task="team.copy", error="ClickHouse error 241 (MEMORY): a retry got through")
+    ledger.end_run(outcome)
+
+    assert [one["cause"] for one in viewer.get("/status").json()["failures"]] == told
+
+
 def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger: Ledger) -> None:
     """The ledger now has a newer run's figures for its teams. They are not shown as its own."""
     enable(system, ledger)

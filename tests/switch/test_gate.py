@@ -491,6 +491,18 @@ def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: Sys
     assert (system.status(), system.disagreements()) == (2, {})
 
 
+def test_a_failure_of_a_team_that_a_later_try_got_through_is_not_told_to_administrators(
+    system: System, ledger: Ledger
+) -> None:
+    migrate(system, ledger)
+    ledger.record("task_failed", task="team.copy", error="a retry helped")
+
+    assert close_run(ledger, NO_WAIT)["outcome"] == "failed"
+
+    told = system.value("SELECT description FROM posthog_asyncmigrationerror")
+    assert told == "The run ended before the switch, and no task said why: see its log."
+
+
 def test_a_run_whose_failed_tasks_are_cleared_after_its_report_goes_on_to_the_switch(
     system: System, ledger: Ledger
 ) -> None:

@@ -72,13 +72,15 @@ def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:
 
 def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
     failure, rejected = ledger.latest_of_run("task_failed"), ledger.latest_of_run("switch_rejected")
+    missing = [why for team in teams if (why := not_verified(team.team_id, team))]
+    if failure and failure["task"].startswith("team.") and not missing:  # a later try got through
+        failure = None
     reason = failure["error"] if failure else "The run ended before the switch, and no task said why: see its log."
     if rejected:
         reason = (
             f"{rejected['by']} rejected the switch. Reads stay on the old table, and what is verified is kept. "
             "Trigger the run again to be asked again."
         )
-    missing = [why for team in teams if (why := not_verified(team.team_id, team))]
     lines = [reason]
     if missing and not rejected:  # first, because the column may be short; these lines include the reason
         lines = [

@@ -11,10 +11,11 @@ from psycopg.rows import dict_row
 from pdi2.core.engines import postgres
 from pdi2.core.report import progress, runbook, steps, telling
 from pdi2.core.report.verdict import verdict
-from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.ledger import REJECTED, TRIAL_PASSED, Ledger
 from pdi2.core.state.switches import Status, Switches
 
 LONGEST_SENTENCE = 2_000
+ENDED_WELL = ("completed", TRIAL_PASSED, REJECTED, "rolled back")
 
 
 def run(connection: Connection[Any], airflow_run: str | None = None) -> dict[str, Any] | None:
@@ -166,13 +167,19 @@ def _told(*situation: Any) -> dict[str, Any]:
 def _failures(
     connection: Connection[Any], run: Mapping[str, Any], alive: bool, states: Mapping[str, Mapping[str, int]]
 ) -> list[dict[str, Any]]:
-    """What failed, grouped by cause, each with its runbook row. A task that Airflow will retry has not failed."""
+    """What failed, grouped by cause, each with its runbook row.
+
+    A task that Airflow will retry, or that got through later, has not failed. Where Airflow has forgotten the run, or
+    calls none of these tasks failed, as after a kill, every failure of a run that did not end well may be the cause.
+    """
     chosen = {"newest": run["newest"], "alive": alive}
-    return [
+    lines = [
         {**line, "runbook": runbook.row_of_message(line["error"] or "")}
         for line in _all(connection, "watch_failures", {**_period(run), **chosen})
-        if line["teams"] or not alive or "failed" in states.get(line["task"], {})
     ]
+    failed = [line for line in lines if line["teams"] or "failed" in states.get(line["task"], {})]
+    certain = alive or run["outcome"] in ENDED_WELL or (states and failed)
+    return failed if certain else lines
 
 
 def _detail(happened: Mapping[str, Any], what: str) -> dict[str, Any] | None:
