@@ -396,6 +396,34 @@ def test_the_time_left_includes_the_time_that_airflow_takes_to_start_tasks(
     assert seen["seconds_left"] == pytest.approx(120, rel=0.25)
 
 
+def test_while_nothing_ends_for_minutes_the_time_left_goes_by_the_whole_run_and_a_pause_shows_no_old_speed(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    """One large team may be compared for longer than the speeds look back."""
+    many_ids(system, 500)
+    many_ids(system, 500, team_id=8)
+    enable(system, ledger)
+    plan(system, ledger)
+    copy_and_verify(system, ledger, 7)
+    for table, columns in {
+        "event": ["at"],
+        "run": ["started_at"],
+        "slice": ["finished_at"],
+        "team": ["copied_at", "verified_at"],
+    }.items():
+        for column in columns:
+            system.postgres.execute(f"UPDATE pdi2_migration.{table} SET {column} = {column} - interval '10 minutes'")
+
+    seen = viewer.get("/status").json()
+    assert seen["speed"] == {"copied": 0, "verified": 0}
+    assert seen["seconds_left"] == pytest.approx(600, rel=0.25)
+
+    ledger.record("paused")
+    seen = viewer.get("/status").json()
+    assert seen["speed"] == {"copied": 0, "verified": 0}
+    assert seen["seconds_left"] is None
+
+
 def test_teams_without_rows_are_not_done_before_they_are_verified(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:

@@ -21,13 +21,18 @@ KINDS = {"copied": COPY_SHARE, "verified": 1 - COPY_SHARE}
 
 
 def figures(
-    connection: Connection[Any], run: Mapping[str, Any], now: datetime, planned_at: datetime | None, going_on: bool
+    connection: Connection[Any],
+    run: Mapping[str, Any],
+    now: datetime,
+    planned_at: datetime | None,
+    alive: bool,
+    paused: bool,
 ) -> dict[str, Any]:
     """Rows by kind of work, the share of all work that is done (None before the plan), speeds in rows per second.
 
-    `seconds_left` is None until this run has done some of both kinds of work, or nothing is left of one kind. It goes
-    by the clock since the plan, so it includes the time that Airflow takes to start tasks. Once a run has ended, its
-    figures no longer change, and its speeds are averages over its whole time.
+    `seconds_left` is None until this run has done some of both kinds of work, or nothing is left of one kind, and
+    while the migration is paused. It goes by the clock since the plan, so it includes the time that Airflow takes to
+    start tasks. Once a run has ended, its figures no longer change, and its speeds are averages over its whole time.
     """
     since = {"since": run["started_at"]}
     parameters = {"team_ids": run["settings"].get("team_ids"), "copy_share": COPY_SHARE}
@@ -45,13 +50,16 @@ def figures(
     whole = total(totals, "work")
     done = total(totals, "work_copied") + KINDS["verified"] * total(verified, "work")
     finished = whole == total(verified, "work")
-    going_on = going_on and planned_at is not None and not finished
+    going_on = alive and planned_at is not None and not finished
+    left = None
+    if going_on and planned_at and not paused:
+        left = _seconds_left(work, rows, whole - done, now - planned_at)
     return {
         "teams": {line["status"]: line["teams"] for line in totals},
         "rows": rows,
         "share": (1.0 if finished else min(done / whole, 0.999)) if planned_at and whole else None,
         "speed": {kind: _speed(work[kind], now, going_on) for kind in KINDS},
-        "seconds_left": _seconds_left(work, rows, whole - done, now - planned_at) if going_on and planned_at else None,
+        "seconds_left": left,
         "last": {kind: work[kind]["ended"] for kind in KINDS},
         "copy": {
             "slices": total(totals, "slices"),
@@ -74,8 +82,11 @@ def _seconds_left(
 ) -> float | None:
     if any(not work[kind]["rows"] and rows[kind] < rows["source"] for kind in KINDS):
         return None
-    recent = sum(share * work[kind]["recent"] for kind, share in KINDS.items())
-    return left * min(RECENT_SECONDS, since_plan.total_seconds()) / recent if recent else None
+    seconds = since_plan.total_seconds()
+    recent, since = (sum(share * work[kind][fact] for kind, share in KINDS.items()) for fact in ("recent", "rows"))
+    if recent:
+        return float(left * min(RECENT_SECONDS, seconds) / recent)
+    return float(left * seconds / since) if since else None  # one team may take longer than RECENT_SECONDS
 
 
 def _speed(work: Mapping[str, Any], now: datetime, going_on: bool) -> float | None:

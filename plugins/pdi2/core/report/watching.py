@@ -79,7 +79,7 @@ def status(
     figures = None
     if run["newest"]:
         planned_at = happened["planned"]["at"] if "planned" in happened else None
-        figures = progress.figures(connection, run, now, planned_at, alive and not paused)
+        figures = progress.figures(connection, run, now, planned_at, alive, bool(paused))
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
