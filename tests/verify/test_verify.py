@@ -1,7 +1,9 @@
 """Each way in which the new table can differ from Postgres is found, reported and repaired, and stays repaired."""
 
 import hashlib
+import re
 from collections.abc import Sequence
+from threading import Timer
 from typing import Any
 from uuid import UUID
 
@@ -531,6 +533,30 @@ def test_a_comparison_needs_little_memory_whatever_the_parts(
     assert sum(bucket.contradictory for bucket in found.seen.values()) == 1
     assert sum(map(len, suspects(system.postgres, small, team, found))) == parts * rows
     assert old_differs(small, team)[TEAM] == pytest.approx(parts * rows, rel=0.03)  # an estimate
+
+
+def test_a_comparison_that_takes_long_says_how_far_it_is(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("pdi2.core.verify.digesting.TELL_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr("pdi2.core.verify.digesting.aggregated_at_once", lambda _: 400)
+    insert_truth(system, ALICE, 0, "0000")
+    system.clickhouse.command(
+        "INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, version, is_deleted) "
+        f"SELECT {TEAM}, leftPad(toString(number), 4, '0'), toUUID('{ALICE}'), 0, 0 FROM numbers(4000)"
+    )
+    other = system.ledger("somebody who locks").connection
+    other.execute("BEGIN")
+    other.execute("LOCK TABLE posthog_person IN ACCESS EXCLUSIVE MODE")
+    unlock = Timer(2, other.execute, ["ROLLBACK"])
+    unlock.start()
+
+    digests(ledger.connection, system.warehouse(), Teams((TEAM,), 4_000))
+
+    unlock.join()
+    assert re.search(r"Compared range \d of \d of team 7", caplog.text)
+    assert "Postgres still computes the digest of team 7" in caplog.text
 
 
 @pytest.mark.slow

@@ -1,8 +1,10 @@
 """Finds by digests whether teams agree with Postgres: one pass over both sides at once, and a second if they differ."""
 
+import logging
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +13,14 @@ from more_itertools import peekable
 from psycopg import Connection, ServerCursor
 
 from pdi2 import sql
+from pdi2.core.cluster.pressure import TELL_EVERY_SECONDS
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse, spilling
 from pdi2.core.engines.failures import Reaction, is_time_limit, reaction
 from pdi2.core.state.slices import FEWEST_ROWS, Slice, Teams, aggregated_at_once, cut, join
 from pdi2.core.verify.comparing import Key
+
+log = logging.getLogger(__name__)
 
 ROWS_A_BUCKET = 4_000
 MOST_BUCKETS = 1 << 12
@@ -81,6 +86,8 @@ def digests(connection: Connection[Any], warehouse: Warehouse, teams: Teams) -> 
         answer = beside.submit(_truth_digest, connection, teams, mask)
         try:
             seen = _digest_of_new(warehouse, teams, mask)
+            while not wait([answer], TELL_EVERY_SECONDS).done:
+                log.info("Postgres still computes the digest of %s", teams)
         except BaseException:
             connection.cancel_safe()
             raise
@@ -218,7 +225,11 @@ def _of_range(
 ) -> Iterator[tuple[Slice | Teams, list[tuple[Any, ...]]]]:
     """Halves the ranges if one meets the limit though it spills: ClickHouse 23.6 takes up to five times the memory."""
     ranges = cut(warehouse, whole, rows_in_whole, rows, "person_distinct_id2")  # the old table may be gone
+    tell_at = time.monotonic() + TELL_EVERY_SECONDS
     for number, one in enumerate(ranges):
+        if time.monotonic() > tell_at:
+            log.info("Compared range %s of %s of team %s", f"{number:,}", f"{len(ranges):,}", whole.team_id)
+            tell_at = time.monotonic() + TELL_EVERY_SECONDS
         try:
             found = in_memory_or_spilling(warehouse, name, {**one.parameters, **parameters})
         except DatabaseError as error:
