@@ -284,9 +284,10 @@ class Ledger:
         self._execute("team_compared_again", {"team_ids": list(team_ids), "at": at})
         self.settle_findings(team_ids)
 
-    def settle_findings(self, team_ids: Iterable[int], found_before: datetime | None = None) -> None:
-        """Closes the findings of teams that agree with Postgres now, but for what was found since `found_before`."""
-        self._execute("findings_settled", {"team_ids": list(team_ids), "found_before": found_before})
+    def settle_findings(self, team_ids: Iterable[int] | None, found_before: datetime | None = None) -> None:
+        """Closes the findings of teams (None: all) that agree with Postgres, but for those since `found_before`."""
+        teams = None if team_ids is None else list(team_ids)
+        self._execute("findings_settled", {"team_ids": teams, "found_before": found_before})
 
     def findings_by_kind(self, team_ids: Iterable[int] | None = None) -> dict[str, dict[str, int]]:
         """How many findings are repaired and how many remain: of these teams, or of all."""

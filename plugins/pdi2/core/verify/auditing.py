@@ -112,6 +112,8 @@ def judge(ledger: Ledger) -> tuple[Audit, str]:
             f"{', '.join(map(str, missing[:LISTED]))}: the tasks that failed say why. Nothing was changed in them. "
             "Clear those tasks, or trigger the audit again."
         )
+    if audit.every and Switches(ledger.connection).reads_are_new():
+        ledger.settle_findings(None, found_before=audit.since)  # of teams that are in neither database any more
     ledger.record(
         "no_drift", run=ledger.airflow_run, teams=len(audit.compared), every=audit.every, since=audit.since.isoformat()
     )
