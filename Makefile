@@ -101,7 +101,8 @@ postgres-%: .venv-matrix/postgres-%/package.json
 test-airflow: venv $(AIRFLOW_VERSIONS:%=airflow-%) ## Run the DAGs' stories and the page on each older Airflow that is supported (20 min)
 
 airflow-%: .venv-matrix/airflow-%/installed
-	.venv-matrix/airflow-$*/bin/python -m pytest tests/edge/test_dag_stories.py tests/edge/test_older_airflow.py tests/report/test_page.py
+	.venv-matrix/airflow-$*/bin/python -m pytest tests/edge/test_dag_stories.py tests/edge/test_older_airflow.py \
+		tests/report/test_page.py tests/report/test_page_states.py
 
 .venv-matrix/airflow-%/installed: setup.cfg tests/airflow_constraints | venv
 	$(UV) venv --quiet --clear --python $(BIN)/python .venv-matrix/airflow-$*

@@ -19,6 +19,7 @@ from pdi2.core.switch import gate
 from pdi2.core.verify import auditing
 from pdi2.core.verify.auditing import DriftError
 from pdi2.edge import POOL
+from pdi2.edge.compat import RetryPolicy
 from stories import (
     BOB,
     NO_WAIT,
@@ -36,6 +37,7 @@ from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
 from demo.switches import READS, WRITES, set_switch
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
+explained = pytest.mark.skipif(RetryPolicy is None, reason="this Airflow does not keep why a try failed")
 
 
 @pytest.fixture
@@ -684,6 +686,7 @@ class TestAirflow:
         assert written["json_sha256"] in page.text
         assert viewer.get("/certificates/999").status_code == 404
 
+    @explained
     def test_retries_are_told_with_their_cause_and_when_the_next_is_due(
         self, system: System, viewer: Visitor, ledger: Ledger
     ) -> None:
@@ -710,6 +713,27 @@ class TestAirflow:
         assert retrying["causes"] == [{"cause": "ClickHouse does not answer", "tasks": 1}]
         assert seen["airflow"]["unanswered"] == "ClickHouse"
         assert seen["verdict"]["topic"] == "An engine does not answer"
+
+    def test_a_retry_whose_cause_airflow_does_not_know_is_told(self, system: System, viewer: Visitor) -> None:
+        """As after a kill, and always before Airflow 3.3."""
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+        from pdi2.edge.runs import UNEXPLAINED
+
+        run = system.run(dry_run=True)
+        enable(system, system.ledger(f"{FILL} {run.run_id}"))
+        with create_session() as session:
+            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+            of_run = session.query(TaskInstance).filter_by(run_id=run.run_id, task_id="prove_dual_writes")
+            of_run.update({"state": "up_for_retry", "try_number": 2, "max_tries": 6, "end_date": datetime.now(UTC)})
+
+        seen = viewer.get("/status").json()
+
+        assert seen["verdict"]["topic"] == "Tasks are up for retry"
+        retrying = seen["airflow"]["retrying"]
+        assert (retrying["next_tries"], retrying["due"], retrying["reason"]) == ([3, 3], None, None)
+        assert retrying["causes"] == [{"cause": UNEXPLAINED, "tasks": 1}]
 
     def test_a_team_that_failed_for_good_is_told_in_the_first_line_while_the_run_goes_on(
         self, system: System, viewer: Visitor

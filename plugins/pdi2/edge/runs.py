@@ -25,6 +25,11 @@ LISTED = 5
 GOING_ON = (DagRunState.QUEUED, DagRunState.RUNNING)
 LAST = ("report", "roll_back", END)
 """The tasks that end a run. Airflow needs a moment after them to end it too."""
+EXPLAINED = hasattr(TaskInstance, "retry_reason")
+"""Whether Airflow keeps why a try failed and when the next is due, as it does from 3.3 on."""
+UNEXPLAINED = (
+    "The task ended without a word." if EXPLAINED else "Airflow before 3.3 does not keep why: the task's log says it."
+)
 
 
 def run(session: Session, airflow_run: str) -> DagRun | None:
@@ -75,7 +80,7 @@ def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
     not_yet = TaskInstance.state.in_(
         (TaskInstanceState.UP_FOR_RETRY, TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED)
     )
-    reasons = session.scalars(select(TaskInstance.retry_reason).where(*of_run, not_yet))
+    reasons = session.scalars(select(TaskInstance.retry_reason).where(*of_run, not_yet)) if EXPLAINED else ()
     away = Counter(hit.group(1) for reason in reasons if (hit := CAUSE.search(reason or "")) and hit.group(1))
     return {
         "states": states,
@@ -157,7 +162,8 @@ def _outcome(dag_run: DagRun, ledger: Mapping[str, Any] | None, told: Mapping[st
 
 
 def _retrying(waiting: list[TaskInstance]) -> dict[str, Any]:
-    causes = Counter(cause(task.retry_reason or "The task ended without a word.") for task in waiting)
+    reasons = [task.retry_reason if EXPLAINED else None for task in waiting]
+    causes = Counter(cause(reason) if reason else UNEXPLAINED for reason in reasons)
     tries = [task.try_number + 1 for task in waiting]
     return {
         "tasks": len(waiting),
@@ -165,12 +171,12 @@ def _retrying(waiting: list[TaskInstance]) -> dict[str, Any]:
         "tries": max(task.max_tries for task in waiting) + 1,
         "due": min((due for task in waiting if (due := _due(task))), default=None),
         "causes": [{"cause": text, "tasks": count} for text, count in causes.most_common(LISTED)],
-        "reason": next((task.retry_reason for task in waiting if task.retry_reason), None),
+        "reason": next(filter(None, reasons), None),
     }
 
 
 def _due(task: TaskInstance) -> datetime | None:
-    """When the task is tried again, by the retry policy's delay. None after a kill, when Airflow's default decides."""
-    if task.end_date is None or task.retry_delay_override is None:
+    """When the task is tried again, by the retry policy's delay. None where Airflow's own decides, as after a kill."""
+    if not EXPLAINED or task.end_date is None or task.retry_delay_override is None:
         return None
     return task.end_date + timedelta(seconds=task.retry_delay_override)
