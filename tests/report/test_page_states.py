@@ -37,6 +37,7 @@ from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
 from demo.switches import READS, WRITES, set_switch
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
+AWAY = "Try 2 met a passing failure: prove_dual_writes was stopped: ClickHouse does not answer: refused"
 explained = pytest.mark.skipif(RetryPolicy is None, reason="this Airflow does not keep why a try failed")
 
 
@@ -586,6 +587,22 @@ def _forget_runs() -> None:
         session.query(DagRun).filter(DagRun.dag_id.in_([FILL, ROLLBACK, AUDIT])).delete()
 
 
+def _up_for_retry(run: Any, ended: datetime, reason: str | None = None) -> None:
+    """The states and columns that Airflow 3.3's execution API writes for RetryDecision.retry, and before as far."""
+    from airflow.models.dagrun import DagRun
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+        task = session.query(TaskInstance).filter_by(run_id=run.run_id, task_id="prove_dual_writes").one()
+        number = max(2, task.try_number + 1)
+        task.state, task.try_number, task.max_tries, task.end_date = "up_for_retry", number, 6, ended
+        if reason:
+            task.retry_reason, task.retry_delay_override = reason, 30.0
+        task.prepare_db_for_next_try(session)
+
+
 @pytest.mark.slow
 class TestAirflow:
     """What only Airflow knows, after real runs in it."""
@@ -690,20 +707,10 @@ class TestAirflow:
     def test_retries_are_told_with_their_cause_and_when_the_next_is_due(
         self, system: System, viewer: Visitor, ledger: Ledger
     ) -> None:
-        """The states and columns that Airflow 3.3's execution API writes for RetryDecision.retry."""
-        from airflow.models.dagrun import DagRun
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-
         run = system.run(dry_run=True)
         enable(system, system.ledger(f"{FILL} {run.run_id}"))
-        away = "Try 2 met a passing failure: prove_dual_writes was stopped: ClickHouse does not answer: refused"
         ended = datetime.now(UTC).replace(microsecond=0)
-        with create_session() as session:
-            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
-            of_run = session.query(TaskInstance).filter_by(run_id=run.run_id, task_id="prove_dual_writes")
-            changed = {"state": "up_for_retry", "try_number": 2, "max_tries": 6, "end_date": ended}
-            of_run.update({**changed, "retry_reason": away, "retry_delay_override": 30.0})
+        _up_for_retry(run, ended, AWAY)
 
         seen = viewer.get("/status").json()
 
@@ -712,21 +719,33 @@ class TestAirflow:
         assert datetime.fromisoformat(retrying["due"]) == ended + timedelta(seconds=30)
         assert retrying["causes"] == [{"cause": "ClickHouse does not answer", "tasks": 1}]
         assert seen["airflow"]["unanswered"] == "ClickHouse"
+        assert datetime.fromisoformat(seen["airflow"]["unanswered_since"]) == ended
         assert seen["verdict"]["topic"] == "An engine does not answer"
+
+    @explained
+    def test_an_engine_that_answered_others_since_is_not_told_as_away(self, system: System, viewer: Visitor) -> None:
+        run = system.run(dry_run=True)
+        ledger = system.ledger(f"{FILL} {run.run_id}")
+        many_ids(system, 500)
+        enable(system, ledger)
+        plan(system, ledger)
+        _up_for_retry(run, datetime.now(UTC) - timedelta(minutes=1), AWAY)
+        away = first_line(viewer)["topic"]
+        copy_team(ledger, system.warehouse(), 7)
+        answered = first_line(viewer)["topic"]
+        _up_for_retry(run, datetime.now(UTC) + timedelta(seconds=1), AWAY)
+        away_again = first_line(viewer)["topic"]
+
+        assert answered == "Tasks are up for retry"
+        assert away == away_again == "An engine does not answer"
 
     def test_a_retry_whose_cause_airflow_does_not_know_is_told(self, system: System, viewer: Visitor) -> None:
         """As after a kill, and always before Airflow 3.3."""
-        from airflow.models.dagrun import DagRun
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
         from pdi2.edge.runs import UNEXPLAINED
 
         run = system.run(dry_run=True)
         enable(system, system.ledger(f"{FILL} {run.run_id}"))
-        with create_session() as session:
-            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
-            of_run = session.query(TaskInstance).filter_by(run_id=run.run_id, task_id="prove_dual_writes")
-            of_run.update({"state": "up_for_retry", "try_number": 2, "max_tries": 6, "end_date": datetime.now(UTC)})
+        _up_for_retry(run, datetime.now(UTC))
 
         seen = viewer.get("/status").json()
 

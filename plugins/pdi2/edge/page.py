@@ -74,13 +74,15 @@ def status(
         airflow["repairs"] = bool(dag_run and (dag_run.conf or {}).get("repair"))  # only an audit has it
         airflow["old_writes_end"] = runs.old_writes_end(session)
         airflow["pool"] = pool and {"slots": pool.slots, "occupied": pool.occupied_slots(session=session)}
+        if dag_run and (engine := airflow["unanswered"]):
+            last = watching.last_row_at(connection, owner) if owner else None
+            airflow["unanswered_since"] = runs.unanswered_since(session, dag_run, engine, last)
+            if airflow["unanswered_since"] is None:  # a row came since, so the engine answers others
+                airflow["unanswered"] = None
         alive = dag_run.state in runs.GOING_ON if dag_run else True
         seen = watching.status(connection, owner, newest, airflow, alive)
         other = dag_run if wanted and not owner else _newer(session, seen["run"])
         told = runs.told(session, [other]).get(runs.name(other), {}) if other else {}
-    if dag_run and airflow["unanswered"]:
-        last = max((at for at in seen.get("last", {}).values() if at), default=None)
-        airflow["unanswered_since"] = runs.unanswered_since(session, dag_run, airflow["unanswered"], last)
     return {
         **seen,
         "other": other and runs.summary(other, None, told) | told | {"link": _run_link(runs.name(other))},

@@ -30,6 +30,12 @@ def runs(connection: Connection[Any], limit: int) -> list[dict[str, Any]]:
     return _all(connection, "watch_runs", {"limit": limit}) if Ledger(connection, "", "").exists() else []
 
 
+def last_row_at(connection: Connection[Any], run: Mapping[str, Any]) -> datetime | None:
+    """When the run last copied or verified anything."""
+    work = _all(connection, "watch_work", {"since": run["started_at"], "recent": 0})
+    return max((line["ended"] for line in work if line["ended"]), default=None)
+
+
 def status(
     connection: Connection[Any],
     run: Mapping[str, Any] | None,
