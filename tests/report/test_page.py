@@ -417,9 +417,23 @@ def test_a_connection_in_airflows_own_database_is_found(
             session.query(Connection).filter_by(conn_id="posthog_postgres").delete()
 
 
-def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visitor) -> None:
+@pytest.fixture
+def running() -> Iterator[str]:
+    """The id of a run that Airflow knows."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    run_id = "manual__2026-01-01T00:00:00+00:00"
+    with create_session() as session:
+        session.add(DagRun(FILL, run_id, run_type="manual", state="running"))
+    yield run_id
+    with create_session() as session:
+        session.query(DagRun).filter_by(run_id=run_id).delete()
+
+
+def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visitor, running: str) -> None:
     settings = Settings(settle_seconds=0, read_cache_seconds=900, require_approval=True)
-    ledger = system.ledger(f"{FILL} manual__2026-01-01T00:00:00+00:00")
+    ledger = system.ledger(f"{FILL} {running}")
     many_ids(system, 500)
     many_ids(system, 20, team_id=8)
 

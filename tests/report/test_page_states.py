@@ -32,7 +32,7 @@ from stories import (
     plan,
     two_ids_each,
 )
-from test_page import Visitor, admin, app, viewer  # noqa: F401  (fixtures)
+from test_page import Visitor, admin, app, running, viewer  # noqa: F401  (fixtures)
 
 from demo.switches import READS, WRITES, set_switch
 
@@ -147,6 +147,19 @@ def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, le
     )
 
     assert (first_line(viewer)["tone"], first_line(viewer)["topic"]) == ("bad", "The switches disagree")
+
+
+def test_a_run_that_airflow_does_not_know_is_not_told_as_running(
+    system: System, viewer: Visitor, ledger: Ledger, running: str
+) -> None:
+    """Somebody deleted it, or it is of another Airflow."""
+    enable(system, ledger)
+    deleted = first_line(viewer)
+    enable(system, system.ledger(f"{FILL} {running}"))
+
+    assert (deleted["tone"], deleted["topic"]) == ("warn", "This Airflow does not know the run")
+    assert "goes on from the last checkpoint" in deleted["do"]
+    assert first_line(viewer)["topic"] == "Running"
 
 
 @pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)

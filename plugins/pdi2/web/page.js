@@ -49,11 +49,11 @@ const going = (other) => ["queued", "running"].includes(other?.state);
 const phase = (seen) => (seen.run ? seen.phase : ofRun ? `This run ${seen.airflow.repairs ? "is an audit with repair" : did(seen.other)}` : seen.other ? "No migration has changed anything yet" : "No migration has begun");
 const did = (other) => (other?.old_writes_end ? "does nothing but end old writes" : going(other) ? "has changed nothing yet" : "changed nothing");
 
-function about({ run, alive, now, links }) {
+function about({ run, alive, now, links, airflow }) {
   const zone = `Times are in ${zoneName()}.`;
   if (!run) return [ofRun ? "" : "Trigger the DAG to begin; try dry_run first, which writes nothing. ", zone];
   const took = run.ended_at || alive ? `, ${duration(seconds(run.started_at, run.ended_at ?? now))}` : "";
-  const state = run.outcome ?? (alive ? "running" : "stopped without a report");
+  const state = run.outcome ?? (alive ? (airflow.unknown ? "not ended" : "running") : "stopped without a report");
   const followed = run.newest ? "" : "Another run followed this one; what it left is in its certificate. ";
   return ["Started by ", visible(run.actor), " at ", time(run.started_at), `${took}, ${state}. `, followed, link(links.run, "Open the run"), `. ${zone}`];
 }

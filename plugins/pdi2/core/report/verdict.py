@@ -167,6 +167,13 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
     else:
         after = "Nothing is irreversible: this run leaves both tables written."
     text = f"Safe: {OLD} {after}"
+    if airflow.get("unknown"):
+        return Verdict(
+            "warn",
+            f"{text} This Airflow does not know the run: it was deleted, or another Airflow runs it.",
+            "If no other Airflow runs it, trigger the DAG: it goes on from the last checkpoint.",
+            "This Airflow does not know the run",
+        )
     if engine := airflow.get("unanswered"):
         return Verdict(
             "bad",
