@@ -790,6 +790,31 @@ class TestAirflow:
         assert topics[0] == "Something failed, the rest goes on"
         assert topics[1] != topics[0]
 
+    def test_tasks_that_failed_before_they_reached_the_ledger_are_named(self, system: System, viewer: Visitor) -> None:
+        """They were killed, or had no Postgres. The gate's own failure only counts the teams."""
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        run = system.run(dry_run=True)
+        ledger = system.ledger(f"{FILL} {run.run_id}")
+        enable(system, ledger)
+        with create_session() as session:
+            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "failed"})
+            of_run = session.query(TaskInstance).filter_by(run_id=run.run_id, task_id="team.copy")
+            of_run.update({"state": "failed"})
+
+        def failures() -> list[str]:
+            return [one["task"] for one in viewer.get("/status").json()["failures"]]
+
+        [only] = viewer.get("/status").json()["failures"]
+        assert (only["task"], only["cause"][:6]) == ("team.copy (1 task)", "failed")
+        assert only["runbook"]["about"] == "`could tell the ledger nothing`"
+        ledger.record("task_failed", task="certify", error="1 of 1 team is not verified, so reads stay")
+        assert failures() == ["team.copy (1 task)", "certify"]
+        ledger.record("task_failed", task="team.copy", error="no space left")
+        assert failures() == ["team.copy", "certify"]
+
     def test_a_missing_pool_is_told_first_where_copies_would_need_it(
         self, system: System, viewer: Visitor, ledger: Ledger
     ) -> None:

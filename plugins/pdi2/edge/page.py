@@ -14,8 +14,9 @@ from fastapi.responses import FileResponse
 from sqlalchemy.orm import Session
 
 from pdi2.core.report import watching
-from pdi2.core.report.runbook import RUNBOOK
-from pdi2.core.state.ledger import TeamStatus
+from pdi2.core.report.runbook import RUNBOOK, row_of_message
+from pdi2.core.state.ledger import FAILED, TeamStatus
+from pdi2.core.state.words import counted
 from pdi2.edge import POOL, runs
 from pdi2.edge.guard import acting, acts, app, may_act, reading, same_origin
 from pdi2.edge.runs import FILL, ROLLBACK
@@ -84,6 +85,8 @@ def status(
         seen = watching.status(connection, owner, newest, airflow, alive)
         other = dag_run if wanted and not owner else _newer(session, seen["run"])
         told = runs.told(session, [other]).get(runs.name(other), {}) if other else {}
+    if seen["run"] and seen["run"]["outcome"] in (None, FAILED):
+        seen["failures"] = [*_untold(airflow.get("states", {}), seen["failures"]), *seen["failures"]]
     return {
         **seen,
         "other": other and runs.summary(other, None, told) | told | {"link": _run_link(runs.name(other))},
@@ -219,6 +222,18 @@ def _newer(session: Session, owner: dict[str, Any] | None) -> DagRun | None:
 
 def _before(dag_run: DagRun, owner: dict[str, Any]) -> bool:
     return dag_run.queued_at is not None and dag_run.queued_at < owner["started_at"]
+
+
+def _untold(states: dict[str, dict[str, int]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Failures of tasks of which the ledger knows none: each try was killed, or could not reach Postgres."""
+    known = {"team" if one["teams"] else one["task"].partition(".")[0] for one in told}
+    cause = "failed and could tell the ledger nothing: the task's log says why."
+    return [
+        {"task": f"{task} ({counted(tasks['failed'], 'task')})", "teams": 0, "cause": cause, "error": cause}
+        | {"runbook": row_of_message(cause)}
+        for task, tasks in states.items()
+        if "failed" in tasks and task.partition(".")[0] not in known
+    ]
 
 
 def _gone(line: dict[str, Any]) -> dict[str, Any]:
