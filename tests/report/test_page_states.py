@@ -41,6 +41,21 @@ AWAY = "Try 2 met a passing failure: prove_dual_writes was stopped: ClickHouse d
 explained = pytest.mark.skipif(RetryPolicy is None, reason="this Airflow does not keep why a try failed")
 
 
+@pytest.fixture(autouse=True)
+def alone(airflow_metadata: None) -> Iterator[None]:
+    _forget_runs()  # of other tests in this process
+    yield
+    _forget_runs()
+
+
+def _forget_runs() -> None:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.query(DagRun).filter(DagRun.dag_id.in_([FILL, ROLLBACK, AUDIT])).delete()
+
+
 @pytest.fixture
 def ledger(system: System) -> Ledger:
     return system.ledger(f"{FILL} a run that Airflow has forgotten")
@@ -147,6 +162,27 @@ def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, le
     )
 
     assert (first_line(viewer)["tone"], first_line(viewer)["topic"]) == ("bad", "The switches disagree")
+
+
+@pytest.mark.parametrize("failed_before", [True, False])
+def test_while_a_run_checks_nobody_is_told_to_trigger_another(
+    system: System, viewer: Visitor, ledger: Ledger, request: pytest.FixtureRequest, failed_before: bool
+) -> None:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    if failed_before:
+        enable(system, ledger)
+        ledger.end_run("failed")
+        assert first_line(viewer)["topic"] == "The run failed"
+    run_id = request.getfixturevalue("running")
+
+    told = first_line(viewer)
+
+    assert (told["tone"], told["topic"], told["do"]) == ("good", "A run is checking", "Nothing: a run is checking.")
+    with create_session() as session:
+        session.query(DagRun).filter_by(run_id=run_id).update({"state": "failed"})
+    assert first_line(viewer)["topic"] == "A run could not begin"
 
 
 def test_a_run_that_airflow_does_not_know_is_not_told_as_running(
@@ -592,14 +628,6 @@ def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger:
     assert viewer.get("/status", dag=FILL, run="nobody's").status_code == 404
 
 
-def _forget_runs() -> None:
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-
-    with create_session() as session:
-        session.query(DagRun).filter(DagRun.dag_id.in_([FILL, ROLLBACK, AUDIT])).delete()
-
-
 def _up_for_retry(run: Any, ended: datetime, reason: str | None = None) -> None:
     """The states and columns that Airflow 3.3's execution API writes for RetryDecision.retry, and before as far."""
     from airflow.models.dagrun import DagRun
@@ -620,12 +648,6 @@ def _up_for_retry(run: Any, ended: datetime, reason: str | None = None) -> None:
 class TestAirflow:
     """What only Airflow knows, after real runs in it."""
 
-    @pytest.fixture(autouse=True)
-    def alone(self) -> Iterator[None]:
-        _forget_runs()  # of other tests in this process
-        yield
-        _forget_runs()
-
     def test_a_run_of_another_dag_is_nobodys(self, system: System, viewer: Visitor) -> None:
         """Whoever sees the page may read our DAGs, and perhaps no other."""
         from airflow.models.dagrun import DagRun
@@ -644,6 +666,8 @@ class TestAirflow:
         assert seen["run"] is None
         assert (seen["other"]["kind"], seen["other"]["outcome"]) == ("dry run", "planned: nothing was written")
         assert "500 rows to copy" in seen["other"]["plan"]
+        assert (seen["verdict"]["topic"], seen["verdict"]["tone"]) == ("A dry run has planned", "good")
+        assert "team_ids" in seen["verdict"]["do"]
         assert viewer.get("/status", dag=FILL, run=run.run_id).json()["other"] == seen["other"]
         assert not system.ledger().exists()
         assert [line["outcome"] for line in viewer.get("/runs").json()["lines"]] == ["planned: nothing was written"]
@@ -697,6 +721,8 @@ class TestAirflow:
         seen = viewer.get("/status").json()
         assert seen["other"]["outcome"] == "refused: nothing was changed"
         assert any("person_distinct_id2" in problem for problem in seen["other"]["problems"])
+        assert (seen["verdict"]["topic"], seen["verdict"]["tone"]) == ("A run could not begin", "bad")
+        assert seen["verdict"]["do"].startswith("Remove what is listed below")
         listed = [(line["kind"], line["outcome"]) for line in viewer.get("/runs").json()["lines"]]
         assert listed[0] == ("migration", "refused: nothing was changed")
 

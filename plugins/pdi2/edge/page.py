@@ -82,14 +82,14 @@ def status(
             if airflow["unanswered_since"] is None:  # a row came since, so the engine answers others
                 airflow["unanswered"] = None
         alive = dag_run.state in runs.GOING_ON if dag_run else True
-        seen = watching.status(connection, owner, newest, airflow, alive)
-        other = dag_run if wanted and not owner else _newer(session, seen["run"])
-        told = runs.told(session, [other]).get(runs.name(other), {}) if other else {}
+        other = _told(session, dag_run if wanted and not owner else _newer(session, owner))
+        newer = _told(session, _newer(session, newest))
+        seen = watching.status(connection, owner, newest, {**airflow, "newer": newer}, alive)
     if seen["run"] and seen["run"]["outcome"] in (None, FAILED):
         seen["failures"] = [*_untold(airflow.get("states", {}), seen["failures"]), *seen["failures"]]
     return {
         **seen,
-        "other": other and runs.summary(other, None, told) | told | {"link": _run_link(runs.name(other))},
+        "other": other,
         "airflow": {**airflow, "state": dag_run.state if dag_run else None},
         "links": {
             "dag": f"{ROOT}/dags/{FILL}",
@@ -218,6 +218,14 @@ def _newer(session: Session, owner: dict[str, Any] | None) -> DagRun | None:
     if newest is None or (owner and (runs.name(newest) == owner["airflow_run"] or _before(newest, owner))):
         return None
     return newest
+
+
+def _told(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
+    """What the page tells of a run that does not own the ledger."""
+    if dag_run is None:
+        return None
+    told = runs.told(session, [dag_run]).get(runs.name(dag_run), {})
+    return runs.summary(dag_run, None, told) | told | {"link": _run_link(runs.name(dag_run))}
 
 
 def _before(dag_run: DagRun, owner: dict[str, Any]) -> bool:

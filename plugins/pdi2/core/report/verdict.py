@@ -105,7 +105,7 @@ def verdict(
         )
     if run and run["outcome"] is None and alive:
         return _running(switch, run, now, airflow)
-    return _not_running(run)
+    return _not_running(run, airflow.get("newer"))
 
 
 def _after_the_switch(
@@ -212,11 +212,30 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
     return Verdict("good", text, "Nothing.", "Running")
 
 
-def _not_running(run: Mapping[str, Any] | None) -> Verdict:
+def _not_running(run: Mapping[str, Any] | None, newer: Mapping[str, Any] | None) -> Verdict:
+    """`newer` is the migration run that came after `run` and has changed nothing, as edge.page tells it."""
+    nothing = "Safe: readers use the old table, and the migration has changed nothing."
+    if newer:
+        text = f"Safe: {OLD} What earlier runs finished is kept." if run else nothing
+        if newer["state"] in ("queued", "running"):
+            return Verdict("good", text, "Nothing: a run is checking.", "A run is checking")
+        if newer.get("problems"):
+            return Verdict(
+                "bad", text, "Remove what is listed below, then trigger the DAG again.", "A run could not begin"
+            )
+        if newer["state"] == "failed":
+            return Verdict(
+                "bad",
+                text,
+                "Open the run below: its failed task's log says why. Remove that, then trigger the DAG again.",
+                "A run could not begin",
+            )
+        if newer.get("plan") and run is None:
+            return Verdict("good", text, "Next: a trial of a team or two in team_ids.", "A dry run has planned")
     if run is None:
         return Verdict(
             "good",
-            "Safe: readers use the old table, and the migration has changed nothing.",
+            nothing,
             "Trigger the DAG with dry_run: it checks and plans, and writes nothing.",
             "No migration has run",
         )
