@@ -841,6 +841,52 @@ class TestAirflow:
         ledger.record("task_failed", task="team.copy", error="no space left")
         assert failures() == ["team.copy", "certify"]
 
+    @pytest.mark.parametrize("owns", [True, False])
+    def test_a_run_of_which_airflow_begins_no_task_is_told(self, system: System, viewer: Visitor, owns: bool) -> None:
+        """The scheduler or the workers are down, or no slot is free. Nobody records that."""
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        run = system.run(dry_run=True)
+        if owns:
+            enable(system, system.ledger(f"{FILL} {run.run_id}"))
+        still = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=6)
+
+        def told(state: str, since: datetime) -> dict[str, Any]:
+            with create_session() as session:
+                session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+                of_run = session.query(TaskInstance).filter_by(run_id=run.run_id)
+                of_run.update({"updated_at": since})
+                of_run.filter_by(task_id="team.copy").update({"state": state, "updated_at": since})
+            return first_line(viewer)
+
+        stuck = told("scheduled", still)
+        assert (stuck["tone"], stuck["topic"]) == ("warn", "Airflow begins no task")
+        assert datetime.fromisoformat(stuck["until"]) == still
+        assert stuck["after"].endswith("1 scheduled, 0 queued.")
+        fine = {told("scheduled", datetime.now(UTC))["topic"], told("running", still)["topic"]}
+        assert fine == {"Running" if owns else "A run is checking"}
+
+    @pytest.mark.parametrize("owns", [True, False])
+    def test_a_dag_that_is_paused_in_airflow_is_told(self, system: System, viewer: Visitor, owns: bool) -> None:
+        """A run that was triggered by API stays queued then, for ever."""
+        from airflow.models.dag import DagModel
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+
+        run = system.run(dry_run=True)
+        if owns:
+            enable(system, system.ledger(f"{FILL} {run.run_id}"))
+        topics = []
+        for paused in (True, False):
+            with create_session() as session:
+                session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "queued"})
+                session.query(DagModel).filter_by(dag_id=FILL).update({"is_paused": paused})
+            topics.append(first_line(viewer)["topic"])
+
+        assert topics == ["The DAG is paused in Airflow", "Running" if owns else "A run is checking"]
+
     def test_a_missing_pool_is_told_first_where_copies_would_need_it(
         self, system: System, viewer: Visitor, ledger: Ledger
     ) -> None:

@@ -83,8 +83,10 @@ def status(
                 airflow["unanswered"] = None
         alive = dag_run.state in runs.GOING_ON if dag_run else True
         other = _told(session, dag_run if wanted and not owner else _newer(session, owner))
-        newer = _told(session, _newer(session, newest))
-        seen = watching.status(connection, owner, newest, {**airflow, "newer": newer}, alive)
+        newer = _newer(session, newest)
+        airflow["dag_is_paused"] = runs.dag_is_paused(session)
+        airflow["still"] = runs.still(session, newer or dag_run)
+        seen = watching.status(connection, owner, newest, {**airflow, "newer": _told(session, newer)}, alive)
     if seen["run"] and seen["run"]["outcome"] in (None, FAILED):
         seen["failures"] = [*_untold(airflow.get("states", {}), seen["failures"]), *seen["failures"]]
     return {

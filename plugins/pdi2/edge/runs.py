@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancehistory import TaskInstanceHistory
@@ -25,6 +26,9 @@ LISTED = 5
 GOING_ON = (DagRunState.QUEUED, DagRunState.RUNNING)
 LAST = ("report", "roll_back", END)
 """The tasks that end a run. Airflow needs a moment after them to end it too."""
+WAITING = (TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED)
+STILL = timedelta(minutes=5)
+"""Airflow starts a task that may begin within seconds, if it can."""
 EXPLAINED = hasattr(TaskInstance, "retry_reason")
 """Whether Airflow keeps why a try failed and when the next is due, as it does from 3.3 on."""
 UNEXPLAINED = (
@@ -77,9 +81,7 @@ def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
     retry = TaskInstance.state == TaskInstanceState.UP_FOR_RETRY
     waiting = list(session.scalars(select(TaskInstance).where(*of_run, retry)))
     # Airflow forgets why a try failed as soon as the next one starts; until then the engine counts as away.
-    not_yet = TaskInstance.state.in_(
-        (TaskInstanceState.UP_FOR_RETRY, TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED)
-    )
+    not_yet = TaskInstance.state.in_((TaskInstanceState.UP_FOR_RETRY, *WAITING))
     reasons = session.scalars(select(TaskInstance.retry_reason).where(*of_run, not_yet)) if EXPLAINED else ()
     away = Counter(hit.group(1) for reason in reasons if (hit := CAUSE.search(reason or "")) and hit.group(1))
     return {
@@ -87,6 +89,25 @@ def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
         "retrying": _retrying(waiting) if waiting else None,
         "unanswered": away.most_common(1)[0][0] if away else None,
     }
+
+
+def dag_is_paused(session: Session) -> bool:
+    """Whether somebody paused the DAG in Airflow, which then starts none of its tasks, nor a run that is queued."""
+    return bool(session.scalar(select(DagModel.is_paused).where(DagModel.dag_id == FILL)))
+
+
+def still(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
+    """Since when no task of a run that goes on has begun or ended, and how many could; None if it is not for long."""
+    if dag_run is None or dag_run.state not in GOING_ON:
+        return None
+    chosen = select(TaskInstance.state, func.count(), func.max(TaskInstance.updated_at)).where(
+        TaskInstance.dag_id == dag_run.dag_id, TaskInstance.run_id == dag_run.run_id
+    )
+    found = {state: (count, at) for state, count, at in session.execute(chosen.group_by(TaskInstance.state))}
+    since = max((at for _, at in found.values() if at), default=None)
+    if since is None or datetime.now(UTC) - since < STILL or found.keys() & (State.unfinished - {None, *WAITING}):
+        return None
+    return {"since": since, **{str(state): found.get(state, (0,))[0] for state in WAITING}}
 
 
 def old_writes_end(session: Session) -> datetime | None:

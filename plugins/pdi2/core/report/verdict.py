@@ -105,7 +105,7 @@ def verdict(
         )
     if run and run["outcome"] is None and alive:
         return _running(switch, run, now, airflow)
-    return _not_running(run, airflow.get("newer"))
+    return _not_running(run, airflow)
 
 
 def _after_the_switch(
@@ -174,6 +174,8 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
             "If no other Airflow runs it, trigger the DAG: it goes on from the last checkpoint.",
             "This Airflow does not know the run",
         )
+    if airflow.get("dag_is_paused"):
+        return _dag_is_paused(text)
     if engine := airflow.get("unanswered"):
         return Verdict(
             "bad",
@@ -188,6 +190,8 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
             "Create it under Admin, Pools, or with: airflow pools set pdi2_copies 2 copies",
             "The pool of the copies does not exist",
         )
+    if still := airflow.get("still"):
+        return _still(text, still)
     if airflow.get("failed"):
         return Verdict(
             "warn",
@@ -212,12 +216,37 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
     return Verdict("good", text, "Nothing.", "Running")
 
 
-def _not_running(run: Mapping[str, Any] | None, newer: Mapping[str, Any] | None) -> Verdict:
+def _dag_is_paused(text: str) -> Verdict:
+    return Verdict(
+        "warn",
+        f"{text} But the DAG is paused in Airflow: no task begins.",
+        "Unpause fill_person_distinct_id2 in Airflow, when the time is right: the run goes on by itself.",
+        "The DAG is paused in Airflow",
+    )
+
+
+def _still(text: str, still: Mapping[str, Any]) -> Verdict:
+    return Verdict(
+        "warn",
+        f"{text} But nothing moves: no task has begun or ended since",
+        "See that Airflow's scheduler and workers are up, and that its pools have free slots (Admin, Pools).",
+        "Airflow begins no task",
+        until=still["since"],
+        after=f", and none runs; {still['scheduled']:,} scheduled, {still['queued']:,} queued.",
+    )
+
+
+def _not_running(run: Mapping[str, Any] | None, airflow: Mapping[str, Any]) -> Verdict:
     """`newer` is the migration run that came after `run` and has changed nothing, as edge.page tells it."""
+    newer = airflow.get("newer")
     nothing = "Safe: readers use the old table, and the migration has changed nothing."
     if newer:
         text = f"Safe: {OLD} What earlier runs finished is kept." if run else nothing
         if newer["state"] in ("queued", "running"):
+            if airflow.get("dag_is_paused"):
+                return _dag_is_paused(text)
+            if still := airflow.get("still"):
+                return _still(text, still)
             return Verdict("good", text, "Nothing: a run is checking.", "A run is checking")
         if newer.get("problems"):
             return Verdict(
