@@ -72,7 +72,7 @@ def ids_on(client: Client) -> int:
 
 
 def test_reads_switch_once_every_replica_has_what_is_verified(replicated: ReplicatedSystem, proven: Ledger) -> None:
-    """Two replicas of three are a quorum, and the third fetches nothing (F2 of the first real cluster)."""
+    """Two replicas of three are a quorum, and the third fetches nothing."""
     third = replicated.replicas[2]
     third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
     prove(replicated, proven)
@@ -81,7 +81,7 @@ def test_reads_switch_once_every_replica_has_what_is_verified(replicated: Replic
     assert "| Replica r1-01 | compared with Postgres |\n| Replica r2-01 | has everything |" in told
     assert "| Replica r3-01 | lacks 1 part |" in told
 
-    with pytest.raises(WaitError, match="replica r3-01 of .*person_distinct_id2 lacks 1 parts of what is copied"):
+    with pytest.raises(WaitError, match="replica r3-01 of .*person_distinct_id2 lacks 1 part of what is copied"):
         gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
     assert replicated.switches()["reads"] == "old"
 
@@ -270,11 +270,11 @@ def test_a_fetch_that_fails_is_told_with_its_error(replicated: ReplicatedSystem,
     replicated.server.exchange(refuse=True)
     try:
         replicated.replicas[1].command(f"INSERT INTO {Table.OLD} (team_id, distinct_id) VALUES ({TEAM}, 'there')")
-        with pytest.raises(WaitError, match="replica r1-01 .* 1 entries in its queue. Its last failure: .*503"):
+        with pytest.raises(WaitError, match="replica r1-01 .* 1 entry in its queue. Its last failure: .*503"):
             ours.catch_up(replicated.warehouse())
         not_granted = {"match": "replication_queue", "action": "error", "code": 497, "text": "Not granted", "times": 9}
         replicated.server.inject(not_granted)
-        with pytest.raises(WaitError, match="1 entries in its queue. What is finished"):
+        with pytest.raises(WaitError, match="1 entry in its queue. What is finished"):
             ours.catch_up(replicated.warehouse())
     finally:
         replicated.server.exchange(refuse=False)

@@ -41,7 +41,7 @@ DATETIME_MAX = 2**32 - 1
 
 NEEDS_MORE = pytest.mark.skipif(bool(ENGINE), reason="older engines copy these ids in less memory")
 
-# The person whom each history leaves live, however far merges got. Its rows are inserted one by one, in order.
+# The person that each history leaves live, however far merges got. Its rows are inserted one by one, in order.
 LIVE = {
     "+A1": "A",
     "-A1": None,
@@ -376,7 +376,7 @@ def fat(size: int) -> str:
 def test_a_slice_that_meets_the_memory_limit_is_split(
     system: System, ledger: Ledger, ids: int, size: int, links: int, budget: int
 ) -> None:
-    """Ids are so long that the rows of a first slice, whose size only counts rows, do not fit."""
+    """The ids are so long that a first range, which is sized by rows alone, does not fit."""
     for link in range(links):
         many_ids(system, ids, id_=fat(size), person=f"reinterpretAsUUID({link})", second=f"{link}")
     plan(system, ledger)
@@ -477,7 +477,7 @@ def fails_with(error: type[Exception], work: Callable[[], object]) -> Exception:
         ({"max_execution_time": 0.001, "timeout_before_checking_execution_speed": 0}, Reaction.SPLIT),
         ({"max_rows_to_read": 10}, Reaction.FAIL),
     ],
-    ids=["the query's memory limit", "the user's memory limit", "a timeout", "a limit that no retry helps"],
+    ids=["the query's memory limit", "the user's memory limit", "a timeout", "a limit against which no retry helps"],
 )
 def test_what_a_limit_of_clickhouse_means(system: System, settings: dict[str, Any], expected: Reaction) -> None:
     with system.client() as client:

@@ -98,7 +98,7 @@ def seeded(system: System) -> Seeded:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts off what waits for a moment instead of a minute: long enough to be marked before the next try."""
+    """Puts off a waiting task for 10 s instead of a minute: long enough to be marked before the next try."""
     monkeypatch.setattr("pdi2.core.cluster.pressure.LOOK_EVERY_SECONDS", 0.01)
     monkeypatch.setattr("pdi2.core.cluster.pressure.WAIT_IN_SLOT_SECONDS", 0)
     monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 10)
@@ -146,7 +146,8 @@ def test_databases_that_cannot_be_reached_are_one_red_task(system: System, monke
 
 @pytest.mark.parametrize("state", [pytest.param("failed", marks=pytest.mark.chaos), "success"])
 def test_a_run_that_is_marked_while_copies_are_red_is_red(system: System, seeded: Seeded, state: str) -> None:
-    """Airflow skips what is left, and would call the run green because of that. Marking it does not switch reads."""
+    """Airflow skips the remaining tasks, which alone would make the run green. Marking the run does not switch
+    reads."""
     system.clickhouse.command(f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK version >= 0")
     pause_when(system, "team", "NEW.status = 'failed'")
 
@@ -324,7 +325,7 @@ def test_teams_may_be_named_as_text(system: System, seeded: Seeded) -> None:
 
 
 def test_what_is_no_list_of_teams_is_never_a_full_migration(system: System, seeded: Seeded) -> None:
-    """They are refused before there is a run, as by the UI, the API and the command line."""
+    """Refused before a run exists, as the UI, the API and the command line do."""
     before = dump(system)
 
     for wrong in ("2,,17", "abc", "[2", [], "", " ", [2.5], ["x"], True, 2, {"2": 17}):

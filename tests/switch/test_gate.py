@@ -193,7 +193,7 @@ def test_a_trial_whose_switch_is_started_by_hand_switches_nothing(system: System
 
 
 @pytest.mark.parametrize("settings", [TRIAL, Settings(dry_run=True)], ids=["trial", "dry run"])
-def test_old_writes_end_by_no_trial(system: System, ledger: Ledger, settings: Settings) -> None:
+def test_no_trial_ends_old_writes(system: System, ledger: Ledger, settings: Settings) -> None:
     migrate(system, ledger)
     switch(system, ledger)
     unchanged(system, GateError, lambda: old_writes_end(ledger, settings), "which switches nothing")
@@ -331,7 +331,7 @@ def test_old_writes_go_on_until_no_reader_can_need_them(system: System, ledger: 
     assert old_writes_end(ledger, Settings(read_cache_seconds=900)) == end
 
 
-def test_old_writes_stop_once_reads_are_switched_only(system: System, ledger: Ledger) -> None:
+def test_old_writes_stop_only_once_reads_are_switched(system: System, ledger: Ledger) -> None:
     migrate(system, ledger)
     unchanged(system, ChangedElsewhereError, lambda: stop_old_writes(ledger), "is now STARTING")
 

@@ -159,7 +159,7 @@ def test_a_change_that_was_lost_is_found_and_repaired(system: System, ledger: Le
 
 
 def test_a_change_that_was_not_committed_at_the_first_look_is_found(system: System, ledger: Ledger) -> None:
-    """At the recheck, newer transactions are open: they are newer than Postgres's snapshot, and no change is older."""
+    """Transactions newer than Postgres's snapshot are open at the recheck; they must not hide the change."""
     with psycopg.connect(system.uri) as late:
         late.execute(
             "UPDATE posthog_persondistinctid SET version = 1 WHERE distinct_id = 'id' AND team_id = %s", [TEAM]
@@ -276,7 +276,8 @@ def test_very_many_changes_are_compared_as_a_whole(
 def test_ids_beyond_what_is_listed_are_not_forgotten(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A team verified long ago makes the list long. Of another team it has only ids older than that team's mark."""
+    """A team verified long ago makes the list long. It then holds only ids of the other team that are older than that
+    team's mark."""
     monkeypatch.setattr("pdi2.core.verify.rechecking.MOST_CHANGED", 2)
     system.postgres.execute(
         f"UPDATE pdi2_migration.team SET mark = mark || '{{\"at\": 0}}' WHERE team_id = {TEAM}".encode()

@@ -165,7 +165,7 @@ def test_what_is_repaired_is_no_finding_again_and_later_updates_win(
 def test_rows_that_contradict_each_other_at_one_version_are_decided_by_postgres(
     system: System, ledger: Ledger, order: str, version: int, neighbours: bool
 ) -> None:
-    """Whichever row the reader happens to see today: with other parts, or after a merge, it may see the other."""
+    """The reader sees one of them by chance: with other parts, or after a merge, it may see the other."""
     if neighbours:
         insert_new(system, CAROL, 1, "another", is_deleted=True)
     given(system, ("B", version), [(letter, version) for letter in order.split()])
@@ -469,7 +469,7 @@ def test_a_team_that_postgres_no_longer_knows_is_not_copied_and_shows_nothing(
     given(system, None, [("A", 4), ("B", 0)])
     system.postgres.execute("DELETE FROM posthog_team")
     assert plan(system, ledger) == [TEAM]
-    assert "Not copied, because Postgres no longer knows them: 1 teams (7)." in caplog.text
+    assert "Not copied, because Postgres no longer knows them: 1 team (7)." in caplog.text
 
     copy_team(ledger, system.warehouse(), TEAM)
     assert seen(system) == {"id": ALICE}, "nothing was copied"

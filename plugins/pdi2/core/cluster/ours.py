@@ -13,6 +13,7 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import describe, waits
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE
+from pdi2.core.state.words import counted
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +104,8 @@ def _progress(warehouse: Warehouse, state: State) -> str:
     failure = state.queue_exception or _queue_failure(warehouse, state.table)
     trouble = f" Its last failure: {failure}" if failure else ""
     return (
-        f"replica {state.replica} of ClickHouse table {state.table} is {state.delay:,} s behind, with {state.queue:,} "
-        f"entries in its queue.{trouble}"
+        f"replica {state.replica} of ClickHouse table {state.table} is {state.delay:,} s behind, with "
+        f"{counted(state.queue, 'entry', 'entries')} in its queue.{trouble}"
     )
 
 
@@ -140,7 +141,7 @@ def problem_of(state: State) -> str | None:
     of = f"replica {state.replica} of ClickHouse table {state.table}"
     if state.is_forgotten:
         return (
-            f"Keeper has nothing of {of}, which is read-only therefore. Its rows are there: SYSTEM RESTORE REPLICA "
+            f"Keeper has nothing of {of}, so it is read-only. Its rows are there: SYSTEM RESTORE REPLICA "
             f"{state.table} puts it back into Keeper."
         )
     if state.is_cut_off:

@@ -17,10 +17,11 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError, WaitError
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.slices import NEW_TABLE
+from pdi2.core.state.words import counted
 
 UNFINISHED = 341
 SWITCH_WAITS, SWITCH_WAITED = "switch_waits", "switch_waited"
-"""Both carry the time since when a wait goes on. The second one ends that wait."""
+"""Both events carry the time when the wait began. The second one ends it."""
 PATIENCE_SECONDS = 1800
 """How long a wait for the replicas at the switch may take, however often the task is put off meanwhile."""
 
@@ -86,7 +87,7 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
 
 
 def end_wait(ledger: Ledger) -> None:
-    """The patience with replicas begins anew afterwards."""
+    """Ends a recorded wait, so that the next one begins with full patience."""
     if since := _waits_since(ledger):
         ledger.record(SWITCH_WAITED, since=since)
 
@@ -153,7 +154,8 @@ def _names(rows: Iterable[tuple[Any, ...]]) -> set[str]:
 def lacking(parts: set[str], there: set[str]) -> int:
     """How many of the parts are not there: neither themselves, nor their blocks in others, smaller or larger.
 
-    Merges and mutations cut the same rows into other parts. A block counts only in a part with all of the mutations.
+    Merges and mutations cut the same rows into other parts. A block counts only in a part that has every mutation of
+    the missing one.
     """
     ordered = sorted(map(_extent, there))
     return sum(not _filled(_extent(name), ordered) for name in parts - there)
@@ -178,7 +180,8 @@ def _lag(replica: Replica) -> str:
     of = f"replica {replica.name} of ClickHouse table {NEW_TABLE}"
     if replica.here:
         return f"{of} has no session with Keeper."
-    lacks = f"{of} lacks {f'{replica.lacks:,} parts' if replica.lacks else 'some part'} of what is copied and verified"
+    parts = counted(replica.lacks, "part") if replica.lacks else "some part"
+    lacks = f"{of} lacks {parts} of what is copied and verified"
     if replica.active:
         return f"{lacks}, and its readers would miss ids. See system.replication_queue there."
     return (

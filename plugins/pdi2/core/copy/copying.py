@@ -32,13 +32,14 @@ from pdi2.core.engines.failures import (
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.slices import FEWEST_ROWS, Slice, Teams, cut, join, together
 from pdi2.core.state.switches import Switches
-from pdi2.core.state.words import counted
+from pdi2.core.state.words import are, counted
 
 log = logging.getLogger(__name__)
 
 LEAST_MEMORY = 32_000_000
 SLICE_SECONDS = 30.0
-"""A slice ends with the ranges that are being copied at this time. At most one slice is lost if a copy is killed."""
+"""After this time the slice ends with the ranges that are being copied. A copy that is killed loses at most one
+slice."""
 RANGES_AT_ONCE = 5
 KEPT = "What is finished is kept; reads stay on the old table."
 
@@ -166,7 +167,8 @@ def _fill(warehouse: Warehouse, tables: Tables, ranges: list[Slice], room: int) 
     done = rows = parts = 0
     while done < len(ranges):
         parts_a_range = parts / done if parts else PARTS_A_RANGE
-        at_once = min(RANGES_AT_ONCE, max(1, int((room - parts) / parts_a_range)))  # ClickHouse stops no INSERT
+        # ClickHouse never stops a running INSERT for its parts
+        at_once = min(RANGES_AT_ONCE, max(1, int((room - parts) / parts_a_range)))
         taken = ranges[done : done + pieces.tell_apart(warehouse, tables, ranges[done : done + at_once])]
         piece = join(taken)
         expected = pieces.copy(warehouse, tables, piece)
@@ -182,7 +184,8 @@ def _fill(warehouse: Warehouse, tables: Tables, ranges: list[Slice], room: int) 
 
 
 def _hand_over_slice(warehouse: Warehouse, tables: Tables, filled: list[Filled]) -> None:
-    """Hands the slice over to the new table. What a failed statement left in it goes too: those copies are valid.
+    """Hands the slice over to the new table. What a failed statement left in the staging table goes with it: those
+    copies are valid.
 
     Counts differ if a slice is copied again, a live update replaced a copy, or new ids arrived. The slice is then
     checked id by id. Raises CopyError if a live id is not in the new table.
@@ -203,9 +206,9 @@ def _hand_over_slice(warehouse: Warehouse, tables: Tables, filled: list[Filled])
     for piece in _ranges(doubtful):
         if missing := pieces.mend(warehouse, tables, piece):
             raise CopyError(
-                f"After the copy of the {piece}, {missing:,} ids that are live in person_distinct_id are not in "
-                "person_distinct_id2. Reads stay on the old table and nothing is lost. Look for errors in ClickHouse's "
-                "log, then trigger the run again: this slice is copied anew."
+                f"After the copy of the {piece}, {counted(missing, 'live id')} of person_distinct_id {are(missing)} "
+                "not in person_distinct_id2. Reads stay on the old table and nothing is lost. Look for errors in "
+                "ClickHouse's log, then trigger the run again: this slice is copied anew."
             )
 
 
@@ -214,7 +217,8 @@ def _ranges(filled: list[Filled]) -> list[Slice]:
 
 
 def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error: DatabaseError) -> MigrationError:
-    """The error to raise: BusyError if a later try can help. After a memory limit, that try gets half the memory."""
+    """The error to raise: BusyError if a later try can help. After a memory limit of the server or the user, that try
+    gets half the memory."""
     if reaction(error) is Reaction.FAIL:
         return CopyError(
             f"The {piece} cannot be copied: {describe(error)} {KEPT} Remove the cause and trigger a new run."

@@ -23,7 +23,7 @@ MOST_ROWS_A_RANGE = 3_500_000
 PARTS_A_RANGE = 50
 """At most: MOST_ROWS_A_RANGE rows of 100 bytes, in parts of at least half a block, which is 7 MB."""
 DECIDING = {"max_block_size": 65_536}
-"""23.6 reserves whole blocks: 50 MB."""
+"""ClickHouse 23.6 reserves memory for whole blocks: 50 MB at this size."""
 
 
 @dataclass(frozen=True)

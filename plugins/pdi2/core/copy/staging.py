@@ -1,9 +1,9 @@
 """The tables that a copy creates and drops: the staging table, where a slice waits until it is whole, and helpers.
 
 A staging table has the structure of the new table, is never replicated, and has no merges. Otherwise ClickHouse would
-merge parts while the copy still writes others, and merges take the copy's processors: with 12M rows on two processors,
-more than half of its time. The finished parts are handed to the new table by hard links, in about 2 ms per part, and
-are merged there; the other replicas fetch them whole.
+merge parts while the copy still writes others, and merges take the copy's processors: 12M rows on two processors took
+twice as long. The finished parts are handed to the new table by hard links, in about 2 ms per part, and are merged
+there; the other replicas fetch them whole.
 """
 
 import logging

@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 PRIORITY = 10
-"""After all statements with a higher priority (1 is the highest, 0 means none)."""
+"""Runs after all statements of a higher priority. 1 is the highest; 0 means no priority."""
 THREADS = 2
-"""Threads per statement. Each thread takes memory, so the number of the server's cores must not decide."""
+"""Threads per statement. Each thread takes memory, so the number of the server's cores must not decide how many."""
 CONSISTENT = {
     "insert_quorum_timeout": 20_000,
     "insert_quorum_parallel": 1,
@@ -36,7 +36,7 @@ CONSISTENT = {
     "max_parallel_replicas": 1,
 }
 """Together with Warehouse.quorum: an insert is acknowledged once most replicas have it, and is written even if it
-repeats an earlier one; a single replica answers a SELECT. None of this matters if a table is not replicated.
+repeats an earlier one; a single replica answers a SELECT. Most of this matters for replicated tables only.
 docs/clusters.md gives the reason for each setting."""
 LONGEST_STATEMENT = 1 << 24
 """In bytes. ClickHouse's default of 256 KB is less than the ids that go into one statement."""
@@ -45,7 +45,8 @@ IN_MEMORY = {"max_bytes_before_external_group_by": 0, "max_bytes_ratio_before_ex
 INSERT = re.compile(r"^INSERT INTO", re.MULTILINE)
 DELETE = re.compile(r"^DELETE FROM (\w+)$", re.MULTILINE)
 REMOVING = {"lightweight_deletes_sync": 0, "mutations_sync": 0, "lightweight_delete_mode": "alter_update"}
-"""A DELETE runs as a mutation in the background. A server that does not know the first setting waits for it anyway."""
+"""A DELETE runs as a mutation in the background. A server that does not know the first setting waits for the mutation
+anyway."""
 LOOKS = 8
 """How many new connections are opened to see which servers they lead to."""
 TELL_EVERY_SECONDS = 20.0
@@ -64,7 +65,7 @@ class Cost:
 def spilling(memory: int) -> dict[str, int]:
     """Settings for a GROUP BY that spills to disk above half of `memory` bytes, by the algorithm before 26.8.
 
-    Above two thirds, both threads that enlarged their hash tables at once could exceed `memory`.
+    Above two thirds of it, two threads that enlarge their hash tables at the same time could exceed `memory`.
     """
     return {"max_bytes_before_external_group_by": memory // 2, "enable_adaptive_aggregator": 0}
 
@@ -97,7 +98,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         self._purpose = re.sub(r"\W+", "-", purpose)
         self.max_memory_usage = max_memory_usage
         self.set_aside = 0
-        """Bytes of max_memory_usage that a table in memory takes."""
+        """How many bytes of max_memory_usage an in-memory table takes up."""
         self.refused: str | None = None
         """What the server said, if the user's profile does not even allow the settings in WHOLE."""
 
@@ -135,7 +136,8 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def command(
         self, text: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
     ) -> None:
-        """An INSERT ... SELECT has its settings in its text, because setting and resetting them takes chDB 15 ms."""
+        """Runs a statement that returns nothing. An INSERT ... SELECT has its settings in its text, because setting and
+        resetting them takes chDB 15 ms."""
         chosen = self._settings(settings)
         if not INSERT.search(text):
             chosen = {name: value for name, value in chosen.items() if name not in WHOLE}  # it returns no rows
@@ -166,7 +168,8 @@ class Warehouse(AbstractContextManager["Warehouse"]):
 
     def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
         settings = self._settings()
-        token = {"insert_deduplication_token": settings["query_id"]}  # all that 23.10 heeds, if not replicated
+        # the only setting that 23.10 heeds on a table that is not replicated
+        token = {"insert_deduplication_token": settings["query_id"]}
         given = list(rows)
         with self._attended(f"INSERT INTO {table}"):
             self._client.insert(table, given, column_names=columns, settings=settings | token)

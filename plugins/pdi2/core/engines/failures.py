@@ -51,7 +51,7 @@ TRANSIENT = {
     999: "Keeper failed",
 }
 WAITED_FOR = {225, 236, 242, 244, 252, 285, 286, 289, 319, 341, 667, 733}
-"""The errors in TRANSIENT that pass once replicas, Keeper or merges catch up. Waiting for them takes no try."""
+"""The errors in TRANSIENT that pass once replicas, Keeper or merges catch up. Waiting for them uses up no try."""
 KEEPER_FAILED = 999
 KEEPER_PASSES = re.compile(r"connection|session|timeout|timed out|tries failed", re.IGNORECASE)
 """Words in the text of a Keeper failure that mean it could not be reached. Other texts are about Keeper's contents."""
@@ -119,7 +119,10 @@ def uncut(error: BaseException) -> Reaction:
 
 
 def waits(error: BaseException) -> bool:
-    """Whether the failure passes by itself but not soon, such as a used-up quota or too few replicas. Takes no try."""
+    """Whether the failure passes by itself but not soon, such as a used-up quota or too few replicas.
+
+    Waiting for it uses up no try.
+    """
     if not isinstance(error, ClickHouseFailure):
         return isinstance(error, WaitError)
     if error.code == KEEPER_FAILED:

@@ -108,7 +108,7 @@ def table_problems(warehouse: Warehouse) -> list[str]:
 def ttl_problems(created_by: str) -> list[str]:
     """Whether merges would take rows or values from the new table, by the statement that creates it.
 
-    Copied rows carry the times of the old table, so they would go by the first merges after verification.
+    Copied rows carry the times of the old table, so the first merges after verification would remove them.
     """
     columns, _, clauses = TEXT.sub("''", created_by).partition(") ENGINE = ")
     while (plainer := INNERMOST.sub("", clauses)) != clauses:

@@ -10,7 +10,8 @@ SEEN = "mutation_seen"
 
 
 class Mutation(NamedTuple):
-    """`parts` are left to do, `began` in seconds. Ours remove what a repair named."""
+    """`parts`: how many are left to do. `began`: in seconds since the epoch. `is_ours`: a repair's DELETE, or one of
+    nothing."""
 
     name: str
     command: str
@@ -40,7 +41,7 @@ def failing(found: list[Mutation]) -> list[str]:
 
 
 def unfinished(found: list[Mutation]) -> str | None:
-    """Unfinished mutations may remove or change verified rows. All one can do is wait."""
+    """What to wait for while mutations may still remove or change verified rows; None if all are finished."""
     if not (going := [one for one in found if not one.is_done]):
         return None
     first = going[0]

@@ -93,16 +93,16 @@ def _leave_out(ledger: Ledger, team_ids: list[int]) -> None:
 def _not_copied(team_ids: list[int]) -> str:
     listed = ", ".join(map(str, team_ids[:LISTED])) + (", ..." if len(team_ids) > LISTED else "")
     return (
-        f"Not copied, because Postgres no longer knows them: {len(team_ids):,} teams ({listed}). They have no row in "
-        "posthog_team and no id; verify makes sure that the new table shows nothing of them."
+        f"Not copied, because Postgres no longer knows them: {counted(len(team_ids), 'team')} ({listed}). They "
+        "have no row in posthog_team and no id; verify makes sure that the new table shows nothing of them."
     )
 
 
 def share_out(rows: dict[int, int], most_batches: int) -> list[Batch]:
     """Puts each team into a batch of its own, or if there are too many teams, lets them share batches.
 
-    Then teams that are not small, largest first, get up to half of the batches for themselves. The others share as few
-    batches as small teams' shared statements need, but every team that is not small gets a different batch if it can.
+    Then the largest teams that are not small get up to half of the batches, one each. All others share as few batches
+    as the small teams' statements need, and large ones among them are spread over different batches if possible.
     """
     teams = list(rows)
     alone = len(teams)

@@ -1,4 +1,4 @@
 """The state of the migration and of the application: the ledger, the switches, a run's parameters, and how work is cut.
 
-Every other package reads it. Everything that is written to Postgres is written here.
+Every room above reads it. Everything that is written to Postgres is written here.
 """

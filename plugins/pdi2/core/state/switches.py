@@ -16,7 +16,7 @@ from pdi2.core.engines import postgres
 from pdi2.core.engines.failures import MigrationError
 
 NAME = "0003_fill_person_distinct_id2"
-DESCRIPTION = "Set up a new table, person_distinct_id2, with a row a distinct_id, to replace person_distinct_id."
+DESCRIPTION = "Set up a new table, person_distinct_id2, with one row per distinct_id, to replace person_distinct_id."
 WRITES = "constance:posthog:PERSON_DISTINCT_ID_WRITES"
 READS = "constance:posthog:PERSON_DISTINCT_ID_READS"
 COPY_SHARE = 0.24
@@ -106,7 +106,8 @@ class Switches:
         return self.writes() != "new" if self.has_settings else not self.reads_are_new()
 
     def writes(self) -> str | None:
-        """ "old", "both" or "new"; None on releases without instance settings, which write both tables."""
+        """ "old", "both" or "new"; None on releases without instance settings, which write both tables until the
+        switch."""
         return postgres.value(self.connection, "setting", {"key": WRITES}) if self.has_settings else None
 
     def reads(self) -> str | None:

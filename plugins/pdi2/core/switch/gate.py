@@ -1,4 +1,4 @@
-"""The gate before the switch, the switch itself, and the way back. What a team has proven, the ledger alone says."""
+"""The gate before the switch, the switch itself, and the way back. Only the ledger says what is proven about a team."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -108,7 +108,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
 
 
 def _refuse_trials(settings: Settings) -> None:
-    """These tasks are skipped in such runs, unless somebody clears them or runs them by hand."""
+    """In a trial or a dry run these tasks are skipped, unless somebody clears them or runs them by hand."""
     if settings.dry_run or settings.team_ids is not None:
         raise GateError(
             f"This run is a {'dry run' if settings.dry_run else 'trial of single teams'}, which switches nothing, not "
@@ -118,7 +118,7 @@ def _refuse_trials(settings: Settings) -> None:
 
 
 def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
-    """No comparison sees what somebody's mutation has yet to remove. ClickHouse tries again one that fails."""
+    """No comparison sees what somebody's mutation has yet to remove. ClickHouse retries one that fails."""
     found = mutations.somebodys(ledger, warehouse)
     if failing := mutations.failing(found):
         raise BusyError(
@@ -214,7 +214,7 @@ def roll_back(ledger: Ledger) -> str:
     with ledger.transaction():
         ledger.claim({})
         switches.change(Status.COMPLETED_SUCCESSFULLY, Status.ROLLED_BACK)
-        _refuse_to_lose_updates(switches)  # a run that was ending old writes had the row until now
+        _refuse_to_lose_updates(switches)  # a run that was ending old writes may have locked the row until now
         switches.set_reads("old")
         ledger.record("rolled_back")
         ledger.end_run("rolled back")

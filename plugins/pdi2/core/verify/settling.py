@@ -62,7 +62,7 @@ def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], 
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Many differences would be searched for cycles again and again, although they have none: 40 % of the CPU time."""
+    """Searching many differences for reference cycles, which they never have, took 40 % of the CPU time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
