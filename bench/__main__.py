@@ -132,7 +132,7 @@ class Bench:
             ledger.create()
             ledger.plan({TEAM: self.rows})
             if range_rows:
-                ledger.remember_slice_rows(TEAM, range_rows)
+                ledger.remember_range_rows(TEAM, range_rows)
             started = time.monotonic()
             copying.copy_team(ledger, warehouse, TEAM)
             return Cost(time.monotonic() - started, ledger.team(TEAM).peak_memory)

@@ -44,7 +44,7 @@ def test_a_server_limit_ends_two_tries_and_the_third_completes(
         team_id = seed(system.postgres, clickhouse, rows=40_000, teams=4).team_ids[0]
         [[rows]] = clickhouse.query(f"SELECT count() FROM person_distinct_id WHERE team_id = {team_id}").result_rows
         ledger.plan({team_id: rows})
-        ledger.remember_slice_rows(team_id, 1_000)
+        ledger.remember_range_rows(team_id, 1_000)
         fault = {"match": "INSERT INTO person_distinct_id2", "action": "error", "code": 241, "text": TOTAL}
         copied: list[tuple[bytes, object]] = []
         for budget in ("100 MB instead of 200 MB", "50 MB instead of 100 MB"):

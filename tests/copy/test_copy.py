@@ -89,7 +89,7 @@ def deliver_by_rounds(system: System, histories: dict[str, str]) -> None:
 
 def in_small_slices(ledger: Ledger) -> None:
     """Slices are small, as after many halvings."""
-    ledger.remember_slice_rows(TEAM, 1000)
+    ledger.remember_range_rows(TEAM, 1000)
 
 
 def slices(system: System) -> list[tuple[Any, ...]]:
@@ -383,8 +383,8 @@ def test_a_slice_that_meets_the_memory_limit_is_split(
     copy_team(ledger, system.warehouse(max_memory_usage=budget), TEAM)
 
     team = system.teams()[TEAM]
-    assert team.slice_rows is not None
-    assert team.slice_rows < ids
+    assert team.range_rows is not None
+    assert team.range_rows < ids
     assert team.slices_done == len(slices(system))
     assert_slices_tile_the_keys(system)
     assert team.rows_copied == ids

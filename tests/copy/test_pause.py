@@ -45,7 +45,7 @@ def test_a_copy_stops_after_its_slice_and_goes_on_from_there(system: System, mon
     many_ids(system, 20_000)
     enable(system, ledger)
     plan(system, ledger)
-    ledger.remember_slice_rows(TEAM, 1_000)
+    ledger.remember_range_rows(TEAM, 1_000)
     pause_after_the_first_slice(system)
 
     with pytest.raises(
@@ -76,7 +76,7 @@ def test_a_paused_run_burns_no_try_and_ends_after_it_is_resumed(
     ledger.create()
     ledger.plan(dict.fromkeys(seeded.team_ids, 0))
     for team_id in seeded.team_ids:
-        ledger.remember_slice_rows(team_id, 1_000)
+        ledger.remember_range_rows(team_id, 1_000)
     pause_after_the_first_slice(system)
     looks: list[int] = []
     look = tasks.wait_while_paused

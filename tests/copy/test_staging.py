@@ -47,7 +47,7 @@ def in_ranges_of_one_slice(system: System) -> Ledger:
     many_ids(system, IDS)
     ledger = system.ledger()
     plan(system, ledger)
-    ledger.remember_slice_rows(TEAM, 1_000)
+    ledger.remember_range_rows(TEAM, 1_000)
     return ledger
 
 
@@ -170,7 +170,7 @@ def test_what_a_failing_slice_had_finished_is_a_checkpoint(live: LiveSystem) -> 
     many_ids(live, IDS)
     ledger = live.ledger()
     plan(live, ledger)
-    ledger.remember_slice_rows(TEAM, 1_000)
+    ledger.remember_range_rows(TEAM, 1_000)
     text = "(total) memory limit exceeded: would use 9.01 GiB, maximum: 9.00 GiB"
     live.server.inject(
         {
@@ -255,7 +255,7 @@ def test_ids_that_make_many_parts_are_handed_over_a_few_ranges_at_a_time(system:
     many_ids(system, 300_000, id_="concat(toString(number), repeat('x', 390))")
     ledger = system.ledger()
     plan(system, ledger)
-    ledger.remember_slice_rows(TEAM, 60_000)
+    ledger.remember_range_rows(TEAM, 60_000)
     handed_over: list[int] = []
 
     class Counting(Warehouse):

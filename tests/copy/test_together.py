@@ -257,8 +257,8 @@ def test_a_pause_puts_all_of_them_off(system: System, ledger: Ledger, monkeypatc
 def test_only_small_teams_share_and_no_group_is_too_large() -> None:
     rows = {1: SMALL_ROWS + 1, **dict.fromkeys(range(2, 1_002), 900), 2_000: SMALL_ROWS, 2_001: 0}
     groups = together(rows, memory=50 << 20)
-    assert [team_id for group in groups for team_id in group.ids] == [*range(2, 1_002), 2_000, 2_001]
-    assert max(len(group.ids) for group in groups) <= TEAMS_AT_ONCE
+    assert [team_id for group in groups for team_id in group.team_ids] == [*range(2, 1_002), 2_000, 2_001]
+    assert max(len(group.team_ids) for group in groups) <= TEAMS_AT_ONCE
     assert max(group.rows for group in groups) <= aggregated_at_once(50 << 20)
     assert together({1: 5, 2: SMALL_ROWS + 1}, memory=50 << 20) == [Teams((1,), 5)], "one small team is a list of one"
 

@@ -125,7 +125,7 @@ def cut_into_slices(system: System, seeded: Seeded, rows: int) -> None:
     ledger.create()
     ledger.plan(dict.fromkeys(seeded.team_ids, 0))
     for team_id in seeded.team_ids:
-        ledger.remember_slice_rows(team_id, rows)
+        ledger.remember_range_rows(team_id, rows)
 
 
 def refuse(system: System, rows: str) -> None:

@@ -69,7 +69,7 @@ def compare(batch: dict[str, Any]) -> None:
         except AirflowRescheduleException:
             waits = True
         except Exception as error:
-            if len(teams.ids) > 1:
+            if len(teams.team_ids) > 1:
                 log.warning(
                     "%s could not be compared together, so each is now done by itself: %s", teams, describe(error)
                 )

@@ -68,7 +68,7 @@ def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
         ledger.start_copy([team_id])
         warehouse.max_memory_usage = min(warehouse.max_memory_usage, team.memory_budget or warehouse.max_memory_usage)
         most = Budget(warehouse.max_memory_usage).range_rows
-        wanted = team.slice_rows or max(ledger.smallest_slice_rows() or most, most // 8)
+        wanted = team.range_rows or max(ledger.smallest_range_rows() or most, most // 8)
         rows = min(most, max(wanted, FEWEST_ROWS))
         left = [Slice(team_id, lower, None)]
         try:
@@ -92,17 +92,17 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
     budgets = [team.memory_budget for team in fresh if team.memory_budget]
     warehouse.max_memory_usage = min([warehouse.max_memory_usage, *budgets])
     for teams in together({team.team_id: team.rows_source for team in fresh}, warehouse.max_memory_usage):
-        wait_while_busy(ledger, warehouse, teams.ids)
-        ledger.start_copy(teams.ids)
+        wait_while_busy(ledger, warehouse, teams.team_ids)
+        ledger.start_copy(teams.team_ids)
         try:
             ended |= _copy_wholes(ledger, warehouse, teams)
         except DatabaseError as error:
             if reaction(error) is Reaction.RETRY:
                 if not waits(error):
-                    ledger.set_failed(teams.ids, describe(error))
+                    ledger.set_failed(teams.team_ids, describe(error))
                 raise _given_up(ledger, warehouse, teams, error) from error
             log.warning("%s could not be copied together, so each is now done by itself: %s", teams, describe(error))
-        ledger.start_copy(set(teams.ids) - ended, attempts=-1)  # each starts again alone, in the same attempt
+        ledger.start_copy(set(teams.team_ids) - ended, attempts=-1)  # each starts again alone, in the same attempt
     return [team_id for team_id in team_ids if team_id not in ended]
 
 
@@ -112,11 +112,11 @@ def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]
     with warehouse.measured() as cost:
         expected = pieces.copy_wholes(warehouse, teams)
         there = pieces.copied(warehouse, teams)
-        differ = tuple(team_id for team_id in teams.ids if there[team_id] != expected[team_id])
+        differ = tuple(team_id for team_id in teams.team_ids if there[team_id] != expected[team_id])
         if differ:
             with tables_for(warehouse, teams, rows=0) as tables:
                 missing = pieces.mend(warehouse, tables, Teams(differ, teams.rows))
-    right = {team_id: expected[team_id] for team_id in teams.ids if not missing or team_id not in differ}
+    right = {team_id: expected[team_id] for team_id in teams.team_ids if not missing or team_id not in differ}
     ledger.finish_together(right, cost)
     Switches(ledger.connection).follow_ledger()
     log.info("Copied %s of %s: %s rows in %.2f s", len(right), teams, f"{sum(right.values()):,}", cost.seconds)
@@ -129,7 +129,7 @@ def _copy_slice(ledger: Ledger, warehouse: Warehouse, left: list[Slice], rows: i
     If a statement meets the query's memory limit, the remaining ranges are cut smaller. Returns the rows that each
     remaining range has.
     """
-    [team_id] = left[0].ids
+    [team_id] = left[0].team_ids
     room = wait_while_busy(ledger, warehouse, [team_id])
     filled: list[Filled] = []
     failure = None
@@ -156,7 +156,7 @@ def _copy_slice(ledger: Ledger, warehouse: Warehouse, left: list[Slice], rows: i
         raise failure
     half = max(rows // 2, FEWEST_ROWS)
     log.warning("The %s met a limit of the query; now %s rows at once. %s", left[0], half, describe(failure))
-    ledger.remember_slice_rows(team_id, half)
+    ledger.remember_range_rows(team_id, half)
     left[:] = cut(warehouse, join(left), min(len(left) * rows, rows_in_team), half)
     return half
 
@@ -238,6 +238,6 @@ def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error:
     change = "The next try goes on from the last finished slice"
     if error.code == MEMORY_LIMIT_EXCEEDED:
         smaller = max(warehouse.max_memory_usage // 2, LEAST_MEMORY)
-        ledger.remember_memory_budget(piece.ids, smaller)
+        ledger.remember_memory_budget(piece.team_ids, smaller)
         change += f", with {smaller / 1e6:,.0f} MB instead of {warehouse.max_memory_usage / 1e6:,.0f} MB"
     return BusyError(f"The copy of the {piece} was given up: {describe(error)} {KEPT} {change}.")

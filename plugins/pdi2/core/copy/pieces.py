@@ -142,7 +142,7 @@ def _as_a_set(warehouse: Warehouse, tables: Tables) -> Iterator[None]:
 
 
 def _decided(warehouse: Warehouse, tables: Tables, piece: Slice) -> tuple[int, int, int]:
-    """Decides complex ids by their latest events, in as many parts of the key as the memory limit requires.
+    """Decides complex ids by their latest events, in as many ranges as the memory limit requires.
 
     Returns the rows of these ids, how many of the ids copy_decided.sql copies, and how many are left for the rule.
     """
@@ -150,13 +150,13 @@ def _decided(warehouse: Warehouse, tables: Tables, piece: Slice) -> tuple[int, i
     if not complex_rows:
         return 0, 0, 0
     create_anew(warehouse, tables, "latest")
-    parts = [piece]
+    ranges = [piece]
     if complex_rows > (most := Budget(warehouse.memory_left).deciding_rows):
         in_piece = _rows(warehouse, piece)
-        parts = cut(warehouse, piece, in_piece, math.ceil(in_piece * most / complex_rows))
+        ranges = cut(warehouse, piece, in_piece, math.ceil(in_piece * most / complex_rows))
     settings = _settings(warehouse, staged=True) | DECIDING
-    for part in parts:
-        warehouse.execute("decide_by_latest", part.parameters | tables.parameters, settings)
+    for one in ranges:
+        warehouse.execute("decide_by_latest", one.parameters | tables.parameters, settings)
     [(rows, live, undecided)] = warehouse.rows("count_decided", tables.parameters)
     return rows, live, undecided
 

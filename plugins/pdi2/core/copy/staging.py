@@ -65,7 +65,7 @@ def tables_for(warehouse: Warehouse, piece: Slice | Teams, rows: int) -> Iterato
     Copies of few rows are written directly to the new table. So are all copies if ClickHouse refuses to hand a staging
     table's parts over to the new table, as it does if the new table is partitioned; the log says so.
     """
-    name = f"{NEW_TABLE}_staging_{piece.ids[0]}".replace("-", "minus_")
+    name = f"{NEW_TABLE}_staging_{piece.team_ids[0]}".replace("-", "minus_")
     helpers = (f"{name}_ids", f"{name}_set", f"{name}_latest", f"{name}_rows")
     tables = Tables(NEW_TABLE, *helpers)
     if rows > SMALL_ROWS:

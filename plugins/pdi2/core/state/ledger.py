@@ -63,7 +63,7 @@ class Team:
     rows_source: int
     rows_copied: int
     slices_done: int
-    slice_rows: int | None
+    range_rows: int | None
     memory_budget: int | None
     attempts: int
     copy_seconds: float
@@ -240,12 +240,12 @@ class Ledger:
     def finish_slice(self, finished: Slice, rows_copied: int, cost: Cost) -> None:
         self._execute("slice_finish", {**asdict(finished), "rows_copied": rows_copied, **asdict(cost)})
 
-    def remember_slice_rows(self, team_id: int, rows: int) -> None:
-        self._execute("team_slice_rows", {"team_id": team_id, "slice_rows": rows})
+    def remember_range_rows(self, team_id: int, rows: int) -> None:
+        self._execute("team_range_rows", {"team_id": team_id, "range_rows": rows})
 
-    def smallest_slice_rows(self) -> int | None:
-        """The slice size that fitted into memory for the team that needed the most memory."""
-        rows: int | None = self._value("slice_rows_smallest")
+    def smallest_range_rows(self) -> int | None:
+        """The range size that fitted into memory for the team that needed the most memory."""
+        rows: int | None = self._value("range_rows_smallest")
         return rows
 
     def remember_memory_budget(self, team_ids: Iterable[int], memory: int) -> None:

@@ -35,19 +35,19 @@ BYTES_A_ROW = 1_000
 class Teams:
     """Whole teams, with about `rows` rows in total: a single team, or small teams that share statements."""
 
-    ids: tuple[int, ...]
+    team_ids: tuple[int, ...]
     rows: int
 
     @property
     def parameters(self) -> dict[str, Any]:
-        return {"team_ids": list(self.ids), "from_the_start": True, "lower": "", "upper": "", "to_the_end": True}
+        return {"team_ids": list(self.team_ids), "from_the_start": True, "lower": "", "upper": "", "to_the_end": True}
 
     @property
     def alone(self) -> "list[Teams]":
-        return [Teams((team_id,), self.rows) for team_id in self.ids]
+        return [Teams((team_id,), self.rows) for team_id in self.team_ids]
 
     def __str__(self) -> str:
-        return named(self.ids)
+        return named(self.team_ids)
 
 
 def named(team_ids: Sequence[int]) -> str:
@@ -74,7 +74,7 @@ def together(rows: Mapping[int, int], memory: int) -> list[Teams]:
 def grouped(rows: Mapping[int, int], memory: int) -> list[Teams]:
     """All teams: small ones in groups that share statements, each other team by itself."""
     shared = together(rows, memory)
-    sharing = {team_id for teams in shared for team_id in teams.ids}
+    sharing = {team_id for teams in shared for team_id in teams.team_ids}
     return shared + [Teams((team_id,), count) for team_id, count in rows.items() if team_id not in sharing]
 
 
@@ -87,7 +87,7 @@ class Slice:
     upper: bytes | None
 
     @property
-    def ids(self) -> tuple[int, ...]:
+    def team_ids(self) -> tuple[int, ...]:
         return (self.team_id,)
 
     @property

@@ -101,7 +101,7 @@ def digests(connection: Connection[Any], warehouse: Warehouse, teams: Teams) -> 
 def _truth_digest(connection: Connection[Any], teams: Teams, mask: int) -> list[tuple[Any, ...]]:
     with connection.transaction():
         postgres.execute(connection, "offer_workers")
-        return postgres.execute(connection, "truth_digest", {"team_ids": list(teams.ids), "mask": mask}).fetchall()
+        return postgres.execute(connection, "truth_digest", {"team_ids": list(teams.team_ids), "mask": mask}).fetchall()
 
 
 def _digest_of_new(warehouse: Warehouse, teams: Teams, mask: int) -> Buckets:
@@ -196,7 +196,7 @@ def old_differs(warehouse: Warehouse, teams: Teams) -> Counter[int]:
 
     For a team of more than SAMPLED_IDS rows, this is an estimate from ids sampled by hash.
     """
-    one_of = max(1, teams.rows // SAMPLED_IDS) if len(teams.ids) == 1 else 1
+    one_of = max(1, teams.rows // SAMPLED_IDS) if len(teams.team_ids) == 1 else 1
     differs: Counter[int] = Counter()
     most = aggregated_at_once(warehouse.max_memory_usage) * one_of
     for _, counted in _by_range(warehouse, "old_differs", teams, most, one_of=one_of):
@@ -214,10 +214,10 @@ def _by_range(
     Aggregating a whole team in key order would need no ranges, but it would need memory for every part of the table at
     once: 177 MB for 12 parts of 20,000 rows, 885 MB for 60.
     """
-    if len(teams.ids) > 1:
+    if len(teams.team_ids) > 1:
         yield teams, in_memory_or_spilling(warehouse, name, {**teams.parameters, **parameters})
         return
-    yield from _of_range(warehouse, name, parameters, Slice(teams.ids[0], b"", None), teams.rows, most)
+    yield from _of_range(warehouse, name, parameters, Slice(teams.team_ids[0], b"", None), teams.rows, most)
 
 
 def _of_range(
@@ -259,5 +259,5 @@ def _mask(teams: Teams) -> int:
 
     Small teams that share a statement have one bucket each.
     """
-    wanted = max(1, teams.rows // ROWS_A_BUCKET) if len(teams.ids) == 1 else 0
+    wanted = max(1, teams.rows // ROWS_A_BUCKET) if len(teams.team_ids) == 1 else 0
     return min(1 << wanted.bit_length(), MOST_BUCKETS) - 1

@@ -44,9 +44,9 @@ def verify_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int], s
     rows = {team.team_id: team.rows_source for team in ledger.teams_of(ledger.ended(team_ids))}
     left = dict(rows)
     for teams in together(rows, warehouse.max_memory_usage):
-        if len(teams.ids) == 1:
+        if len(teams.team_ids) == 1:
             continue
-        wait_while_paused(ledger, teams.ids)
+        wait_while_paused(ledger, teams.team_ids)
         try:
             _verify(ledger, warehouse, teams, settings)
         except (DatabaseError, MigrationError) as error:
@@ -54,7 +54,7 @@ def verify_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int], s
                 raise
             log.warning("%s could not be verified together, so each is now done by itself: %s", teams, describe(error))
         else:
-            for team_id in teams.ids:
+            for team_id in teams.team_ids:
                 del left[team_id]
     return list(left)
 
@@ -81,9 +81,9 @@ def _verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settin
             "digest": seen.get(team_id, EMPTY),
             "truth_digest": truth.get(team_id, EMPTY),
             "tombstones": tombstones[team_id],
-            "seconds": (time.monotonic() - began) / len(teams.ids),
+            "seconds": (time.monotonic() - began) / len(teams.team_ids),
         }
-        for team_id in teams.ids
+        for team_id in teams.team_ids
     )
     Switches(ledger.connection).follow_ledger()
     return compared.found

@@ -6,7 +6,7 @@ WITH verified AS (
     SELECT team_id,
            (mark ->> 'at')::bigint AS marked_at,
            txid_snapshot_xmax(txid_current_snapshot()) - (mark ->> 'xid')::bigint AS transactions,
-           age(((mark ->> 'xid')::bigint & 4294967295)::text::xid) AS newest,
+           age(((mark ->> 'xid')::bigint & 4294967295)::text::xid) AS mark_age,
            (mark ->> 'rows')::bigint AS rows,
            (mark ->> 'ids')::numeric AS ids,
            (mark ->> 'last')::bigint AS last,
@@ -17,12 +17,12 @@ WITH verified AS (
 )
 SELECT verified.team_id,
        verified.marked_at,
-       count(*) FILTER (WHERE age(mapping.xmin) <= verified.newest) AS changed,
+       count(*) FILTER (WHERE age(mapping.xmin) <= verified.mark_age) AS changed,
        coalesce(verified.transactions NOT BETWEEN 0 AND 2000000000
                 OR verified.rows <> count(*) FILTER (WHERE mapping.id <= verified.last)
                 OR verified.ids <> coalesce(sum(mapping.id) FILTER (WHERE mapping.id <= verified.last), 0), true) AS unknown,
        verified.seen
 FROM verified
 LEFT JOIN posthog_persondistinctid AS mapping ON mapping.team_id = verified.team_id
-GROUP BY verified.team_id, verified.marked_at, verified.transactions, verified.newest, verified.rows, verified.ids,
+GROUP BY verified.team_id, verified.marked_at, verified.transactions, verified.mark_age, verified.rows, verified.ids,
          verified.last, verified.seen
