@@ -21,7 +21,7 @@ def of_dual_writes(ledger: Ledger) -> dict[str, Any]:
 
 def of_plan(ledger: Ledger, batches: Sequence[Sequence[int]]) -> str:
     """The plan in one sentence."""
-    teams = ledger.teams_of([team_id for batch in batches for team_id in batch])
+    teams = ledger.teams([team_id for batch in batches for team_id in batch])
     if not teams:
         return "No team is left to copy: every one of them is verified already."
     largest = max(teams, key=lambda team: team.rows_source)
@@ -34,7 +34,7 @@ def of_plan(ledger: Ledger, batches: Sequence[Sequence[int]]) -> str:
 
 def of_copy(ledger: Ledger, team_ids: Sequence[int]) -> dict[str, Any]:
     """Rows in the old table, rows copied, slices, seconds in ClickHouse, and peak memory in MB (None: not measured)."""
-    teams = ledger.teams_of(team_ids)
+    teams = ledger.teams(team_ids)
     peaks = [team.peak_memory for team in teams if team.peak_memory]
     return {
         "teams": len(teams),
@@ -48,7 +48,7 @@ def of_copy(ledger: Ledger, team_ids: Sequence[int]) -> dict[str, Any]:
 
 def of_verification(ledger: Ledger, team_ids: Sequence[int]) -> dict[str, Any]:
     """How many teams there are and are verified, and by kind how many findings are repaired and how many remain."""
-    teams = ledger.teams_of(team_ids)
+    teams = ledger.teams(team_ids)
     return {
         "teams": len(teams),
         "verified": sum(team.status == TeamStatus.VERIFIED for team in teams),

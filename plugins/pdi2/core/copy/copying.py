@@ -88,7 +88,7 @@ def copy_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int]) -> 
     """
     ended = ledger.ended(team_ids)
     ledger.set_copied(ended)
-    fresh = [team for team in ledger.teams_of(team_ids) if not team.slices_done]
+    fresh = [team for team in ledger.teams(team_ids) if not team.slices_done]
     budgets = [team.memory_budget for team in fresh if team.memory_budget]
     warehouse.max_memory_usage = min([warehouse.max_memory_usage, *budgets])
     for teams in together({team.team_id: team.rows_source for team in fresh}, warehouse.max_memory_usage):

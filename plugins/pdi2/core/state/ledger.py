@@ -176,15 +176,14 @@ class Ledger:
         """Whether this project, and not somebody else, made the switch that the migration row records."""
         return self.exists() and bool(self._value("switched", {"finished_at": finished_at}))
 
-    def latest(self, what: str) -> dict[str, Any] | None:
+    def latest(self, what: str, of_run: bool = False) -> dict[str, Any] | None:
         """The detail of the newest event with that name."""
-        detail: dict[str, Any] | None = self._value("event_latest", {"what": what})
+        detail: dict[str, Any] | None = self._value("event_latest", {"what": what, "of_run": of_run})
         return detail
 
     def latest_of_run(self, what: str) -> dict[str, Any] | None:
         """The detail of the newest event with that name since the current run began."""
-        detail: dict[str, Any] | None = self._value("event_of_run", {"what": what})
-        return detail
+        return self.latest(what, of_run=True)
 
     def approval(self) -> Approval:
         """The approval of the last certificate. A switch, a rejection or a rollback ends an earlier approval."""
@@ -206,19 +205,17 @@ class Ledger:
         tasks = [{"map_index": number, "team_ids": team_ids} for number, team_ids in enumerate(batches)]
         self._execute("team_task", {"airflow_run": self.airflow_run, "tasks": Jsonb(tasks)})
 
-    def teams(self) -> list[Team]:
-        return self._all(Team, "teams", {"team_ids": None})
+    def teams(self, team_ids: Iterable[int] | None = None) -> list[Team]:
+        """These teams, or all of them."""
+        return self._all(Team, "teams", {"team_ids": None if team_ids is None else list(team_ids)})
 
     def team(self, team_id: int) -> Team:
-        teams = self.teams_of([team_id])
+        teams = self.teams([team_id])
         if not teams:
             raise MigrationError(
                 f"Team {team_id} is not in the ledger. Nothing was copied. Clear plan_teams and what follows it."
             )
         return teams[0]
-
-    def teams_of(self, team_ids: Iterable[int]) -> list[Team]:
-        return self._all(Team, "teams", {"team_ids": list(team_ids)})
 
     def start_copy(self, team_ids: Iterable[int], attempts: int = 1) -> None:
         self._execute("team_copying", {"team_ids": list(team_ids), "attempts": attempts})

@@ -45,7 +45,6 @@ class MigrationRow:
     id: int
     status: Status
     progress: int
-    started_at: datetime | None
     finished_at: datetime | None
 
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import NAME, Status, Switches
 from pdi2.core.state.words import counted, quoted
+from pdi2.core.verify.comparing import text_of, truths
 
 ENABLED = "dual_writes_enabled"
 EXAMPLES = 5
@@ -166,23 +166,14 @@ def _evidence(ledger: Ledger, misses: list[Miss]) -> list[Miss]:
     PostHog 1.31 to 1.33 delete an id without a tombstone, and an id that comes back starts again at version 0. Its new
     row is written, but a merge drops it in favour of an old row whose version is no smaller.
     """
-    asked = {
-        (miss.team_id, text): miss for miss in misses if miss.version is not None and (text := _text(miss)) is not None
+    truth = truths(ledger.connection, ((miss.team_id, miss.distinct_id) for miss in misses if miss.version is not None))
+    swallowed = {
+        miss
+        for miss in misses
+        if miss.version is not None and text_of(miss.distinct_id) is not None
+        if (row := truth.get((miss.team_id, miss.distinct_id))) is None or row.version <= miss.version
     }
-    parameters = {"team_ids": [team_id for team_id, _ in asked], "distinct_ids": [text for _, text in asked]}
-    rows = postgres.execute(ledger.connection, "versions_of_ids", parameters)
-    versions = {(team_id, text): version for team_id, text, version in rows}
-    swallowed = {miss for key, miss in asked.items() if key not in versions or versions[key] <= miss.version}
     return [miss._replace(total=miss.total - len(swallowed)) for miss in misses if miss not in swallowed]
-
-
-def _text(miss: Miss) -> str | None:
-    """The id as text; None if Postgres cannot hold it, because it has a NUL or is not UTF-8."""
-    try:
-        text = miss.distinct_id.decode()
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text
 
 
 def _utc(timestamp: int) -> str:

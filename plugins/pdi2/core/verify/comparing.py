@@ -147,7 +147,7 @@ def _agree(seen: Seen | None, truth: Truth | None) -> bool:
 
 def truths(connection: Connection[Any], keys: Iterable[Key]) -> dict[Key, Truth]:
     """What Postgres says about the ids, as far as it has them."""
-    readable = [(team_id, text) for team_id, raw in keys if (text := _text(raw)) is not None]
+    readable = [(team_id, text) for team_id, raw in keys if (text := text_of(raw)) is not None]
     parameters = {"team_ids": [team_id for team_id, _ in readable], "distinct_ids": [text for _, text in readable]}
     return {
         (team_id, distinct_id.encode()): Truth(person_id, version)
@@ -155,7 +155,7 @@ def truths(connection: Connection[Any], keys: Iterable[Key]) -> dict[Key, Truth]
     }
 
 
-def _text(distinct_id: bytes) -> str | None:
+def text_of(distinct_id: bytes) -> str | None:
     """The id as text; None if Postgres cannot hold it, because it has a NUL or is not UTF-8."""
     try:
         text = distinct_id.decode()

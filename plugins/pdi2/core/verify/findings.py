@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.verify.comparing import Difference, Key, Seen
+from pdi2.core.verify.comparing import Difference, Key, Seen, text_of
 from pdi2.core.verify.repairing import has_to_go, row_of
 
 
@@ -41,8 +41,5 @@ def _row(row: Seen) -> dict[str, Any]:
 
 def readable(distinct_id: bytes) -> str:
     """The id as it is, or as Postgres writes bytes (`\\x00ff`) if it is not text or could be taken for such bytes."""
-    try:
-        text = distinct_id.decode()
-    except UnicodeDecodeError:
-        return f"\\x{distinct_id.hex()}"
-    return f"\\x{distinct_id.hex()}" if "\0" in text or text.startswith("\\x") else text
+    text = text_of(distinct_id)
+    return f"\\x{distinct_id.hex()}" if text is None or text.startswith("\\x") else text

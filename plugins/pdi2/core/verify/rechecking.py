@@ -79,7 +79,7 @@ def suspected(
     """The changed ids, in portions, and of the other teams all ids that the digests suspect."""
     for portion in chunked(by_id.items(), TEAMS_AT_ONCE):
         yield {(team_id, id_) for team_id, ids in portion for id_ in ids}
-    rows = {team.team_id: team.rows_source for team in ledger.teams_of(as_a_whole)}
+    rows = {team.team_id: team.rows_source for team in ledger.teams(as_a_whole)}
     for teams in grouped(rows, warehouse.max_memory_usage):
         yield from suspects(ledger.connection, warehouse, teams)
 

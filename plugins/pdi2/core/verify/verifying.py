@@ -41,7 +41,7 @@ def verify_together(ledger: Ledger, warehouse: Warehouse, team_ids: list[int], s
 
     If one of the teams that share statements fails, they are all verified one by one, so that it fails alone.
     """
-    rows = {team.team_id: team.rows_source for team in ledger.teams_of(ledger.ended(team_ids))}
+    rows = {team.team_id: team.rows_source for team in ledger.teams(ledger.ended(team_ids))}
     left = dict(rows)
     for teams in together(rows, warehouse.max_memory_usage):
         if len(teams.team_ids) == 1:

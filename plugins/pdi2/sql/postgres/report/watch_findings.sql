@@ -1,4 +1,4 @@
-SELECT team_id, left(distinct_id, 1000) AS distinct_id, kind, repaired, found_at, old, clickhouse, postgres, action, written,
+SELECT team_id, left(distinct_id, 1000) AS distinct_id, kind, repaired, found_at, old, clickhouse, postgres, action,
        count(*) OVER () AS total
 FROM pdi2_migration.finding
 WHERE (%(team_id)s::bigint IS NULL OR team_id = %(team_id)s)

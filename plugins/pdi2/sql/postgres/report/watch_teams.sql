@@ -5,8 +5,7 @@ WITH found AS (
     GROUP BY team_id
 ),
 chosen AS (
-    SELECT team.team_id, status, rows_source, rows_copied, slices_done, attempts, copy_seconds, peak_memory,
-           old_differs, airflow_run, map_index, planned_at, copied_at, verified_at,
+    SELECT team.team_id, status, rows_source, rows_copied, attempts, peak_memory, airflow_run, map_index, verified_at,
            left(error, 2000) AS error,
            rows_copied / nullif(copy_seconds, 0) AS speed,
            coalesce(findings, 0) AS findings,
