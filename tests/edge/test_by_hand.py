@@ -10,11 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from conftest import FILL, LiveSystem
-from stories import until
+from stories import accept, refuse, until
 
 from demo import up
 from demo.alone import free_port
-from demo.schema import Table
 from demo.seed import Seeded, seed
 
 pytestmark = [pytest.mark.slow, pytest.mark.chaos]
@@ -86,18 +85,8 @@ def ui(live: LiveSystem, tmp_path: Path) -> Iterator[Airflow]:
                 connection.execute("DROP DATABASE airflow WITH (FORCE)")
 
 
-def refuse(system: LiveSystem, team_id: int) -> None:
-    system.clickhouse.command(
-        f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK NOT (team_id = {team_id} AND version < 0)"
-    )
-
-
-def accept(system: LiveSystem) -> None:
-    system.clickhouse.command(f"ALTER TABLE {Table.NEW} DROP CONSTRAINT refused")
-
-
 def test_clearing_and_marking_by_hand(live: LiveSystem, seeded: Seeded, ui: Airflow) -> None:
-    refuse(live, seeded.team_ids[0])
+    refuse(live, f"team_id = {seeded.team_ids[0]} AND version < 0")
     run = ui.trigger()
     assert ui.ended(run) == "failed"
     [broken] = [index for (task, index), state in ui.tasks(run).items() if (task, state) == ("team.copy", "failed")]

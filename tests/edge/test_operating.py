@@ -1,7 +1,6 @@
 """What an operator sets once: the form, a schedule, notices, a deadline, the asset of the new table."""
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
@@ -27,10 +26,9 @@ from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, ROOT, System, r
 from pdi2.core.state.settings import SCHEMA
 from pdi2.edge import POOL
 from pdi2.edge.pool import SLOTS
-from stories import dump
+from stories import accept, dump, refuse
 
 from demo import schema
-from demo.schema import Table
 from demo.seed import Seeded, seed
 
 TOLD: list[str] = []
@@ -162,14 +160,6 @@ class TestRuns:
     def seeded(self, system: System) -> Seeded:
         return seed(system.postgres, system.clickhouse, rows=7_000, teams=3)
 
-    @pytest.fixture
-    def said(self, caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-        logger = logging.getLogger("pdi2")
-        logger.addHandler(caplog.handler)
-        with caplog.at_level(logging.INFO, logger="pdi2"):
-            yield caplog
-        logger.removeHandler(caplog.handler)
-
     def as_scheduled(self, monkeypatch: pytest.MonkeyPatch, **options: str) -> Any:
         """A run that gets no parameters from anybody."""
         bag = configure(monkeypatch, schedule="@hourly", defaults=json.dumps(NOTHING_TO_WAIT_FOR), **options)
@@ -177,14 +167,14 @@ class TestRuns:
         return run_dag(bag.dags[FILL])
 
     def test_scheduled_runs_continue_take_in_new_teams_and_end_with_nothing_to_do(
-        self, monkeypatch: pytest.MonkeyPatch, system: System, seeded: Seeded, said: Any
+        self, monkeypatch: pytest.MonkeyPatch, system: System, seeded: Seeded, log: Any
     ) -> None:
         spoilt = seeded.team_ids[1]
-        system.clickhouse.command(f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK team_id != {spoilt}")
+        refuse(system, f"team_id = {spoilt}")
         assert self.as_scheduled(monkeypatch).state == "failed"
         done = {team_id: team.attempts for team_id, team in system.teams().items() if team.status == "verified"}
         assert set(done) == set(seeded.team_ids) - {spoilt}
-        system.clickhouse.command(f"ALTER TABLE {Table.NEW} DROP CONSTRAINT refused")
+        accept(system)
         schema.add_team(system.postgres, 424_242)
         system.writer().create(424_242, "an id of a team that came meanwhile")
 
@@ -195,13 +185,13 @@ class TestRuns:
         assert set(teams) == {*seeded.team_ids, 424_242}
         assert {team_id: teams[team_id].attempts for team_id in done} == done, "what is done is not done again"
         before = dump(system)
-        said.clear()
+        log.clear()
         began = time.monotonic()
 
         assert self.as_scheduled(monkeypatch).state == "success"
 
         assert time.monotonic() - began < 60, "seconds, on a machine that has other things to do"
-        lines = {record.getMessage() for record in said.records if record.name.startswith("pdi2")}
+        lines = {record.getMessage() for record in log.records if record.name.startswith("pdi2")}
         assert lines == {"The migration is complete already; there is nothing to do."}
         assert dump(system) == before
 

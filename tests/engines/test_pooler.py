@@ -1,7 +1,7 @@
 """A pooler between the migration and Postgres, as PostHog's Helm chart puts one there (PgBouncer, port 6543)."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,8 +12,6 @@ from conftest import ROLLBACK, System
 from pdi2.core.engines import sessions
 from pdi2.core.engines.failures import Reaction, reaction
 from stories import dump
-from structlog.processors import format_exc_info
-from structlog.testing import capture_logs
 
 from demo import postgres as embedded
 from demo.seed import Seeded, seed
@@ -39,15 +37,6 @@ def seeded(system: System) -> Seeded:
 
 
 @pytest.fixture
-def told() -> Iterator[Callable[[], list[str]]]:
-    """Why a task refused."""
-    import airflow.models  # noqa: F401  (it sets logging up, which would undo the capture)
-
-    with capture_logs(processors=[format_exc_info]) as entries:
-        yield lambda: [entry["exception"] for entry in entries if "exception" in entry]
-
-
-@pytest.fixture
 def through(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Points Airflow's connection at another address."""
 
@@ -67,7 +56,7 @@ def test_a_pool_that_shares_sessions_is_one_line_of_preflight(
     seeded: Seeded,
     postgres_server: embedded.Postgres,
     through: Callable[..., None],
-    told: Callable[[], list[str]],
+    failures: Callable[[], list[str]],
 ) -> None:
     before = dump(system)
     with pooler.running(postgres_server, "transaction") as port:
@@ -77,7 +66,7 @@ def test_a_pool_that_shares_sessions_is_one_line_of_preflight(
         run = system.run()
 
         assert run.state == "failed"
-        [error] = [one for one in told() if "PreflightError" in one]
+        [error] = [one for one in failures() if "PreflightError" in one]
         assert "The migration cannot begin, for 1 reason;" in error
         line = error.split("nothing was changed.\n", 1)[1].strip()
         assert len(line.splitlines()) == 1
@@ -126,14 +115,14 @@ def test_a_rollback_through_such_a_pool_says_so_too(
     seeded: Seeded,
     postgres_server: embedded.Postgres,
     through: Callable[..., None],
-    told: Callable[[], list[str]],
+    failures: Callable[[], list[str]],
 ) -> None:
     with pooler.running(postgres_server, "transaction") as port:
         through(schema=system.database, host="127.0.0.1", port=port)
         run = system.run(ROLLBACK)
 
     assert run.state == "failed"
-    assert any("PoolerError" in one and "in transaction mode" in one for one in told())
+    assert any("PoolerError" in one and "in transaction mode" in one for one in failures())
 
 
 def test_a_pool_in_session_mode_migrates(

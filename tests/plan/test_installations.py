@@ -14,13 +14,22 @@ import psycopg
 import pytest
 from conftest import AUDIT, DATABASE_NUMBERS, System
 from pdi2.core.engines import sessions
-from stories import ALICE, BOB, TEAM, dump, event, insert_new, insert_old, insert_truth, merge
-from structlog.processors import format_exc_info
-from structlog.testing import capture_logs
+from stories import (
+    ALICE,
+    BOB,
+    TEAM,
+    dump,
+    event,
+    insert_new,
+    insert_old,
+    insert_truth,
+    merge,
+    refuse,
+    when_recorded,
+)
 
 from demo import postgres as embedded
 from demo import schema
-from demo.schema import Table
 from demo.seed import Seeded, seed
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("airflow_metadata")]
@@ -37,17 +46,14 @@ def seeded(system: System) -> Seeded:
 
 
 @pytest.fixture
-def told() -> Iterator[Callable[[], list[str]]]:
+def told(failures: Callable[[], list[str]]) -> Callable[[], list[str]]:
     """The reasons for which preflight refused, line by line."""
-    import airflow.models  # noqa: F401  (it sets logging up, which would undo the capture)
-
-    with capture_logs(processors=[format_exc_info]) as entries:
-        yield lambda: [
-            line
-            for entry in entries
-            if "PreflightError" in entry.get("exception", "")
-            for line in entry["exception"].split("nothing was changed.\n", 1)[1].splitlines()
-        ]
+    return lambda: [
+        line
+        for text in failures()
+        if "PreflightError" in text
+        for line in text.split("nothing was changed.\n", 1)[1].splitlines()
+    ]
 
 
 def connect_as(monkeypatch: pytest.MonkeyPatch, server: embedded.Postgres, database: str, **changes: Any) -> None:
@@ -93,14 +99,7 @@ def test_a_role_with_the_settings_of_an_application_migrates(
     limits |= {"DateStyle": "German", "client_encoding": "LATIN1"}
     for name, value in limits.items():
         system.postgres.execute(f"ALTER ROLE {role} SET {name} = '{value}'")
-    system.ledger().create()
-    system.postgres.execute(
-        """
-        CREATE FUNCTION take_long() RETURNS trigger LANGUAGE plpgsql
-        AS $$ BEGIN PERFORM pg_sleep(0.4); RETURN NEW; END $$;
-        CREATE TRIGGER take_long AFTER INSERT ON pdi2_migration.event FOR EACH ROW EXECUTE FUNCTION take_long()
-        """
-    )
+    when_recorded(system, "event", "true", "PERFORM pg_sleep(0.4)")
     system.postgres.execute(f"DELETE FROM posthog_persondistinctid WHERE team_id = {seeded.team_ids[0]} AND id % 7 = 0")
     connect_as(monkeypatch, postgres_server, system.database, login=role)
 
@@ -194,7 +193,7 @@ def test_a_standby_is_one_line_of_preflight(
 @pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
 def test_a_long_reason_is_shortened_to_what_the_column_takes(system: System, seeded: Seeded, release: str) -> None:
     """The column is varchar(400) in 1.32.0, and text from 1.33 on."""
-    system.clickhouse.command(f"ALTER TABLE {Table.NEW} ADD CONSTRAINT refused CHECK version >= 0")
+    refuse(system, "version < 0")
 
     assert system.run().state == "failed"
 
@@ -206,15 +205,8 @@ def test_a_long_reason_is_shortened_to_what_the_column_takes(system: System, see
 
 def test_a_run_whose_row_somebody_else_completed_never_reports_completed(system: System, seeded: Seeded) -> None:
     """PostHog's runner completes the row if is_required() turns false, and after Resume on its page."""
-    system.ledger().create()
-    system.postgres.execute(
-        """
-        CREATE FUNCTION complete() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now(); RETURN NEW; END $$;
-        CREATE TRIGGER complete AFTER INSERT ON pdi2_migration.event
-        FOR EACH ROW WHEN (NEW.what = 'certified') EXECUTE FUNCTION complete()
-        """
-    )
+    complete = "UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()"
+    when_recorded(system, "event", "NEW.what = 'certified'", complete)
 
     run = system.run()
 

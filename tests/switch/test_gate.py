@@ -42,6 +42,7 @@ from stories import (
     migrate,
     plan,
     two_ids_each,
+    when_recorded,
 )
 
 from demo.schema import Table
@@ -294,16 +295,7 @@ def test_a_mutation_that_fails_keeps_the_gate_shut(system: System, ledger: Ledge
 
 def test_a_switch_that_fails_in_the_middle_switches_nothing(system: System, ledger: Ledger) -> None:
     migrate(system, ledger)
-    system.postgres.execute(
-        """
-        CREATE FUNCTION no_event() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            IF NEW.what = 'reads_switched' THEN RAISE 'the disk is full'; END IF;
-            RETURN NEW;
-        END $$;
-        CREATE TRIGGER no_event BEFORE INSERT ON pdi2_migration.event FOR EACH ROW EXECUTE FUNCTION no_event()
-        """
-    )
+    when_recorded(system, "event", "NEW.what = 'reads_switched'", "RAISE 'the disk is full'")
     before = dump(system)
     with pytest.raises(Exception, match="the disk is full"):
         switch(system, ledger)

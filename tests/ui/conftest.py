@@ -13,9 +13,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
 
 from demo import screenshots
+from demo.airflow import AUDIT, FILL, ROLLBACK  # noqa: F401
 from demo.screenshots import LAPTOP, Up
 
-FILL, ROLLBACK, AUDIT = "fill_person_distinct_id2", "rollback_person_distinct_id2", "audit_person_distinct_id2"
 AIRFLOW_WORKS = 300_000
 """Milliseconds that a run may take to reach its next step on a busy machine."""
 

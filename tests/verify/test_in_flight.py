@@ -191,8 +191,7 @@ def test_an_id_that_moves_on_during_its_repair_is_no_failure(system: System, led
             super().insert(table, columns, rows)
             writer.identify(TEAM, "id", carol)
 
-    warehouse = MovedMeanwhile(system.client, "moved", Settings().max_memory_usage)
-    system.opened.append(warehouse)
+    warehouse = system.warehouse(kind=MovedMeanwhile)
     plan(system, ledger)
     assert verify_team(ledger, warehouse, TEAM, Settings(in_flight_seconds=0)) == {"missing": 1}
     assert system.teams()[TEAM].status == "verified"

@@ -35,6 +35,7 @@ from stories import (
     skip_waits,
     stop_merges,
     two_ids_each,
+    until,
 )
 
 from demo.writer import Writer
@@ -190,10 +191,7 @@ def test_what_a_mutation_removed_before_it_was_killed_is_repaired(system: System
     writer.flush()
     delete = "DELETE WHERE distinct_id = 'other' OR throwIf(distinct_id = 'poison', 'no such luck')"
     system.clickhouse.command(f"ALTER TABLE person_distinct_id2 {delete}", settings={"mutations_sync": 0})
-    deadline = time.monotonic() + 30
-    while not (system.disagreements() and mutations.failing(mutations.listed(system.warehouse()))):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: system.disagreements() and mutations.failing(mutations.listed(system.warehouse())))
 
     with pytest.raises(BusyError, match="no such luck"):
         switch(system, ledger)
@@ -301,8 +299,7 @@ def test_a_difference_that_cannot_be_repaired_stops_the_switch(system: System, l
 
     relink(system)
     before = {name: rows for name, rows in dump(system).items() if name.startswith("public")}
-    warehouse = Undone(system.client, "undone", Settings().max_memory_usage)
-    system.opened.append(warehouse)
+    warehouse = system.warehouse(kind=Undone)
     with pytest.raises(
         VerifyError, match=r'after the repair.\nTeam 7: 1 id, such as "id".*Reads stay on the old table.*run again'
     ):
@@ -352,11 +349,8 @@ def test_under_sustained_traffic_the_switch_comes(system: System, ledger: Ledger
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        deadline = time.monotonic() + 60
-        while changes < 100:
-            assert thread.is_alive()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: changes >= 100 or not thread.is_alive())
+        assert thread.is_alive()
         warehouse = switch(system, ledger, Settings(in_flight_seconds=5))
         assert thread.is_alive()
     finally:

@@ -24,6 +24,7 @@ from stories import (
     BOB,
     CAROL,
     NO_WAIT,
+    PERSONS,
     TEAM,
     Meanwhile,
     add_teams,
@@ -44,7 +45,6 @@ from stories import (
 from demo.schema import Table
 
 COPIED = -3_000_000_000
-PERSON = {"A": ALICE, "B": BOB, "C": CAROL}
 Row = tuple[str, int]
 """A person's letter, lower-case if the row is a tombstone, and a version."""
 
@@ -59,9 +59,9 @@ def ledger(system: System) -> Ledger:
 def given(system: System, truth: Row | None, rows: list[Row], distinct_id: str = "id") -> None:
     """Inserts what Postgres says about an id, and its rows in the new table, each as a part."""
     if truth:
-        insert_truth(system, PERSON[truth[0]], truth[1], distinct_id)
+        insert_truth(system, PERSONS[truth[0]], truth[1], distinct_id)
     for letter, version in rows:
-        insert_new(system, PERSON[letter.upper()], version, distinct_id, is_deleted=letter.islower())
+        insert_new(system, PERSONS[letter.upper()], version, distinct_id, is_deleted=letter.islower())
 
 
 def verify(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> dict[str, int]:
@@ -83,7 +83,7 @@ def assert_agrees_whatever_merges(system: System) -> None:
 
 
 def side(row: Row | None) -> dict[str, Any] | None:
-    return row and {"person_id": str(PERSON[row[0].upper()]), "version": row[1]}
+    return row and {"person_id": str(PERSONS[row[0].upper()]), "version": row[1]}
 
 
 # By name: the kind, what Postgres says, and the new table's rows, of which the first is what its reader sees.
@@ -189,7 +189,7 @@ def test_every_kind_at_once(system: System, ledger: Ledger) -> None:
         turns = {name: rows[turn] for name, (_, _, rows) in DIFFERENCES.items() if turn < len(rows)}
         for letter, version in sorted(set(turns.values())):
             names = [name for name, row in turns.items() if row == (letter, version)]
-            insert_new(system, PERSON[letter.upper()], version, *names, is_deleted=letter.islower())
+            insert_new(system, PERSONS[letter.upper()], version, *names, is_deleted=letter.islower())
     kinds = [kind for kind, _, _ in DIFFERENCES.values()]
 
     assert verify(system, ledger) == {kind: kinds.count(kind) for kind in kinds}
@@ -269,8 +269,7 @@ def test_a_merge_during_the_repair_swallows_nothing_for_good(
 
     given(system, truth, rows)
     plan(system, ledger)
-    warehouse = Merging(system.client, "merging", Settings().max_memory_usage)
-    system.opened.append(warehouse)
+    warehouse = system.warehouse(kind=Merging)
     verify_team(ledger, warehouse, TEAM, NO_WAIT)
     assert_agrees_whatever_merges(system)
 
@@ -313,8 +312,7 @@ def test_a_row_that_arrives_during_the_repair_is_not_taken_for_one_that_stands_a
                 writer.flush()
             return super().rows(name, *given)
 
-    warehouse = Writing(system.client, "writing", Settings().max_memory_usage)
-    system.opened.append(warehouse)
+    warehouse = system.warehouse(kind=Writing)
     assert verify_team(ledger, warehouse, TEAM, NO_WAIT) == {"ahead": 1}
     assert seen(system)["id"] == carol
     assert_agrees_whatever_merges(system)
@@ -379,7 +377,7 @@ def test_a_finding_tells_what_each_said_and_what_was_done(system: System, ledger
 
     query = "SELECT old, postgres, action, written, now() - found_at < interval '1 minute' FROM pdi2_migration.finding"
     [(told_old, told_truth, done, row, recently)] = system.postgres.execute(query).fetchall()
-    assert told_old == (old and {"person_id": str(PERSON[old])})
+    assert told_old == (old and {"person_id": str(PERSONS[old])})
     assert told_truth == side(truth)
     assert (done, recently) == (action, True)
     assert row == {**(side(written) or {}), "is_deleted": written[0].islower()}
