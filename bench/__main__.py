@@ -24,14 +24,11 @@ from pdi2.core.engines.clickhouse import Cost, Warehouse
 from pdi2.core.engines.failures import describe
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from tabulate import tabulate
 
-from bench.statements import PLAIN, POSTHOG, SEED
+from bench.statements import PARTS, PLAIN, POSTHOG, TEAM, markdown, seed
 from demo import postgres as embedded
 from demo.schema import create_clickhouse, create_postgres
 
-TEAM = 7
-PARTS = 10
 MEMORY = Settings().max_memory_usage
 NO_LIMIT = 0
 MILLION = 1_000_000
@@ -97,13 +94,7 @@ class Bench:
 
     def fill(self, rows: int, complex_percent: float) -> None:
         with self.connect() as client:
-            client.command("ALTER TABLE person_distinct_id MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
-            ids = round(rows / (1 + complex_percent / 100 * 1.2))
-            for part in range(PARTS):
-                parameters = {"team_id": TEAM, "complex_per_mille": round(complex_percent * 10)}
-                chunk = {"first": ids * part // PARTS, "ids": ids // PARTS}
-                client.command(SEED, parameters=parameters | chunk)
-            self.rows = client.query("SELECT count() FROM person_distinct_id").result_rows[0][0]
+            self.rows = seed(client, rows, complex_percent)
 
     def connect(self) -> Client:
         return clickhouse_connect.get_client(interface="chdb", path=self.path, database=self.database)
@@ -155,12 +146,12 @@ def against_others(bench: Bench, cases: list[tuple[int, int]]) -> str:
         sides = bench.sides()
         bench.take_turns(sides)
         lines += [_line(bench, share, side, sides[:2]) for side in sides]
-    return _table(lines)
+    return markdown(lines)
 
 
 def against_itself(bench: Bench, sides: list[Side]) -> str:
     bench.take_turns(sides)
-    return _table([_line(bench, 2, side, sides[:1]) for side in sides])
+    return markdown([_line(bench, 2, side, sides[:1]) for side in sides])
 
 
 def vary_ranges(bench: Bench, rows: int) -> str:
@@ -196,10 +187,6 @@ def _line(bench: Bench, share: int, side: Side, others: list[Side]) -> dict[str,
         **{f"of {other.name}": f"{side.seconds / other.seconds:.2f}" for other in others},
         "peak MB": f"{side.peak / 1e6:,.0f}",
     }
-
-
-def _table(lines: list[dict[str, object]]) -> str:
-    return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def main() -> None:

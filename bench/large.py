@@ -19,15 +19,12 @@ from pdi2.core.engines.clickhouse import Cost, Warehouse
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.verify import verifying
-from tabulate import tabulate
 
-from bench.statements import SEED
+from bench.statements import TEAM, markdown, seed
 from demo import postgres as embedded
 from demo.schema import create_clickhouse, create_postgres
 
-TEAM = 7
-PARTS = 10
-COMPLEX_PER_MILLE = 20
+COMPLEX_PERCENT = 2
 MILLION = 1_000_000
 SETTINGS = Settings(settle_seconds=0, read_cache_seconds=0)
 COPIES = {
@@ -42,15 +39,6 @@ PROCESSES = multiprocessing.get_context("spawn")
 
 def connect(port: int) -> Client:
     return clickhouse_connect.get_client(host="127.0.0.1", port=port)
-
-
-def seed(client: Client, rows: int) -> int:
-    client.command("ALTER TABLE person_distinct_id MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
-    ids = round(rows / (1 + COMPLEX_PER_MILLE / 1000 * 1.2))
-    for part in range(PARTS):
-        chunk = {"first": ids * part // PARTS, "ids": ids // PARTS}
-        client.command(SEED, parameters={"team_id": TEAM, "complex_per_mille": COMPLEX_PER_MILLE, **chunk})
-    return client.query("SELECT count() FROM person_distinct_id").result_rows[0][0]
 
 
 def fill_postgres(client: Client, uri: embedded.Postgres) -> None:
@@ -109,7 +97,7 @@ def migrate(rows: int, place: Path) -> list[dict[str, str]]:
         with postgres.connect("posthog") as connection, connect(server.port) as client:
             create_postgres(connection)
             create_clickhouse(client)
-            seeded = seed(client, rows)
+            seeded = seed(client, rows, COMPLEX_PERCENT)
             lines = [_line("copy", seeded, *measured("copy", server.port, postgres.uri("posthog"), seeded))]
             began = time.monotonic()
             fill_postgres(client, postgres)
@@ -136,7 +124,7 @@ def main() -> None:
     for millions in parser.parse_args().millions:
         with tempfile.TemporaryDirectory(prefix="pdi2-large-", ignore_cleanup_errors=True) as place:
             lines += migrate(round(millions * MILLION), Path(place))
-        print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True), flush=True)
+        print(markdown(lines), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from pdi2.core.engines.clickhouse import Cost, Warehouse
 
-from bench.__main__ import MEMORY, NO_LIMIT, Bench, Side, _line, _table, statement
-from bench.statements import PLAIN, POSTHOG
+from bench.__main__ import MEMORY, NO_LIMIT, Bench, Side, _line, statement
+from bench.statements import PLAIN, POSTHOG, markdown
 from demo import cluster
 from demo import postgres as embedded
 from demo.schema import create_clickhouse
@@ -96,4 +96,4 @@ def on_two_replicas(directory: Path, server: embedded.Postgres, runs: int) -> st
             lines += [_line(replicated, share, side, [sides[0], on_plain[1]]) for side in [*sides, *on_plain]]
             replicated.drop()
             plain.drop()
-    return _table(lines)
+    return markdown(lines)

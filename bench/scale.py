@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 from tabulate import tabulate
 
+from bench.statements import markdown
 from demo.airflow import FILL
 from demo.screenshots import Up, running
 
@@ -138,7 +139,7 @@ def main() -> None:
     for teams in options.teams:
         with tempfile.TemporaryDirectory(prefix="pdi2-scale-", ignore_cleanup_errors=True) as place:
             lines.append(migrate(teams, options.rows, Path(place)))
-        print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True), flush=True)
+        print(markdown(lines), flush=True)
 
 
 if __name__ == "__main__":

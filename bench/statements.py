@@ -1,4 +1,13 @@
-"""The statements that the copy is compared with, and the data that all of them copy."""
+"""The statements that the copy is compared with, the data that all of them copy, and how results are written."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from clickhouse_connect.driver.client import Client
+from tabulate import tabulate
+
+TEAM = 7
+PARTS = 10
 
 POSTHOG = """
 INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, is_deleted, version)
@@ -48,3 +57,17 @@ FROM (
 SETTINGS optimize_on_insert = 0, max_insert_threads = 1, max_threads = 1, min_insert_block_size_bytes = 0,
          min_insert_block_size_rows = 100000000
 """
+
+
+def seed(client: Client, rows: int, complex_percent: float) -> int:
+    """Fills the old table with about so many rows; returns how many. Each part has ids of the whole range."""
+    client.command("ALTER TABLE person_distinct_id MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1")
+    ids = round(rows / (1 + complex_percent / 100 * 1.2))
+    for part in range(PARTS):
+        chunk = {"first": ids * part // PARTS, "ids": ids // PARTS}
+        client.command(SEED, {"team_id": TEAM, "complex_per_mille": round(complex_percent * 10), **chunk})
+    return client.query("SELECT count() FROM person_distinct_id").result_rows[0][0]
+
+
+def markdown(lines: Sequence[dict[str, Any]]) -> str:
+    return tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)

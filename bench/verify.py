@@ -16,10 +16,9 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.slices import Slice, aggregated_at_once, cut
 from pdi2.core.verify.verifying import verify_team
-from tabulate import tabulate
 
-from bench.large import SETTINGS, TEAM, connect, fill_postgres, seed
-from bench.statements import PLAIN
+from bench.large import COMPLEX_PERCENT, SETTINGS, connect, fill_postgres
+from bench.statements import PLAIN, TEAM, markdown, seed
 from demo import postgres as embedded
 from demo.schema import create_clickhouse, create_postgres
 
@@ -57,7 +56,7 @@ def compared(directory: Path, rows: int, runs: int) -> str:
         with postgres.connect("posthog") as connection, connect(server.port) as client:
             create_postgres(connection)
             create_clickhouse(client)
-            seeded = seed(client, rows)
+            seeded = seed(client, rows, COMPLEX_PERCENT)
             client.command(PLAIN + " AND _sign = 1 LIMIT 1 BY distinct_id", parameters={"team_id": TEAM})
             fill_postgres(client, postgres)
             ledger = Ledger(connection, "bench", "bench")
@@ -100,5 +99,4 @@ def _turns(connection: psycopg.Connection[Any], client: Client, ledger: Ledger, 
         }
         for name, seconds in medians.items()
     ]
-    table = tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
-    return f"{table}\n\nPeak memory of a statement of this verify: {(cost.peak_memory or 0) / 1e6:,.0f} MB."
+    return f"{markdown(lines)}\n\nPeak memory of a statement of this verify: {(cost.peak_memory or 0) / 1e6:,.0f} MB."

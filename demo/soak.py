@@ -206,11 +206,7 @@ def run(
     ):
         clickhouse, *others = servers
         team_ids = _prepare(postgres, clickhouse, rows, teams, seed, has_settings)
-        environment = airflow.environment(
-            directory / "airflow",
-            postgres.airflow_connection("posthog"),
-            clickhouse.airflow_connection("default"),
-        )
+        environment = airflow.environment(directory, postgres, clickhouse)
         log = directory / "airflow.log"
         with log.open("wb") as output:
             subprocess.run(["airflow", "db", "migrate"], env=environment, stdout=output, stderr=output, check=True)

@@ -74,11 +74,7 @@ def run(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> int
         cluster.servers(directory / "clickhouse", replicas) as servers,
     ):
         server.create_database("posthog")
-        environment = airflow.environment(
-            directory / "airflow",
-            server.airflow_connection("posthog"),
-            servers[0].airflow_connection("default"),
-        )
+        environment = airflow.environment(directory, server, servers[0])
         clock.tell(f"Postgres and {cluster.told(servers)} are running")
         log = directory / "airflow.log"
         with (

@@ -60,11 +60,7 @@ def _start(rows: int, teams: int, directory: Path, port: int, rate: float, zipf:
         ):
             create_postgres(application)
             seed(application, client, rows=rows, teams=teams, zipf=zipf)
-        environment = airflow.environment(
-            directory / "airflow",
-            postgres.airflow_connection("posthog"),
-            clickhouse.airflow_connection("default"),
-        )
+        environment = airflow.environment(directory, postgres, clickhouse)
         environment |= standalone_environment(directory, postgres, password, port)
         log = directory / "airflow.log"
         with log.open("wb") as output:
