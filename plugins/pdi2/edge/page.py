@@ -159,7 +159,7 @@ def teams(
 
 @app.get("/teams/{team_id}")
 def team(team_id: Id) -> dict[str, Any]:
-    """A team, and the newest of its slices, findings and events."""
+    """A team, and the newest of its slices and events."""
     with reading() as connection:
         found = watching.team(connection, team_id)
     if found is None:
