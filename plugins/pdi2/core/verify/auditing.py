@@ -84,7 +84,8 @@ def audit(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings
     _check_repair(ledger, settings)
     began = postgres.value(ledger.connection, "clock")
     old_differs = compare(ledger, warehouse, teams, settings).old_differs
-    ledger.settle_findings(teams.team_ids, found_before=began)  # what is still wrong was found again, or repaired just now
+    # What is still wrong was found again, or repaired just now.
+    ledger.settle_findings(teams.team_ids, found_before=began)
     return {team_id: None if old_differs is None else old_differs[team_id] for team_id in teams.team_ids}
 
 
