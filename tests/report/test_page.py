@@ -13,6 +13,7 @@ from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines import postgres
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch import gate
+from pdi2.edge import POOL
 from stories import NO_WAIT, copy_and_verify, dump, enable, many_ids, migrate, plan
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
@@ -419,9 +420,12 @@ def test_a_connection_in_airflows_own_database_is_found(
 
 @pytest.fixture
 def running() -> Iterator[str]:
-    """The id of a run that Airflow knows."""
+    """The id of a run that Airflow knows, which has the pool of the copies."""
     from airflow.models.dagrun import DagRun
+    from airflow.models.pool import Pool
     from airflow.utils.session import create_session
+
+    Pool.create_or_update_pool(POOL, slots=2, description="", include_deferred=False)
 
     run_id = "manual__2026-01-01T00:00:00+00:00"
     with create_session() as session:
@@ -493,6 +497,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
         "reads": "new",
         "by_somebody_else": False,
         "found_right": None,
+        "wrong": 0,
     }
     for kind in ("copied", "verified"):
         bars = seen["throughput"][kind]["rows_per_second"]
