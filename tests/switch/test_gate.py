@@ -216,6 +216,41 @@ def test_a_row_that_somebody_else_changed_stops_the_switch(system: System, ledge
     assert system.switches() == {"reads": "old", "writes": "both"}
 
 
+@pytest.mark.parametrize("how", ["set back", "upgraded"])
+def test_reads_stay_where_the_new_table_is_no_longer_written(system: System, ledger: Ledger, how: str) -> None:
+    """Verify and the recheck mend what the new table misses, so no team is red by it."""
+    migrate(system, ledger)
+    if how == "set back":
+        set_switch(system.postgres, WRITES, "old")
+    else:
+        system.postgres.execute("DELETE FROM posthog_instancesetting WHERE key = %s", [WRITES])
+    told = "does not write both tables any more.*Reads stay on the old table.*trigger a new run"
+    unchanged(system, GateError, lambda: judge(system, ledger), told)
+    unchanged(system, GateError, lambda: switch(system, ledger), told)
+
+    again = system.ledger("the next run")
+    enable(system, again)
+    assert {team.status for team in again.teams()} == {"copied"}, "what came meanwhile is not in the new table"
+    copy_and_verify(system, again, *plan(system, again))
+    switch(system, again)
+    assert system.switches() == {"reads": "new", "writes": "both"}
+
+
+def test_reads_stay_where_the_new_table_stops_being_written_during_the_recheck(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate(system, ledger)
+
+    def set_back(*_: object) -> dict[str, Any]:
+        set_switch(system.postgres, WRITES, "old")
+        return {}
+
+    monkeypatch.setattr("pdi2.core.cluster.replicas.wait_for_all", set_back)
+    with pytest.raises(GateError, match="does not write both tables any more"):
+        switch(system, ledger)
+    assert (system.status(), system.switches()) == (5, {"reads": "old", "writes": "old"})
+
+
 def test_a_row_that_is_gone_stops_the_switch(system: System, ledger: Ledger) -> None:
     migrate(system, ledger)
     system.postgres.execute("DELETE FROM posthog_asyncmigration")

@@ -104,6 +104,10 @@ class Switches:
         """Whether the old table is still written. Releases without instance settings stop writing it at the switch."""
         return self.writes() != "new" if self.has_settings else not self.reads_are_new()
 
+    def both_are_written(self) -> bool:
+        """Whether both tables are written, before the switch. A release without instance settings always does it."""
+        return not self.has_settings or self.writes() == "both"
+
     def writes(self) -> str | None:
         """ "old", "both" or "new"; None on releases without instance settings, which write both tables until the
         switch."""

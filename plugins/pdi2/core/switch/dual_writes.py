@@ -67,7 +67,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
                 "writes the new table only, so enabling the dual write would undo a switch or take over somebody "
                 "else's run. Nothing was changed. Trigger a new run: its preflight says what is left to do."
             )
-        if row.status == Status.ROLLED_BACK or was not in ("both", None):
+        if row.status == Status.ROLLED_BACK or not switches.both_are_written():
             ledger.verify_all_again()
         switches.set_writes("both")
         switches.change(Status(row.status), Status.STARTING)

@@ -42,6 +42,7 @@ def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[st
 def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
     if ledger.latest_of_run("planned") is None:
         raise NoPlanError("This run made no plan, so there is nothing to certify. See the first task that failed.")
+    _check_dual_writes(Switches(ledger.connection))
     teams = {team.team_id: team for team in ledger.teams()}
     known = dict.fromkeys(teams, 0) | rows_by_team(ledger.connection, warehouse)
     wanted = chosen(known, settings)
@@ -61,6 +62,18 @@ def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str
         "rows_copied": sum(teams[team_id].rows_copied for team_id in wanted),
         "findings": ledger.findings_by_kind(),
     }
+
+
+def _check_dual_writes(switches: Switches) -> None:
+    """What verify and the recheck repair would hide that the new table gets no new links."""
+    if not switches.both_are_written():
+        raise GateError(
+            "The application does not write both tables any more (PERSON_DISTINCT_ID_WRITES is "
+            f"{switches.writes() or 'not set'}), so readers of the new table would miss what comes next. "
+            "Reads stay on the old table, and what is copied is kept. Find out who changed the setting (an "
+            "administrator, a restore, an upgrade of PostHog), and trigger a new run: it turns the dual write on, "
+            "proves it, and verifies every team again."
+        )
 
 
 def not_verified(team_id: int, team: Team | None) -> str | None:
