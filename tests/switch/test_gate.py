@@ -216,6 +216,27 @@ def test_a_row_that_somebody_else_changed_stops_the_switch(system: System, ledge
     assert system.switches() == {"reads": "old", "writes": "both"}
 
 
+@pytest.mark.parametrize("last", ["nothing", "an earlier run's proof", "missed", "turned on anew"])
+def test_the_gate_asks_the_ledger_for_the_proof_of_the_dual_write(system: System, ledger: Ledger, last: str) -> None:
+    """Somebody marked prove_dual_writes as a success in Airflow."""
+    migrate(system, ledger)
+    if last == "an earlier run's proof":
+        ledger = system.ledger("the next run")
+        enable(system, ledger)
+        ledger.record("planned")
+    elif last == "nothing":
+        system.postgres.execute("DELETE FROM pdi2_migration.event WHERE what = 'dual_writes_proven'")
+    else:
+        ledger.record("dual_writes_missed" if last == "missed" else "dual_writes_enabled")
+    told = "no proof of the dual write.*Reads stay on the old table.*Clear the task prove_dual_writes"
+    unchanged(system, GateError, lambda: judge(system, ledger), told)
+    unchanged(system, GateError, lambda: switch(system, ledger), told)
+
+    ledger.record("dual_writes_proven")
+    switch(system, ledger)
+    assert system.status() == 2
+
+
 @pytest.mark.parametrize("how", ["set back", "upgraded"])
 def test_reads_stay_where_the_new_table_is_no_longer_written(system: System, ledger: Ledger, how: str) -> None:
     """Verify and the recheck mend what the new table misses, so no team is red by it."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from pdi2.core.cluster import replicas
 from pdi2.core.cluster.pressure import refuse_while_paused
+from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
 from pdi2.core.plan import mutations
@@ -42,7 +43,7 @@ def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[st
 def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
     if ledger.latest_of_run("planned") is None:
         raise NoPlanError("This run made no plan, so there is nothing to certify. See the first task that failed.")
-    _check_dual_writes(Switches(ledger.connection))
+    _check_dual_writes(ledger)
     teams = {team.team_id: team for team in ledger.teams()}
     known = dict.fromkeys(teams, 0) | rows_by_team(ledger.connection, warehouse)
     wanted = chosen(known, settings)
@@ -64,8 +65,9 @@ def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str
     }
 
 
-def _check_dual_writes(switches: Switches) -> None:
+def _check_dual_writes(ledger: Ledger) -> None:
     """What verify and the recheck repair would hide that the new table gets no new links."""
+    switches = Switches(ledger.connection)
     if not switches.both_are_written():
         raise GateError(
             "The application does not write both tables any more (PERSON_DISTINCT_ID_WRITES is "
@@ -73,6 +75,12 @@ def _check_dual_writes(switches: Switches) -> None:
             "Reads stay on the old table, and what is copied is kept. Find out who changed the setting (an "
             "administrator, a restore, an upgrade of PostHog), and trigger a new run: it turns the dual write on, "
             "proves it, and verifies every team again."
+        )
+    if not postgres.value(ledger.connection, "dual_writes_proven"):
+        raise GateError(
+            "The ledger has no proof of the dual write in this run (a task that is marked by hand proves nothing), so "
+            "some writer may leave the new table out. Reads stay on the old table, and what is done is kept. Clear the "
+            "task prove_dual_writes and what follows it, or trigger a new run: it does only what is missing."
         )
 
 
