@@ -30,6 +30,7 @@ from pdi2.core.switch.gate import (
 from pdi2.core.verify.verifying import verify_team
 from stories import (
     ALICE,
+    BOB,
     NO_WAIT,
     TEAM,
     add_teams,
@@ -37,6 +38,7 @@ from stories import (
     dump,
     enable,
     end_session,
+    insert_new,
     insert_truth,
     merge,
     migrate,
@@ -576,6 +578,38 @@ def test_a_rejected_run_whose_approval_is_given_after_all_switches(system: Syste
 
     switch(system, ledger)
     assert system.status() == 2
+
+
+POSTHOG_STOPPED = {
+    "errored": "status = 3, started_at = clock_timestamp(), finished_at = clock_timestamp()",
+    "resumed and errored": "status = 3, finished_at = clock_timestamp()",
+    "set to starting": "status = 5, started_at = clock_timestamp(), finished_at = NULL",
+    "set to 0": "status = 0",
+    "set to 4": "status = 4",
+}
+
+
+@pytest.mark.parametrize("left", POSTHOG_STOPPED.values(), ids=POSTHOG_STOPPED)
+def test_after_posthogs_own_runner_every_team_is_verified_again(system: System, ledger: Ledger, left: str) -> None:
+    """Its rows have version 0 and a time of 1970: they stand above our copies, and no recheck would look at them."""
+    system.postgres.execute("UPDATE posthog_persondistinctid SET version = 1")
+    enable(system, ledger)
+    plan(system, ledger)
+    copy_and_verify(system, ledger, TEAM, TEAM + 1)
+    close_run(ledger, NO_WAIT)
+    insert_new(system, BOB, 0)
+    system.postgres.execute(f"UPDATE posthog_asyncmigration SET {left}")
+
+    copy_and_verify(system, ledger, TEAM + 2)
+    with pytest.raises(ChangedElsewhereError, match="somebody else changed it"):  # its tasks were cleared
+        switch(system, ledger)
+
+    again = system.ledger("the next run")
+    enable(system, again)
+    assert {team.status for team in again.teams()} == {"copied"}
+    copy_and_verify(system, again, *plan(system, again))
+    switch(system, again)
+    assert (system.status(), system.disagreements()) == (2, {})
 
 
 def test_a_trial_that_passed_is_no_failure(system: System, ledger: Ledger) -> None:

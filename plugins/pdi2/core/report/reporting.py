@@ -89,7 +89,9 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
             reason,
         ]
     try:
-        switches.fail("\n".join(lines))
+        with ledger.transaction():
+            switches.fail("\n".join(lines))
+            ledger.record("marked_errored")
     except ChangedElsewhereError as error:
         ledger.record("not_marked_errored", reason=str(error))
 

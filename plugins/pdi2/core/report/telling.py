@@ -164,6 +164,7 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "rolled_back": lambda detail: "Reads were returned to the old table.",
     "report": _report,
     "certificate_written": lambda detail: f"The certificate was written to {detail['place']}.",
+    "marked_errored": lambda detail: "PostHog's migration row was marked Errored, with the reason.",
     "not_marked_errored": lambda detail: f"PostHog's migration row was left alone: {detail['reason']}",
     "paused": lambda detail: "The migration was paused.",
     "resumed": lambda detail: "The migration was resumed.",

@@ -95,6 +95,14 @@ class Switches:
             assert row is not None  # noqa: S101  (changed above)
             postgres.execute(self.connection, "migration_error_add", {"description": reason, "migration_id": row.id})
 
+    def left_by_us(self, row: MigrationRow) -> bool:
+        """Whether the row is as a run of this project left it: Starting, or Errored by its report."""
+        what, since = {
+            Status.STARTING: ("run_started", row.started_at),
+            Status.ERRORED: ("marked_errored", row.finished_at),
+        }.get(Status(row.status), ("", None))
+        return bool(postgres.value(self.connection, "migration_row_left", {"what": what, "since": since}))
+
     def reads_are_new(self) -> bool:
         """PostHog's own switch: the row's status."""
         row = self.row()

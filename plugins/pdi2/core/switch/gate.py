@@ -123,7 +123,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
         _check_approval(ledger, settings)
         _check_writes(switches)
         refuse_while_paused(ledger, "The switch of reads")
-        switches.change(_left_at(ledger), Status.COMPLETED_SUCCESSFULLY, progress=100)
+        switches.change(_left_at(ledger, switches), Status.COMPLETED_SUCCESSFULLY, progress=100)
         switches.set_reads("new")
         ledger.record("reads_switched", **certificate, rechecked=rechecked, replicas=everywhere)
 
@@ -175,11 +175,12 @@ def _check_writes(switches: Switches) -> None:
         )
 
 
-def _left_at(ledger: Ledger) -> Status:
+def _left_at(ledger: Ledger, switches: Switches) -> Status:
     """The status that this run left the row in: Errored if it was reported as failed or rejected and went on after its
-    tasks were cleared, else Starting."""
-    run = ledger.current_run()
-    return Status.ERRORED if run and run.outcome in (FAILED, REJECTED) else Status.STARTING
+    tasks were cleared, else Starting. A row that somebody else has left Errored meanwhile is none of this run's."""
+    run, row = ledger.current_run(), switches.row()
+    elsewhere = row and row.status == Status.ERRORED and not switches.left_by_us(row)
+    return Status.ERRORED if run and run.outcome in (FAILED, REJECTED) and not elsewhere else Status.STARTING
 
 
 def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
