@@ -185,6 +185,35 @@ def test_an_idle_system_is_accepted_after_the_full_window_only(system: System, l
     assert "Nothing was written in the last 120 s, so nothing was proven" in message
 
 
+@pytest.mark.parametrize("why", ["the consumer lags", "clocks are late"])
+def test_a_consumer_that_lags_is_not_taken_for_an_idle_system(system: System, ledger: Ledger, why: str) -> None:
+    system.writer().create(TEAM, "before the run")  # its link never came, and tells nothing of now
+    enabled_an_hour_ago(system, ledger)
+    late = writer(system, BEFORE_THE_WINDOW)
+    late.create(TEAM, "late \N{SNOWMAN}")
+    if why == "clocks are late":
+        late.flush()
+
+    proven, message = look(system, ledger)
+    assert (proven, "Postgres has new ids since this run began" in message) == (False, True)
+    watched = ledger.latest("dual_writes_watched")
+    assert watched is not None
+    assert watched["late"]
+
+    run_began_earlier(system, SETTINGS.proof_limit_seconds + 1)
+    _shift(system, "dual_writes_watched", "until", SETTINGS.proof_limit_seconds + 1)
+    if why == "clocks are late":
+        assert look(system, ledger)[0], "the link may be one of the run's by now"
+        return
+    with pytest.raises(DualWriteError, match="the consumer of person_distinct_id lags.*Nothing was copied") as wrong:
+        look(system, ledger)
+    assert reaction(wrong.value) is Reaction.FAIL
+    assert ledger.latest("dual_writes_proven") is None
+
+    late.flush()
+    assert look(system, ledger)[0], "what arrived is in no window any more, and nothing else came"
+
+
 def test_a_run_that_waits_for_nothing_still_looks(system: System, ledger: Ledger) -> None:
     no_wait = Settings(settle_seconds=0, read_cache_seconds=0)
     enable(system, ledger, no_wait)
@@ -208,6 +237,7 @@ def test_a_run_that_waits_for_nothing_looks_at_the_last_minutes_only(
     stale = stale_writer(system, age)
     enable(system, ledger, no_wait)
     pass_time(system, HOUR)
+    run_began_earlier(system, HOUR)
     stale.create(TEAM, "missed")
     stale.flush()
     if proven:
@@ -295,6 +325,7 @@ def test_a_cache_that_runs_out_passes_as_the_window_slides(system: System, ledge
 def test_only_a_miss_within_the_window_counts(system: System, ledger: Ledger, age: int, proven: bool) -> None:
     stale = stale_writer(system, age)
     enabled_an_hour_ago(system, ledger)
+    run_began_earlier(system, BEFORE_THE_WINDOW)
     stale.create(TEAM, "id")
     stale.flush()
     assert look(system, ledger)[0] is proven

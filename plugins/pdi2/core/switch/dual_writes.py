@@ -74,7 +74,8 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
         switches.change(Status(row.status), Status.STARTING)
         if was != "both" or ledger.latest(ENABLED) is None:
             ledger.record(ENABLED, **_baseline(warehouse), writes_before=was)
-        ledger.record("run_started", at=warehouse.rows("now")[0][0], settings=settings.as_dict())
+        newest, *_ = _newest_id(ledger)
+        ledger.record("run_started", at=warehouse.rows("now")[0][0], newest_id=newest, settings=settings.as_dict())
     switches.follow_ledger()
 
 
@@ -115,6 +116,8 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         _watch(ledger, now + left, "No miss so far. Links are watched until the window of the proof is full.")
         return Observation(False, f"No miss so far. The window is full in {left:.0f} s.")
     (links,) = warehouse.rows("dual_writes_seen", {"window_start": start, "window_end": max(start, end)})[0]
+    if not links and _newest_is_late(ledger, warehouse, started):
+        return _late(ledger, settings, now, started["at"])
     if links:
         message = f"Proven: {counted(links, 'link')} written in the last {end - start} s, each of them in both tables."
     else:
@@ -124,6 +127,37 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         )
     ledger.record("dual_writes_proven", links=links, seconds=max(0, end - start))
     return Observation(True, message)
+
+
+def _newest_id(ledger: Ledger) -> tuple[int, int, str]:
+    """The row id of Postgres's newest id, its team and itself."""
+    return postgres.execute(ledger.connection, "newest_id").fetchone() or (0, 0, "")
+
+
+def _newest_is_late(ledger: Ledger, warehouse: Warehouse, started: dict[str, Any]) -> bool:
+    """Whether Postgres has got ids since the run began, and the link of the newest one is not in the old table."""
+    newest, team_id, distinct_id = _newest_id(ledger)
+    if newest <= started.get("newest_id", newest):
+        return False
+    where = {"team_id": team_id, "distinct_id": distinct_id.encode().hex(), "since": started["at"] - 1}
+    return not warehouse.rows("link_seen", where)[0][0]
+
+
+def _late(ledger: Ledger, settings: Settings, now: int, started_at: int) -> Observation:
+    """An idle system proves nothing and loses nothing; one whose writes are still to come is not idle."""
+    message = (
+        "Postgres has new ids since this run began, and person_distinct_id has no link in the window of the proof."
+    )
+    patience = settings.in_flight or Settings().in_flight
+    _watch(ledger, max(started_at + settings.proof_limit_seconds, now + patience), message, late=True)
+    if now < (ledger.latest_of_run("dual_writes_watched") or {})["until"]:
+        return Observation(False, f"{message} Waiting.")
+    raise DualWriteError(
+        f"{message} So nothing shows that both tables are written: the consumer of person_distinct_id lags or stands "
+        "still, or the writers' clocks are late. Nothing was copied, and reads stay on the old table. Look at the "
+        "consumer's lag and at the clocks, then trigger the run again; if the lag is usual, with a greater "
+        "in_flight_seconds."
+    )
 
 
 def _watch(ledger: Ledger, until: float, message: str, late: bool = False) -> None:

@@ -1,0 +1,5 @@
+-- Whether the old table has a link of the id since then.
+SELECT count() > 0
+FROM person_distinct_id
+WHERE team_id = {team_id:Int64} AND distinct_id = unhex({distinct_id:String})
+  AND _timestamp >= toDateTime({since:UInt32}) AND _sign = 1
