@@ -167,6 +167,28 @@ def test_a_team_that_appears_after_the_plan_is_not_forgotten(system: System, led
     assert (system.status(), system.disagreements()) == (2, {})
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_team_that_vanishes_after_the_plan_keeps_no_gate_shut(system: System, ledger: Ledger, copied: bool) -> None:
+    insert_truth(system, ALICE, 0, "id", 100)
+    enable(system, ledger)
+    copy_and_verify(system, ledger, *{*plan(system, ledger)} - {100})
+    if copied:
+        copy_team(ledger, system.warehouse(), 100)
+    system.postgres.execute(
+        "DELETE FROM posthog_persondistinctid WHERE team_id = 100; DELETE FROM posthog_person WHERE team_id = 100; "
+        "DELETE FROM posthog_team WHERE id = 100"
+    )
+    unchanged(system, GateError, lambda: judge(system, ledger), "team 100")
+
+    again = system.ledger("the next run")
+    enable(system, again)
+    assert plan(system, again) == [100]
+    copy_and_verify(system, again, 100)
+    judge(system, again)
+    switch(system, again)
+    assert (system.status(), system.disagreements()) == (2, {})
+
+
 def test_a_run_without_a_plan_certifies_nothing(system: System, ledger: Ledger) -> None:
     migrate(system, ledger)
     again = system.ledger("the next run")

@@ -50,6 +50,11 @@ def rows_by_team(connection: Connection[Any], warehouse: Warehouse, statement: s
     return dict(sorted(rows.items(), key=lambda item: (-item[1], item[0])))
 
 
+def known(ledger: Ledger, warehouse: Warehouse) -> dict[int, int]:
+    """The same for the teams of the ledger too: one that was planned may have lost all its rows since, everywhere."""
+    return dict.fromkeys((team.team_id for team in ledger.teams()), 0) | rows_by_team(ledger.connection, warehouse)
+
+
 def chosen(rows: dict[int, int], settings: Settings) -> dict[int, int]:
     """The teams that this run is for."""
     if settings.team_ids is None:
@@ -64,7 +69,7 @@ def gone(connection: Connection[Any], team_ids: Iterable[int]) -> list[int]:
 
 def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches: int) -> list[Batch]:
     """Writes the list of teams to the ledger; returns those not verified yet, in at most `most_batches` batches."""
-    wanted = chosen(rows_by_team(ledger.connection, warehouse), settings)
+    wanted = chosen(known(ledger, warehouse), settings)
     ledger.plan(wanted)
     left = {
         team.team_id: team.rows_source

@@ -9,7 +9,7 @@ from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
 from pdi2.core.plan import mutations
-from pdi2.core.plan.planning import chosen, rows_by_team
+from pdi2.core.plan.planning import chosen, known
 from pdi2.core.state.ledger import FAILED, REJECTED, Ledger, Team, TeamStatus
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import Status, Switches
@@ -45,8 +45,7 @@ def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str
         raise NoPlanError("This run made no plan, so there is nothing to certify. See the first task that failed.")
     _check_dual_writes(ledger)
     teams = {team.team_id: team for team in ledger.teams()}
-    known = dict.fromkeys(teams, 0) | rows_by_team(ledger.connection, warehouse)
-    wanted = chosen(known, settings)
+    wanted = chosen(known(ledger, warehouse), settings)
     missing = [reason for team_id in wanted if (reason := not_verified(team_id, teams.get(team_id)))]
     if missing:
         more = f"\n  and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
