@@ -45,6 +45,7 @@ class MigrationRow:
     id: int
     status: Status
     progress: int
+    started_at: datetime | None
     finished_at: datetime | None
 
 
