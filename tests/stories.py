@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 from conftest import LATER, System
+from pdi2.core.cluster import ours
 from pdi2.core.copy import copying
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import Warehouse
@@ -187,7 +188,10 @@ def skip_waits(monkeypatch: pytest.MonkeyPatch, happening: Callable[[], object] 
 
 
 def enable(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:
-    dual_writes.enable(ledger, system.warehouse(), settings)
+    """The tasks that follow begin by looking at which table they are led to."""
+    warehouse = system.warehouse()
+    dual_writes.enable(ledger, warehouse, settings)
+    ours.follow(ledger, warehouse)
 
 
 def plan(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> list[int]:

@@ -19,11 +19,15 @@ from pdi2.core.engines.failures import Reaction, reaction, waits
 from pdi2.core.plan import cluster_checks
 from pdi2.core.plan.clickhouse_checks import TABLES
 from pdi2.core.state.settings import Settings
+from pdi2.core.switch.gate import GateError, certify, switch_reads
 from stories import (
     ALICE,
+    NO_WAIT,
     TEAM,
     insert_new,
+    migrate,
     rows_of,
+    two_ids_each,
 )
 
 from demo import schema
@@ -60,6 +64,26 @@ def test_a_table_that_is_not_replicated_has_nothing_to_wait_for(system: System) 
     cluster_checks.catch_up(warehouse)
     assert cluster_checks.problems(warehouse) == []
     assert len(warehouse.servers()) == 1
+
+
+def test_what_was_verified_in_a_table_that_is_exchanged_is_verified_again(system: System) -> None:
+    """A rebuilt copy of the table may lack what came while it was built, and its recheck would not look there."""
+    two_ids_each(system, TEAM)
+    ledger = system.ledger()
+    migrate(system, ledger)
+    certify(ledger, system.warehouse(), NO_WAIT)
+    for _ in range(2):
+        ours.follow(ledger, system.warehouse())
+        assert ledger.team(TEAM).status == "verified"
+
+    system.clickhouse.command(f"CREATE TABLE rebuilt AS {Table.NEW}")
+    system.clickhouse.command(f"RENAME TABLE {Table.NEW} TO was, rebuilt TO {Table.NEW}")  # or EXCHANGE TABLES
+    with pytest.raises(GateError):
+        switch_reads(ledger, system.warehouse(), NO_WAIT)
+
+    assert ledger.team(TEAM).status == "copied"
+    assert system.switches()["reads"] == "old"
+    assert system.value("SELECT count(*) FROM pdi2_migration.event WHERE what = 'connected_to'") == 2
 
 
 @pytest.mark.parametrize("prefix", ["", "Replicated"])

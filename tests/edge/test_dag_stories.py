@@ -149,6 +149,7 @@ def test_a_fresh_run_migrates_every_team_and_switches(system: System, seeded: Se
     assert events(system) == [
         "dual_writes_enabled",
         "run_started",
+        "connected_to",
         "dual_writes_proven",
         "planned",
         "certified",

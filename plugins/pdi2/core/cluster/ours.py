@@ -1,10 +1,11 @@
 """Our replica, the one we are connected to: what it knows about itself, and waiting until it has caught up."""
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import UUID
 
 from clickhouse_connect.driver.exceptions import DatabaseError
 
@@ -119,22 +120,35 @@ def _queue_failure(warehouse: Warehouse, table: str) -> str:
 
 
 def follow(ledger: Ledger, warehouse: Warehouse) -> None:
-    """If the connection leads to another replica than before, has every team verified again.
+    """If the new table is another one than before, has every team verified again.
 
-    The earlier replica may be lost, together with rows that no other replica had fetched yet.
+    The connection leads to another replica or server, or the table was exchanged or restored: what was copied and
+    verified may not be in it.
     """
-    for state in states(warehouse):
-        before = (ledger.latest(CONNECTED) or {}).get("replica")
-        if state.table != NEW_TABLE or before == state.replica:
+    before = ledger.latest(CONNECTED) or {}
+    replica = next((state.replica for state in states(warehouse) if state.table == NEW_TABLE), None)
+    for table, server in warehouse.rows("new_table"):
+        now = {"replica": replica, "table": _known(table), "server": _known(server)}
+        if all(before.get(name) == value for name, value in now.items()):
             continue
-        if before:
+        if any(before.get(name) not in (None, value) for name, value in now.items()):
             ledger.verify_all_again()
             log.warning(
-                "posthog_clickhouse led to replica %s and leads to %s now, so every team is verified again. Helper "
-                "tables of a copy, person_distinct_id2_staging_..., may be left on %s: drop them there.",
-                *(before, state.replica, before),
+                "posthog_clickhouse led to another person_distinct_id2 (%s) than now (%s): another replica or server, "
+                "or the table was exchanged or restored, so every team is verified again. Helper tables of a copy, "
+                "person_distinct_id2_staging_..., may be left where it led before: drop them there.",
+                *(_listed(before), _listed(now)),
             )
-        ledger.record(CONNECTED, replica=state.replica, before=before)
+        ledger.record(CONNECTED, **now, before=before.get("replica"))
+
+
+def _known(identity: UUID) -> str | None:
+    """None in a database with the engine Ordinary, and of a server within a process."""
+    return str(identity) if identity.int else None
+
+
+def _listed(place: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {place[name]}" for name in ("replica", "table", "server") if place.get(name))
 
 
 def problem_of(state: State) -> str | None:

@@ -81,7 +81,7 @@ def _collect(ledger: Ledger, report: dict[str, Any]) -> dict[str, Any]:
 
 def _replicas(ledger: Ledger) -> dict[str, Any] | None:
     """The replica that was compared, and what each replica had at the switch or, before the switch, at certify."""
-    if not (connected := ledger.latest("connected_to")):
+    if not (connected := ledger.latest("connected_to")) or not connected["replica"]:
         return None
     last = ledger.latest_of_run("reads_switched") or ledger.latest_of_run("certified") or {}
     each = [replica | {"has": _has(replica)} for replica in last.get("replicas", [])]

@@ -1,0 +1,5 @@
+-- Which table the new one is. Its UUID changes by EXCHANGE TABLES or RESTORE; CREATE ... ON CLUSTER may give several
+-- servers the same.
+SELECT uuid, serverUUID()
+FROM system.tables
+WHERE database = currentDatabase() AND name = 'person_distinct_id2'
