@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -14,11 +15,14 @@ import psycopg
 import pytest
 from conftest import AUDIT, DATABASE_NUMBERS, System
 from pdi2.core.engines import sessions
+from pdi2.core.engines.failures import BusyError
+from pdi2.edge import audit, connections
 from stories import (
     ALICE,
     BOB,
     TEAM,
     dump,
+    enable,
     event,
     insert_new,
     insert_old,
@@ -188,6 +192,20 @@ def test_a_standby_is_one_line_of_preflight(
     [line] = told()
     assert "Postgres is a standby" in line
     assert "at the primary" in line
+
+
+@pytest.mark.parametrize("opened", [connections.opened, audit.looking])
+def test_no_task_works_by_what_a_standby_says(system: System, monkeypatch: pytest.MonkeyPatch, opened: Any) -> None:
+    """A failover in the middle of a run makes the primary a standby, and what lags behind there would be repaired."""
+    run = SimpleNamespace(dag_id=AUDIT, run_id="a run", conf={})
+    for module in (connections, audit):
+        monkeypatch.setattr(module, "get_current_context", lambda: {"dag_run": run, "params": {}})
+    enable(system, system.ledger(f"{AUDIT} a run"))
+    with opened("verify"):
+        system.postgres.execute(f"ALTER DATABASE {system.database} SET default_transaction_read_only = on")
+
+    with pytest.raises(BusyError, match=r"read-only transactions.*This task did nothing"), opened("verify"):
+        pass
 
 
 @pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)

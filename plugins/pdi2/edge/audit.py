@@ -14,7 +14,7 @@ from pdi2.core.state.settings import AUDIT_SCHEMA
 from pdi2.core.state.slices import NEW_TABLE
 from pdi2.core.verify import auditing
 from pdi2.edge.compat import AirflowRescheduleException
-from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, put_off
+from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, put_off, refuse_a_standby
 from pdi2.edge.retries import raise_together, task
 from pdi2.edge.tasks import TEAM_LABEL
 
@@ -34,6 +34,7 @@ def looking(purpose: str) -> Iterator[Workbench]:
             told_of(purpose),
             open_warehouse(purpose, settings.max_memory_usage) as warehouse,
         ):
+            refuse_a_standby(ledger)
             catch_up(warehouse, [NEW_TABLE])
             yield Workbench(ledger, warehouse, settings)
     except WaitError as wait:

@@ -18,7 +18,8 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from pdi2.core.cluster.ours import catch_up, follow
 from pdi2.core.engines import sessions
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.engines.failures import Reaction, WaitError, describe, told_of, uncut
+from pdi2.core.engines.failures import BusyError, Reaction, WaitError, describe, told_of, uncut
+from pdi2.core.plan.postgres_checks import read_only
 from pdi2.core.state.ledger import Ledger, NotOwnerError
 from pdi2.core.state.settings import SCHEMA, Settings
 from pdi2.core.switch.gate import NoPlanError
@@ -96,6 +97,7 @@ def opened(purpose: str) -> Iterator[Workbench]:
     context = get_current_context()
     with ExitStack() as stack:
         ledger = stack.enter_context(open_ledger())
+        refuse_a_standby(ledger)
         ledger.hold()
         try:
             with told_of(purpose):
@@ -112,6 +114,15 @@ def opened(purpose: str) -> Iterator[Workbench]:
             if not ledger.connection.closed:
                 ledger.record("task_failed", task=context["ti"].task_id, error=describe(error))
             raise
+
+
+def refuse_a_standby(ledger: Ledger) -> None:
+    """Raises BusyError where nothing can be written, as after a failover: a repair comes before the first write."""
+    for reason in read_only(ledger.connection):
+        raise BusyError(
+            f"{reason} This task did nothing, because what a standby says may be out of date. Airflow tries again; "
+            "where it has given up, trigger the run again: it does only what is missing."
+        )
 
 
 def put_off() -> AirflowRescheduleException:

@@ -58,9 +58,9 @@ KEEPER_PASSES = re.compile(r"connection|session|timeout|timed out|tries failed",
 REFUSED = re.compile(r"HTTP status (?!408|425|429)4\d\d")
 """A request that the sender must change, in the words of clickhouse-connect when ClickHouse gives no code."""
 
-# SQLSTATE classes: connection failure, idle transaction ended, deadlock or serialization failure, too little memory or
-# too few connections, lock not obtained in time, shutdown
-POSTGRES_TRANSIENT = ("08", "25P03", "40", "53200", "53300", "55P03", "57P")
+# SQLSTATE classes: connection failure, read-only (a primary that a failover made a standby), idle transaction ended,
+# deadlock or serialization failure, too little memory or too few connections, lock not obtained in time, shutdown
+POSTGRES_TRANSIENT = ("08", "25006", "25P03", "40", "53200", "53300", "55P03", "57P")
 
 
 class MigrationError(Exception):
