@@ -155,6 +155,7 @@ def test_a_fresh_run_migrates_every_team_and_switches(system: System, seeded: Se
         "certified",
         "read_times",
         "reads_switched",
+        "switch_committed",
         "old_writes_stopped",
         "report",
         "certificate_written",

@@ -403,6 +403,40 @@ def test_old_writes_go_on_until_no_reader_can_need_them(system: System, ledger: 
     assert old_writes_end(ledger, Settings(read_cache_seconds=900)) == end
 
 
+def test_the_time_of_old_writes_counts_from_the_commit_of_the_switch(system: System, ledger: Ledger) -> None:
+    """Its transaction may wait for a lock, or its commit for a standby; readers see the old table until then."""
+    migrate(system, ledger)
+    system.postgres.execute(
+        """
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
+        CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON posthog_asyncmigration DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION slow()
+        """
+    )
+    switch(system, ledger)
+    row = Switches(ledger.connection).row()
+    assert row
+    assert row.finished_at
+
+    end = old_writes_end(ledger, Settings(read_cache_seconds=900))
+    assert end - row.finished_at >= timedelta(seconds=901)
+    assert end <= ledger.clock() + timedelta(seconds=900)
+
+
+def test_where_the_commit_was_not_recorded_the_time_counts_anew(system: System, ledger: Ledger) -> None:
+    """The worker died right after the commit, or an earlier release made the switch."""
+    migrate(system, ledger)
+    switch(system, ledger)
+    forget = "DELETE FROM pdi2_migration.event WHERE what = 'switch_committed'"
+    system.postgres.execute(forget)
+    before = ledger.clock()
+    switch(system, ledger)
+    end = old_writes_end(ledger, NO_WAIT)
+    assert before <= end <= ledger.clock()
+    system.postgres.execute(forget)
+    assert end < old_writes_end(ledger, NO_WAIT)
+
+
 def test_old_writes_stop_only_once_reads_are_switched(system: System, ledger: Ledger) -> None:
     migrate(system, ledger)
     unchanged(system, ChangedElsewhereError, lambda: stop_old_writes(ledger), "is now STARTING")

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
-import pendulum
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Asset, PokeReturnValue, get_current_context
 
@@ -178,7 +177,7 @@ def stop_old_writes() -> PokeReturnValue:
         raise AirflowSkipException("stop_old_writes is off: both tables stay written, and a rollback stays possible.")
     with open_ledger() as ledger:
         until = gate.old_writes_end(ledger, settings)
-        if pendulum.now() < until:
+        if ledger.clock() < until:
             log.info("Readers may use the old table until %s; old writes go on.", until)
             return PokeReturnValue(is_done=False)
         try:

@@ -176,6 +176,22 @@ class Ledger:
         """Whether this project, and not somebody else, made the switch that the migration row records."""
         return self.exists() and bool(self._value("switched", {"finished_at": finished_at}))
 
+    def clock(self) -> datetime:
+        """Now by Postgres, the one clock that all tasks share."""
+        now: datetime = self._value("clock")
+        return now
+
+    def switch_committed(self) -> datetime:
+        """From when on every reader's next look finds the newest switch.
+
+        This is recorded by a statement of its own after the commit: the switch's own time is that of its transaction's
+        begin, and it may have waited for locks or for a standby. Where nothing has recorded it, that is now.
+        """
+        if self._value("switch_committed") is None:
+            self.record("switch_committed")
+        at: datetime = self._value("switch_committed")
+        return at
+
     def latest(self, what: str, of_run: bool = False) -> dict[str, Any] | None:
         """The detail of the newest event with that name."""
         detail: dict[str, Any] | None = self._value("event_latest", {"what": what, "of_run": of_run})

@@ -104,6 +104,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     switches = Switches(ledger.connection)
     row = switches.row()
     if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at):
+        ledger.switch_committed()
         return
     try:
         refuse_while_paused(ledger, "The switch of reads")
@@ -125,6 +126,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
         switches.change(_left_at(ledger, switches), Status.COMPLETED_SUCCESSFULLY, progress=100)
         switches.set_reads("new")
         ledger.record("reads_switched", **certificate, rechecked=rechecked, replicas=everywhere)
+    ledger.switch_committed()
 
 
 def _refuse_trials(settings: Settings) -> None:
@@ -183,7 +185,7 @@ def _left_at(ledger: Ledger, switches: Switches) -> Status:
 
 
 def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
-    """The time from which no reader uses the old table any more.
+    """The time, by Postgres's clock, from which no reader uses the old table any more.
 
     Raises GateError if this project has not switched reads to the new table, or if the run is a trial.
     """
@@ -203,7 +205,7 @@ def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
         )
     # Without instance settings we cannot stop old writes: each process stops once it restarts, so waiting is no use.
     wait = settings.read_cache_seconds if switches.has_settings else 0
-    return row.finished_at + timedelta(seconds=wait)
+    return ledger.switch_committed() + timedelta(seconds=wait)
 
 
 def stop_old_writes(ledger: Ledger) -> None:
