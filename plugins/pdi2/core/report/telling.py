@@ -161,6 +161,7 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         if detail.get("by_the_application")
         else "Old writes were stopped. A rollback is no longer possible."
     ),
+    "switch_committed": lambda detail: "The switch of reads is committed: whoever looks now finds it.",
     "rolled_back": lambda detail: "Reads were returned to the old table.",
     "report": _report,
     "certificate_written": lambda detail: f"The certificate was written to {detail['place']}.",
