@@ -107,7 +107,7 @@ def test_without_instance_settings_it_says_before_the_switch_that_it_is_irrevers
     gate.stop_old_writes(ledger)
     told = first_line(viewer)
     assert "Each PostHog process ends its old writes when it is restarted" in told["text"]
-    assert told["do"].startswith("Restart them; drop the old table only after that.")
+    assert told["do"].startswith("Restart them. Keep the audit scheduled, and the old table")
     assert told["runbook"]["about"] == "Old writes end by a restart"
     [last, *_] = viewer.get("/events").json()["lines"]
     assert "when it is restarted" in last["text"]

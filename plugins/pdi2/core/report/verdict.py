@@ -116,14 +116,14 @@ def _after_the_switch(
         return Verdict(
             "good",
             f"{text} The switch is irreversible. Each PostHog process ends its old writes when it is restarted.",
-            "Restart them; drop the old table only after that. Keep the audit scheduled.",
+            "Restart them. Keep the audit scheduled, and the old table: PostHog deletes with its help.",
             "Old writes end by a restart",
         )
     if switch["writes"] != "both":
         return Verdict(
             "good",
             f"{text} Old writes have stopped: this is irreversible, and a rollback is no longer possible.",
-            "Nothing. Keep the audit scheduled; the old table may be dropped when you trust the new one.",
+            "Nothing. Keep the audit scheduled, and the old table: PostHog deletes with its help.",
             "Old writes have stopped",
         )
     settings = (run or {}).get("settings") or {}
