@@ -423,6 +423,23 @@ def test_the_time_of_old_writes_counts_from_the_commit_of_the_switch(system: Sys
     assert end <= ledger.clock() + timedelta(seconds=900)
 
 
+def test_old_writes_end_by_no_run_that_another_one_followed(system: System, ledger: Ledger) -> None:
+    """It switched and was rolled back; then a run with stop_old_writes off switched; then its task is cleared."""
+    migrate(system, ledger)
+    switch(system, ledger)
+    roll_back(system.ledger("the rollback"))
+    later = system.ledger("a later run")
+    migrate(system, later)
+    switch(system, later)
+
+    unchanged(system, GateError, lambda: old_writes_end(ledger, NO_WAIT), "A later run has taken the migration over")
+    unchanged(system, GateError, lambda: stop_old_writes(ledger), "old writes go on")
+    for of in (later, system.ledger("a run that only ends old writes")):
+        old_writes_end(of, NO_WAIT)
+        stop_old_writes(of)
+    assert system.switches()["writes"] == "new"
+
+
 def test_where_the_commit_was_not_recorded_the_time_counts_anew(system: System, ledger: Ledger) -> None:
     """The worker died right after the commit, or an earlier release made the switch."""
     migrate(system, ledger)

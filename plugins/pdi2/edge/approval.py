@@ -6,6 +6,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.providers.standard.triggers.hitl import HITLTrigger
 from airflow.sdk.definitions.context import Context
 
+from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report import certificate
 from pdi2.edge.compat import TaskAwaitingInput
 from pdi2.edge.connections import current_settings, open_ledger
@@ -19,6 +20,7 @@ class Approve(ApprovalOperator):
             self.log.info("No approval is required.")
             return None
         with open_ledger() as ledger:
+            ledger.refuse_unless_owner()
             approval = ledger.approval()
             if approval.what == "switch_approved":
                 self.log.info("%s has approved this certificate already.", approval.by)
@@ -49,6 +51,16 @@ class Approve(ApprovalOperator):
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         if user := event.get("responded_by_user"):
             what = "switch_approved" if event["chosen_options"] == [self.APPROVE] else "switch_rejected"
-            with open_ledger() as ledger:
-                ledger.record(what, by=user["name"])
+            with open_ledger() as ledger, ledger.transaction():
+                ledger.hold_events()
+                ledger.refuse_unless_owner()
+                asked = ledger.approval().what
+                if asked == "approval_asked":
+                    ledger.record(what, by=user["name"])
+                elif asked != what:  # the same answer may come twice, if a worker was lost
+                    raise MigrationError(
+                        "This answer is to an earlier question: another certificate was made, or something else "
+                        "happened, since it was asked. The answer was not recorded, and reads stay as they are. Clear "
+                        "the task approve: it asks again."
+                    )
         return super().execute_complete(context, event)

@@ -124,6 +124,10 @@ class Ledger:
         current = self.current_run()
         return current is not None and current.airflow_run == self.airflow_run
 
+    def is_followed(self) -> bool:
+        """Whether this run owned the migration, and another run does so now."""
+        return bool(self._value("run_followed", {"airflow_run": self.airflow_run}))
+
     def set_starting(self) -> bool:
         """Whether this project set a migration row that says Starting: in a run that died, or in a trial."""
         current = self.current_run()
@@ -150,6 +154,9 @@ class Ledger:
                 "Another run of the migration is starting at this moment. Nothing was changed. "
                 "Wait until it has ended, then trigger this run again."
             )
+        self.refuse_unless_owner()
+
+    def refuse_unless_owner(self) -> None:
         if not self.is_owner():
             current = self.current_run()
             owner = f"run {current.airflow_run!r} of {current.actor}" if current else "no run"

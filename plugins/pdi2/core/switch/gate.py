@@ -203,9 +203,20 @@ def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
             "says that the new table agrees with Postgres, and old writes go on. Nothing was changed. Trigger "
             'audit_person_distinct_id2: it compares every team with Postgres, and mends it with {"repair": true}.'
         )
+    _refuse_if_followed(ledger)
     # Without instance settings we cannot stop old writes: each process stops once it restarts, so waiting is no use.
     wait = settings.read_cache_seconds if switches.has_settings else 0
     return ledger.switch_committed() + timedelta(seconds=wait)
+
+
+def _refuse_if_followed(ledger: Ledger) -> None:
+    """Whether old writes end is for the run to say that switched. One that only ends old writes has claimed nothing."""
+    if ledger.is_followed():
+        raise GateError(
+            "A later run has taken the migration over, so whether old writes end is no longer for this run's "
+            "parameters to say. Nothing was changed: old writes go on as that run left them. To end them, trigger the "
+            "DAG anew with stop_old_writes on."
+        )
 
 
 def stop_old_writes(ledger: Ledger) -> None:
@@ -215,6 +226,7 @@ def stop_old_writes(ledger: Ledger) -> None:
         ledger.hold_events()
         refuse_while_paused(ledger, "The end of old writes")
         switches.change(Status.COMPLETED_SUCCESSFULLY, Status.COMPLETED_SUCCESSFULLY)
+        _refuse_if_followed(ledger)
         switches.set_writes("new")
         ledger.record("old_writes_stopped", by_the_application=not switches.has_settings)
 
