@@ -1,6 +1,5 @@
 """The certificate, as a change ticket's reader and the person who approves the switch see it."""
 
-import contextlib
 import hashlib
 import json
 import threading
@@ -9,7 +8,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +18,8 @@ from conftest import FILL, NOTHING_TO_WAIT_FOR, System
 from fastapi.testclient import TestClient
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report import certificate, reporting
-from pdi2.core.state.ledger import Approval, Ledger, NotOwnerError
+from pdi2.core.state.ledger import Approval, Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.edge import connections
-from pdi2.edge.approval import Approve
 from psycopg import OperationalError
 from structlog.processors import format_exc_info
 from structlog.testing import capture_logs
@@ -234,34 +230,6 @@ def test_an_approval_is_of_one_certificate_and_one_switch(ledger: Ledger) -> Non
         ledger.record("switch_approved", by="bob")
         ledger.record("dual_writes_watched")
         assert ledger.approval() == Approval("switch_approved", "bob")
-
-
-@pytest.mark.parametrize("answer", ["Approve", "Reject"])
-def test_a_late_answer_counts_for_no_other_certificate(
-    ledger: Ledger, system: System, monkeypatch: pytest.MonkeyPatch, answer: str
-) -> None:
-    def answer_for(run: Ledger) -> None:
-        dag_run = SimpleNamespace(dag_id="fill_person_distinct_id2", run_id=run.airflow_run.partition(" ")[2])
-        monkeypatch.setattr(connections, "get_current_context", lambda: {"dag_run": dag_run, "params": {}})
-        event = {"chosen_options": [answer], "params_input": {}, "responded_by_user": {"name": "bob"}}
-        with contextlib.suppress(KeyError):  # Airflow's own part wants more
-            Approve(task_id="approve", subject="?").execute_complete({}, event)
-
-    ledger.record("approval_asked")
-    ledger.record("certified")
-    with pytest.raises(MigrationError, match="This answer is to an earlier question"):
-        answer_for(ledger)
-
-    later = system.ledger("fill_person_distinct_id2 later")
-    with later.transaction():
-        later.claim({})
-    later.record("approval_asked")
-    with pytest.raises(NotOwnerError):
-        answer_for(ledger)
-    assert later.approval() == Approval("approval_asked", None)
-    for _ in range(2):
-        answer_for(later)
-        assert later.approval().by == "bob"
 
 
 class answered:

@@ -1,0 +1,43 @@
+"""An answer of a person counts for the certificate that they were shown, and for no other."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+from conftest import FILL, System
+from pdi2.core.engines.failures import MigrationError
+from pdi2.core.state.ledger import Approval, Ledger, NotOwnerError
+from pdi2.edge import connections
+from pdi2.edge.approval import Approve
+
+
+@pytest.mark.parametrize("answer", ["Approve", "Reject"])
+def test_a_late_answer_counts_for_no_other_certificate(
+    system: System, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    def answer_for(run: Ledger) -> None:
+        dag_run = SimpleNamespace(dag_id=FILL, run_id=run.airflow_run.partition(" ")[2])
+        monkeypatch.setattr(connections, "get_current_context", lambda: {"dag_run": dag_run, "params": {}})
+        event = {"chosen_options": [answer], "params_input": {}, "responded_by_user": {"name": "bob"}}
+        with contextlib.suppress(KeyError):  # Airflow's own part wants more
+            Approve(task_id="approve", subject="?").execute_complete({}, event)
+
+    ledger = system.ledger(f"{FILL} a run")
+    ledger.create()
+    with ledger.transaction():
+        ledger.claim({})
+    ledger.record("approval_asked")
+    ledger.record("certified")
+    with pytest.raises(MigrationError, match="This answer is to an earlier question"):
+        answer_for(ledger)
+
+    later = system.ledger(f"{FILL} later")
+    with later.transaction():
+        later.claim({})
+    later.record("approval_asked")
+    with pytest.raises(NotOwnerError):
+        answer_for(ledger)
+    assert later.approval() == Approval("approval_asked", None)
+    for _ in range(2):
+        answer_for(later)
+        assert later.approval().by == "bob"
