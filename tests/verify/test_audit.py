@@ -198,6 +198,23 @@ def test_a_team_that_could_not_be_compared_is_no_success(system: System, switche
     assert audit(system)[0].compared == {TEAM, OTHER}
 
 
+@pytest.mark.parametrize("settings", [LOOK, REPAIR], ids=["look", "repair"])
+@pytest.mark.parametrize("table", ["posthog_person", "posthog_persondistinctid"])
+def test_where_postgres_keeps_deleted_rows_no_audit_compares(
+    system: System, switched: Ledger, table: str, settings: Settings
+) -> None:
+    """As PostHog does from 2025 on: a repair would bring the deleted ids back."""
+    system.postgres.execute(f"ALTER TABLE {table} ADD COLUMN is_deleted boolean NOT NULL DEFAULT false")
+    insert_new(system, BOB, 5, "id", is_deleted=True)
+    before = dump(system)
+
+    with pytest.raises(AuditError, match=f"{table} has a column is_deleted.*changed nothing"):
+        audit(system, settings)
+    with pytest.raises(AuditError, match="keeps deleted rows"):
+        auditing.audit(system.ledger("an audit"), system.warehouse(), Teams((TEAM,), 2), settings)
+    assert dump(system) == before
+
+
 def test_some_teams_only(system: System, switched: Ledger) -> None:
     drift(system)
     only = Settings(in_flight_seconds=0, repair=False, team_ids=(OTHER,))

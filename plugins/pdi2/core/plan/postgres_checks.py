@@ -96,7 +96,14 @@ def application_problems(connection: Connection[Any]) -> list[str]:
             problems.append(
                 f"Postgres table {table} has no column {', '.join(missing)}. Upgrade PostHog to 1.33 or later first."
             )
-    return problems + [
+    return problems + tombstone_problems(connection)
+
+
+def tombstone_problems(connection: Connection[Any]) -> list[str]:
+    """Why no id of Postgres may be taken for a live one."""
+    tables = sorted({table for table, _ in TOMBSTONES})
+    found = dict(postgres.execute(connection, "columns", {"tables": tables}).fetchall())
+    return [
         f"Postgres table {table} has a column {column}: this PostHog keeps deleted rows, and this project would take "
         "them for live ones. It is for PostHog 1.32 to 1.36; do not use it here."
         for table, column in sorted(TOMBSTONES)

@@ -13,6 +13,7 @@ from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.plan.planning import Batch, chosen, rows_by_team, share_out
+from pdi2.core.plan.postgres_checks import tombstone_problems
 from pdi2.core.state.ledger import Ledger, TeamStatus
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import Teams, grouped
@@ -122,6 +123,8 @@ def judge(ledger: Ledger) -> tuple[Audit, str]:
 
 
 def _check_repair(ledger: Ledger, settings: Settings) -> None:
+    for problem in tombstone_problems(ledger.connection):  # a repair would bring deleted ids back
+        raise AuditError(f"{problem} The audit compared nothing and changed nothing.")
     if settings.repair and not Switches(ledger.connection).reads_are_new():
         raise AuditError(
             "Reads are on the old table, and until they are switched the migration alone repairs the new one. Nothing "
