@@ -121,6 +121,8 @@ def test_a_session_has_the_limits_of_this_project(system: System) -> None:
     with sessions.begin(lambda: psycopg.connect(system.uri)) as connection:
         asked = {name: connection.execute(f"SHOW {name}").fetchone() for name in ("statement_timeout", "lock_timeout")}
         assert asked == {"statement_timeout": ("0",), "lock_timeout": ("10s",)}
+        kept = "SELECT setting FROM pg_settings WHERE name LIKE 'tcp_keepalives_%' ORDER BY name"
+        assert connection.execute(kept).fetchall() in ([("3",), ("60",), ("10",)], [("0",)] * 3), "0: a Unix socket"
         assert connection.execute("SELECT now()").fetchone()
         assert connection.execute("SELECT '長'").fetchone() == ("長",)
         assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)

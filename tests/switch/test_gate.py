@@ -489,6 +489,25 @@ def test_a_rollback_returns_reads_while_both_tables_are_written(system: System, 
     unchanged(system, GateError, lambda: switch(system, ledger), "made no plan")
 
 
+def test_a_rollback_waits_for_no_session_of_a_host_that_died(system: System, ledger: Ledger) -> None:
+    """And what its task still does, if it is alive after all, changes nothing that anybody reads."""
+    migrate(system, ledger)
+    switch(system, ledger)
+    ledger.hold()
+
+    roll_back(system.ledger("the rollback"))
+
+    assert (system.status(), system.switches()) == (4, {"reads": "old", "writes": "both"})
+    copy_and_verify(system, ledger, TEAM)
+    assert system.disagreements() == system.disagreements(Table.OLD) == {}
+    unchanged(system, GateError, lambda: switch(system, ledger), "made no plan")
+    with pytest.raises(BusyError, match="is running"):
+        enable(system, system.ledger("the next run"))
+    end_session(system, ledger)
+    enable(system, again := system.ledger("the next run"))
+    assert sorted(plan(system, again)) == list(TEAMS), "every team is verified again"
+
+
 @pytest.mark.parametrize("older", [False, True], ids=["with instance settings", "without"])
 def test_a_rollback_that_would_lose_writes_is_refused(system: System, ledger: Ledger, older: bool) -> None:
     if older:

@@ -133,15 +133,17 @@ class Ledger:
         current = self.current_run()
         return current is not None and current.outcome in (None, TRIAL_PASSED)
 
-    def claim(self, settings: Mapping[str, Any]) -> None:
+    def claim(self, settings: Mapping[str, Any], alone: bool = True) -> None:
         """Makes this run the owner, within the caller's transaction. Raises BusyError if another run is running.
+
+        Unless `alone`, it goes on then: only where nothing that a task of the other run still does can matter.
 
         If the previous owner is between two tasks, its next task sees that it lost the migration, and stops.
         """
         current = self.current_run()
         if current and self.is_owner() and not current.ended_at:
             return
-        if not self._value("lock_claim"):
+        if not self._value("lock_claim") and alone:
             raise BusyError(AT_WORK)
         self._execute(
             "run_claim", {"airflow_run": self.airflow_run, "actor": self.actor, "settings": Jsonb(dict(settings))}

@@ -3,7 +3,8 @@
 -- and a transaction that nobody ends. The driver reads times only in ISO style, and an id may be text in any script. A
 -- limit that the server does not know is left out, because there is none of that kind. A crash of Postgres must lose
 -- nothing that we reported as done, so commits are flushed. They wait for a standby only where the role's commits do. Where
--- a policy would hide rows, a statement fails instead: what is hidden would be taken for deleted.
+-- a policy would hide rows, a statement fails instead: what is hidden would be taken for deleted. A worker whose host dies
+-- says no word, and its locks stay for as long as Postgres takes it for alive: two hours without these keepalives.
 SELECT set_config(wanted.name, wanted.value, false)
 FROM (
     VALUES ('statement_timeout', '0'),
@@ -15,6 +16,9 @@ FROM (
            ('DateStyle', 'ISO'),
            ('client_encoding', 'UTF8'),
            ('row_security', 'off'),
+           ('tcp_keepalives_idle', '60'),
+           ('tcp_keepalives_interval', '10'),
+           ('tcp_keepalives_count', '3'),
            ('synchronous_commit', 'local')
 ) AS wanted (name, value)
 JOIN pg_settings ON pg_settings.name = wanted.name
