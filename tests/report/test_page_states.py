@@ -240,6 +240,7 @@ def test_a_switch_that_somebody_else_made_is_an_alarm_on_the_page_and_in_the_cer
     seen = viewer.get("/status").json()
     for told in (while_it_works, seen["verdict"]):
         assert (told["tone"], told["topic"], told["until"]) == ("bad", "Somebody else switched reads", None)
+    assert seen["links"]["audit"] == f"/dags/{AUDIT}", "the first line says to trigger it"
     assert seen["phase"] == "Failed: reads are on the new table"
     facts, html = drawn_up.files.values()
     assert json.loads(facts)["report"]["reads"] == reporting.ELSEWHERE

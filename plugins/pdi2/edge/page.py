@@ -19,7 +19,7 @@ from pdi2.core.state.ledger import FAILED, TeamStatus
 from pdi2.core.state.words import counted
 from pdi2.edge import POOL, runs
 from pdi2.edge.guard import acting, acts, app, may_act, reading, same_origin
-from pdi2.edge.runs import FILL, ROLLBACK
+from pdi2.edge.runs import AUDIT, FILL, ROLLBACK
 
 PREFIX = "/pdi2"
 ROOT = API_ROOT_PATH.rstrip("/")
@@ -96,6 +96,7 @@ def status(
         "links": {
             "dag": f"{ROOT}/dags/{FILL}",
             "rollback": f"{ROOT}/dags/{ROLLBACK}",
+            "audit": f"{ROOT}/dags/{AUDIT}",
             "pool": f"{ROOT}/pools",
             "run": _run_link(airflow_run),
             "approval": f"{_run_link(airflow_run)}/tasks/approve/required_actions",

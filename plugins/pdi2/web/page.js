@@ -55,7 +55,7 @@ function about({ run, alive, now, links, airflow }) {
   const took = run.ended_at || alive ? `, ${duration(seconds(run.started_at, run.ended_at ?? now))}` : "";
   const state = run.outcome ?? (alive ? (airflow.unknown ? "not ended" : "running") : "stopped without a report");
   const followed = run.newest ? "" : "Another run followed this one; what it left is in its certificate. ";
-  return ["Started by ", visible(run.actor), " at ", time(run.started_at), `${took}, ${state}. `, followed, link(links.run, "Open the run"), `. ${zone}`];
+  return ["Started by ", visible(run.actor), " at ", time(run.started_at), `${took}, ${state}. `, followed, link(links.run, "Open the run"), " ", el("span", { class: "id" }, visible(run.airflow_run)), `. ${zone}`];
 }
 
 function actions({ user, paused, links, waits: reasons = [], run, alive, airflow, switch: now }) {
@@ -67,6 +67,7 @@ function actions({ user, paused, links, waits: reasons = [], run, alive, airflow
     if (now.reads === "new" && now.writes === "both") made.push(link(links.rollback, "Roll back"));
     if (airflow.pool && alive) made.push(link(links.pool, `Copies at once: ${airflow.pool.slots}`));
   }
+  if (now.by_somebody_else) made.push(link(links.audit, user.may_act ? "Trigger the audit" : "Open the audit"));
   made.push(link(links.dag, user.may_act ? "Trigger the DAG" : "Open the DAG"));
   const told = (nodes) => [...nodes].map((child) => `${child.textContent} ${child.href ?? ""}`).join();
   if (told($("actions").children) !== told(made)) $("actions").replaceChildren(...made);
