@@ -870,6 +870,23 @@ class TestAirflow:
         fine = {told("scheduled", datetime.now(UTC))["topic"], told("running", still)["topic"]}
         assert fine == {"Running" if owns else "A run is checking"}
 
+    def test_a_run_that_waits_for_its_turn_does_not_stand_still(self, system: System, viewer: Visitor) -> None:
+        from airflow.models.dagrun import DagRun
+        from airflow.models.taskinstance import TaskInstance
+        from airflow.utils.session import create_session
+
+        run, next_run = system.run(dry_run=True), system.run(dry_run=True)
+        enable(system, system.ledger(f"{FILL} {run.run_id}"))
+        with create_session() as session:
+            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+            session.query(DagRun).filter_by(run_id=next_run.run_id).update(
+                {"state": "queued", "queued_at": datetime.now(UTC)}
+            )
+            of_next = session.query(TaskInstance).filter_by(run_id=next_run.run_id)
+            of_next.update({"updated_at": datetime.now(UTC) - timedelta(minutes=6)})
+
+        assert first_line(viewer)["topic"] == "Running"
+
     @pytest.mark.parametrize("owns", [True, False])
     def test_a_dag_that_is_paused_in_airflow_is_told(self, system: System, viewer: Visitor, owns: bool) -> None:
         """A run that was triggered by API stays queued then, for ever."""

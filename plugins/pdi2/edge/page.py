@@ -85,7 +85,8 @@ def status(
         other = _told(session, dag_run if wanted and not owner else _newer(session, owner))
         newer = _newer(session, newest)
         airflow["dag_is_paused"] = runs.dag_is_paused(session)
-        airflow["still"] = runs.still(session, newer or dag_run)
+        going = dag_run if dag_run and dag_run.state in runs.GOING_ON else newer  # a newer one waits for its turn
+        airflow["still"] = runs.still(session, going)
         seen = watching.status(connection, owner, newest, {**airflow, "newer": _told(session, newer)}, alive)
     if seen["run"] and seen["run"]["outcome"] in (None, FAILED):
         seen["failures"] = [*_untold(airflow.get("states", {}), seen["failures"]), *seen["failures"]]
