@@ -308,19 +308,6 @@ def test_a_row_that_somebody_else_completed_is_not_taken_for_our_switch(system: 
     unchanged(system, ChangedElsewhereError, lambda: switch(system, ledger), "completed by somebody else")
 
 
-@pytest.mark.parametrize("writes", ["old", "new"])
-def test_reads_are_not_switched_where_somebody_ended_the_dual_write(
-    system: System, ledger: Ledger, writes: str
-) -> None:
-    migrate(system, ledger)
-    set_switch(system.postgres, WRITES, writes)
-    unchanged(system, GateError, lambda: switch(system, ledger), f'is "{writes}".*Reads stay.*Set it to "both"')
-
-    set_switch(system.postgres, WRITES, "both")
-    switch(system, ledger)
-    assert system.switches() == {"reads": "new", "writes": "both"}
-
-
 def test_old_writes_do_not_end_by_a_switch_that_somebody_else_made(system: System, ledger: Ledger) -> None:
     """Somebody may mark the red switch_reads as done, because the row is complete."""
     migrate(system, ledger)
