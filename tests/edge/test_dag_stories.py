@@ -625,6 +625,30 @@ def test_a_busy_server_puts_copies_off_and_uses_up_no_try(
     assert system.disagreements() == {}
 
 
+def test_a_try_waits_for_an_earlier_one_that_still_works(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its supervisor was killed, so that Airflow tries again; each would drop the other's helper tables."""
+    monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 1)
+    held, *others = sorted(seeded.team_ids)
+    earlier = system.ledger()
+
+    def end() -> str:
+        with earlier.alone_with([held]):
+            until(lambda: {team.status for team in earlier.teams_of(others)} == {"verified"})
+            return earlier.team(held).status
+
+    earlier.create()
+    with ThreadPoolExecutor() as aside:
+        ended = aside.submit(end)
+        run = system.run()
+
+    assert ended.result() == "planned"
+    assert run.state == "success"
+    assert tries(run, "team.copy") == [1, 1, 1, 1]
+    assert system.disagreements() == {}
+
+
 def test_a_run_waits_for_another_that_is_at_work(
     system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from conftest import System
+from pdi2.core.engines.failures import WaitError
 from pdi2.core.state.ledger import Ledger
-from stories import ALICE, BOB, dump, insert_new, insert_truth, migrate
+from stories import ALICE, BOB, dump, end_session, insert_new, insert_truth, migrate
 
 FINDING_OF_0_1 = """
     DROP TABLE pdi2_migration.finding;
@@ -62,3 +63,16 @@ def guest(system: System) -> Iterator[Ledger]:
 def test_a_schema_that_was_made_for_the_role_will_do(guest: Ledger) -> None:
     guest.create()
     assert guest.exists()
+
+
+def test_one_process_at_a_time_works_on_a_team(system: System) -> None:
+    one, other = system.ledger(), system.ledger()
+    with one.alone_with([1, 2]):
+        with pytest.raises(WaitError, match="Another process works on team 2"), other.alone_with([2, 3]):
+            pass
+        with system.ledger().alone_with([3]):
+            pass
+    with other.alone_with([1, 2, 3]):
+        end_session(system, other)
+    with one.alone_with([1, 2, 3]):
+        pass

@@ -223,7 +223,9 @@ def _each_team(
     def work(team_ids: list[int]) -> list[int]:
         nonlocal waiting
         try:
-            with opened(f"{purpose} {named(team_ids)}") as bench:
+            # The batch's first team stands for all of them: a lock for each could use up Postgres's.
+            mine = {batch["team_ids"][0], team_ids[0]}
+            with opened(f"{purpose} {named(team_ids)}") as bench, bench.ledger.alone_with(mine):
                 # Airflow calls the task's on_kill when it kills the task, so that nothing goes on in ClickHouse.
                 vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
                 if len(team_ids) > 1:

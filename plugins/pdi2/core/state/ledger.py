@@ -4,8 +4,8 @@ Every step records here what it did, and every decision is based on it. Airflow'
 clear, mark or retry a task only changes what work is left.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -17,7 +17,7 @@ from psycopg.types.json import Jsonb
 
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Cost
-from pdi2.core.engines.failures import BusyError, MigrationError
+from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
 from pdi2.core.state.slices import Slice
 
 T = TypeVar("T")
@@ -166,6 +166,27 @@ class Ledger:
                 f"Run {self.airflow_run!r} does not own the migration: {owner} does. This task changed nothing. "
                 "Let the owner finish, or trigger a new run: it goes on from the last checkpoint."
             )
+
+    @contextmanager
+    def alone_with(self, team_ids: Iterable[int]) -> Iterator[None]:
+        """Keeps other processes from these teams. Raises WaitError if one works on any of them already.
+
+        Where Airflow loses a task's process from sight, a second try begins while the first one still works.
+        """
+        found = self._execute("team_lock", {"team_ids": sorted(team_ids)}).fetchall()
+        taken = [team_id for team_id, is_taken in found if is_taken]
+        try:
+            for team_id, is_taken in found:
+                if not is_taken:
+                    raise WaitError(
+                        f"Another process works on team {team_id}: an earlier try of this task, of which Airflow has "
+                        "lost sight. This try changed nothing, and goes on by itself once that one has ended. If it "
+                        "does not end, end it on its worker, or its session in Postgres."
+                    )
+            yield
+        finally:
+            if taken and not self.connection.closed:  # not left to the end of the session, which comes a little later
+                self._execute("team_unlock", {"team_ids": taken})
 
     def end_run(self, outcome: str) -> None:
         current = self.current_run()
