@@ -256,7 +256,7 @@ def test_what_a_statement_needs_is_read_from_it(statement: str, needed: set[Gran
 
 def test_the_grants_of_clickhouse_are_what_the_statements_need() -> None:
     names = [path.stem for path in (PACKAGE / "sql" / "clickhouse").glob("*/*.sql")]
-    tables = defaultdict(lambda: "staging")
+    tables = defaultdict(lambda: "staging", server_settings="server_settings")
     needed = {grant for name in names for grant in privileges_of(statements.clickhouse(name, tables))}
     needed = {(privilege, table.replace(".staging", f".{STAGING}")) for privilege, table in needed}
     needed |= inserts_of_the_core()
