@@ -635,7 +635,7 @@ def test_a_try_waits_for_an_earlier_one_that_still_works(
 
     def end() -> str:
         with earlier.alone_with([held]):
-            until(lambda: {team.status for team in earlier.teams_of(others)} == {"verified"})
+            until(lambda: {team.status for team in earlier.teams(others)} == {"verified"})
             return earlier.team(held).status
 
     earlier.create()

@@ -82,7 +82,7 @@ def everything(system: System, uri: str) -> None:
         assert check(ledger, warehouse, NO_WAIT, []).verdict is Verdict.MIGRATE
         enable(system, ledger)
         plan(system, ledger)
-        ledger.record("task_failed", error="the disk is full")
+        ledger.record("task_failed", task="certify", error="the disk is full")
         assert close_run(ledger, NO_WAIT)["outcome"] == "failed"
         ledger = Ledger(connection, "the next run", "a test")
         enable(system, ledger)
