@@ -234,7 +234,8 @@ def test_pausing_and_resuming_is_told_with_its_author(system: System, admin: Vis
     assert admin.post("/resume").status_code == 204
 
     assert viewer.get("/status").json()["paused"] is None
-    assert events(system)[2:] == [("paused", "ann"), ("resumed", "ann")]
+    assert events(system)[-2:] == [("paused", "ann"), ("resumed", "ann")]
+    assert "paused" not in dict(events(system)[:-2])
 
 
 def test_there_is_nothing_to_pause_where_no_run_is_at_work(system: System, admin: Visitor) -> None:
@@ -245,7 +246,7 @@ def test_there_is_nothing_to_pause_where_no_run_is_at_work(system: System, admin
     ledger.end_run("failed")
 
     assert admin.post("/pause").status_code == 409
-    assert [what for what, _ in events(system)] == ["dual_writes_enabled", "run_started"]
+    assert not {"paused", "resumed"} & {what for what, _ in events(system)}
 
 
 def protected(answer: Any, path: str = "") -> None:
