@@ -177,7 +177,9 @@ def test_a_fresh_run_migrates_every_team_and_switches(system: System, seeded: Se
         assert any(line.split()[:2] == [f"{team.team_id:,}", "verified"] for line in text.splitlines())
 
 
-@pytest.mark.parametrize("history", ["no ledger", "a ledger of an earlier trial"])
+@pytest.mark.parametrize(
+    "history", ["no ledger", pytest.param("a ledger of an earlier trial", marks=pytest.mark.chaos)]
+)
 def test_a_dry_run_writes_nothing(system: System, seeded: Seeded, log: Any, history: str) -> None:
     if history != "no ledger":
         migrate(system, system.ledger(), Settings(team_ids=(seeded.team_ids[-1],), settle_seconds=0))
@@ -195,7 +197,6 @@ def test_a_dry_run_writes_nothing(system: System, seeded: Seeded, log: Any, hist
     assert any("4 teams" in message for message in log.messages), "the plan is told"
 
 
-@WITH_AND_WITHOUT_SETTINGS
 def test_a_trial_never_switches_and_the_full_run_does_not_repeat_it(system: System, seeded: Seeded) -> None:
     trial = sorted(seeded.team_ids[-2:])
 
@@ -327,7 +328,10 @@ def test_a_run_after_the_switch_stops_old_writes_and_nothing_else(system: System
     }
 
 
-@pytest.mark.parametrize("shared_tasks", [False, True], ids=["a task a team", "teams share tasks"])
+@pytest.mark.parametrize(
+    "shared_tasks",
+    [pytest.param(False, marks=pytest.mark.chaos, id="one task per team"), pytest.param(True, id="teams share tasks")],
+)
 def test_a_team_that_cannot_be_copied_stops_no_other_and_the_rerun_does_what_is_missing(
     system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch, shared_tasks: bool
 ) -> None:
@@ -716,6 +720,7 @@ def in_a_process(work: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(work, *arguments).result()
 
 
+@pytest.mark.chaos
 def test_the_command_line_migrates_other_databases(postgres_server: embedded.Postgres, tmp_path: Path) -> None:
     database, path = "somebody_elses", str(tmp_path / "clickhouse")
     postgres_server.create_database(database, template="posthog_template")

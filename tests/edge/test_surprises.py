@@ -163,7 +163,9 @@ def test_a_run_is_reported_once_every_team_is_done(system: System, seeded: Seede
     assert system.status() == 3
 
 
-@pytest.mark.parametrize("conf", [{"dry_run": True}, {}], ids=["a dry run", "a run"])
+@pytest.mark.parametrize(
+    "conf", [pytest.param({"dry_run": True}, marks=pytest.mark.chaos, id="a dry run"), pytest.param({}, id="a run")]
+)
 def test_a_run_that_is_marked_before_anything_failed_is_red(
     system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch, conf: dict[str, Any]
 ) -> None:
@@ -205,7 +207,9 @@ def test_a_pause_holds_an_approved_switch(system: System, seeded: Seeded, monkey
     assert system.value("SELECT count(*) FROM pdi2_migration.event WHERE what = 'task_failed'") == 0
 
 
-@pytest.mark.parametrize("by", ["the run that switched", "a run that does only this"])
+@pytest.mark.parametrize(
+    "by", ["the run that switched", pytest.param("a run that does only this", marks=pytest.mark.chaos)]
+)
 def test_a_pause_holds_the_end_of_old_writes(system: System, seeded: Seeded, by: str) -> None:
     if by == "the run that switched":
         pause_when(system, "event", "NEW.what = 'reads_switched'")

@@ -103,7 +103,7 @@ def everything(system: System, uri: str) -> None:
 
 
 @pytest.mark.slow
-@WITH_AND_WITHOUT_SETTINGS
+@pytest.mark.parametrize("release", ["1.32", pytest.param("1.34", marks=pytest.mark.chaos)], indirect=True)
 @pytest.mark.usefixtures("airflow_metadata")
 def test_the_dags_run_with_the_grants_of_the_runbook(
     system: System, role: str, postgres_server: embedded.Postgres, monkeypatch: pytest.MonkeyPatch

@@ -164,15 +164,16 @@ def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, le
     assert (first_line(viewer)["tone"], first_line(viewer)["topic"]) == ("bad", "The switches disagree")
 
 
-@pytest.mark.parametrize("failed_before", [True, False])
+@pytest.mark.parametrize("before", ["nothing", "failed", "unknown to this Airflow"])
 def test_while_a_run_checks_nobody_is_told_to_trigger_another(
-    system: System, viewer: Visitor, ledger: Ledger, request: pytest.FixtureRequest, failed_before: bool
+    system: System, viewer: Visitor, ledger: Ledger, request: pytest.FixtureRequest, before: str
 ) -> None:
     from airflow.models.dagrun import DagRun
     from airflow.utils.session import create_session
 
-    if failed_before:
+    if before != "nothing":
         enable(system, ledger)
+    if before == "failed":
         ledger.end_run("failed")
         assert first_line(viewer)["topic"] == "The run failed"
     run_id = request.getfixturevalue("running")
@@ -186,12 +187,12 @@ def test_while_a_run_checks_nobody_is_told_to_trigger_another(
 
 
 def test_a_run_that_airflow_does_not_know_is_not_told_as_running(
-    system: System, viewer: Visitor, ledger: Ledger, running: str
+    system: System, viewer: Visitor, ledger: Ledger, request: pytest.FixtureRequest
 ) -> None:
     """Somebody deleted it, or it is of another Airflow."""
     enable(system, ledger)
     deleted = first_line(viewer)
-    enable(system, system.ledger(f"{FILL} {running}"))
+    enable(system, system.ledger(f"{FILL} {request.getfixturevalue('running')}"))
 
     assert (deleted["tone"], deleted["topic"]) == ("warn", "This Airflow does not know the run")
     assert "goes on from the last checkpoint" in deleted["do"]

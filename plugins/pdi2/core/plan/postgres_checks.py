@@ -96,7 +96,7 @@ def application_problems(connection: Connection[Any]) -> list[str]:
             problems.append(
                 f"Postgres table {table} has no column {', '.join(missing)}. Upgrade PostHog to 1.33 or later first."
             )
-    return problems + tombstone_problems(connection)
+    return problems
 
 
 def tombstone_problems(connection: Connection[Any]) -> list[str]:

@@ -77,6 +77,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     if not tables:
         problems += _team_problems(ledger.connection, warehouse, settings)
         problems += clickhouse_checks.disk_problems(warehouse, _rows_copied(ledger))
+    problems += postgres_checks.tombstone_problems(ledger.connection)
     problems += _switch_problems(ledger)
     if problems:
         raise PreflightError(problems)

@@ -103,7 +103,8 @@ def verdict(
             "Open the page Migration: it tells how the migration stands.",
             "The tab of another run",
         )
-    if run and run["outcome"] is None and alive:
+    followed = airflow.get("unknown") and airflow.get("newer")  # somebody triggered another run, as the page says
+    if run and run["outcome"] is None and alive and not followed:
         return _running(switch, run, now, airflow)
     return _not_running(run, airflow)
 

@@ -83,7 +83,7 @@ def audit(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings
     Returns, by team, for how many ids the old table's reader is wrong; None if the old table is no longer written.
     """
     _check_repair(ledger, settings)
-    began = postgres.value(ledger.connection, "clock")
+    began = ledger.clock()
     old_differs = compare(ledger, warehouse, teams, settings).old_differs
     # What is still wrong was found again, or repaired just now.
     ledger.settle_findings(teams.team_ids, found_before=began)
