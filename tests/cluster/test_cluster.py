@@ -12,7 +12,7 @@ import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
-from conftest import System
+from conftest import LOCAL, System
 from pdi2.core.cluster import ours, replicas
 from pdi2.core.engines.clickhouse import LOOKS, Warehouse
 from pdi2.core.engines.failures import Reaction, reaction, waits
@@ -66,6 +66,7 @@ def test_a_table_that_is_not_replicated_has_nothing_to_wait_for(system: System) 
     assert len(warehouse.servers()) == 1
 
 
+@pytest.mark.skipif(LOCAL, reason="clickhouse-local of before 24 does not tell its parts")
 def test_what_was_verified_in_a_table_that_is_exchanged_is_verified_again(system: System) -> None:
     """A rebuilt copy of the table may lack what came while it was built, and its recheck would not look there."""
     two_ids_each(system, TEAM)
