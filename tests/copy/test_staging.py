@@ -247,7 +247,7 @@ def test_no_memory_limit_makes_more_parts_at_once_than_the_new_table_takes(memor
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(LOCAL, reason="clickhouse-local of before 24 does not tell its parts")
+@pytest.mark.skipif(bool(ENGINE), reason="in the older engines no merge goes on in the background")
 def test_ids_that_make_many_parts_are_handed_over_a_few_ranges_at_a_time(system: System) -> None:
     """Each of five ranges makes about 8 parts, all five more than ClickHouse takes."""
     system.clickhouse.command(
