@@ -82,12 +82,16 @@ def status(
             if airflow["unanswered_since"] is None:  # a row came since, so the engine answers others
                 airflow["unanswered"] = None
         alive = dag_run.state in runs.GOING_ON if dag_run else True
-        other = _told(session, dag_run if wanted and not owner else _newer(session, owner))
         newer = _newer(session, newest)
+        told = _told(session, newer)
+        if wanted and not owner:
+            other = _told(session, dag_run)
+        else:
+            other = told if owner is newest else _told(session, _newer(session, owner))
         airflow["dag_is_paused"] = runs.dag_is_paused(session)
         going = dag_run if dag_run and dag_run.state in runs.GOING_ON else newer  # a newer one waits for its turn
         airflow["still"] = runs.still(session, going)
-        seen = watching.status(connection, owner, newest, {**airflow, "newer": _told(session, newer)}, alive)
+        seen = watching.status(connection, owner, newest, {**airflow, "newer": told}, alive)
     if seen["run"] and seen["run"]["outcome"] in (None, FAILED):
         seen["failures"] = [*_untold(airflow.get("states", {}), seen["failures"]), *seen["failures"]]
     return {

@@ -222,14 +222,15 @@ class Ledger:
         at: datetime = self._value("switch_committed")
         return at
 
-    def latest(self, what: str, of_run: bool = False) -> dict[str, Any] | None:
+    def latest(self, what: str) -> dict[str, Any] | None:
         """The detail of the newest event with that name."""
-        detail: dict[str, Any] | None = self._value("event_latest", {"what": what, "of_run": of_run})
+        detail: dict[str, Any] | None = self._value("event_latest", {"what": what, "of_run": False})
         return detail
 
     def latest_of_run(self, what: str) -> dict[str, Any] | None:
         """The detail of the newest event with that name since the current run began."""
-        return self.latest(what, of_run=True)
+        detail: dict[str, Any] | None = self._value("event_latest", {"what": what, "of_run": True})
+        return detail
 
     def approval(self) -> Approval:
         """The approval of the last certificate. A switch, a rejection or a rollback ends an earlier approval."""
