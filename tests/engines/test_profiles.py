@@ -108,6 +108,10 @@ PROFILES: dict[str, tuple[dict[str, Any], str]] = {
     "short DESCRIBE": ({"describe_compact_output": 1}, DESCRIBE),
     "tables not dropped": ({"max_table_size_to_drop": 1}, "DROP TABLE person_distinct_id SYNC"),
     "joins": ({"join_algorithm": "direct"}, f"SELECT count() FROM ({IDS}) AS a JOIN ({IDS}) AS b USING distinct_id"),
+    "named tuples": (
+        {"enable_named_columns_in_function_tuple": 1},
+        "SELECT toTypeName((team_id, distinct_id)) FROM person_distinct_id",
+    ),
     "types in another format": ({"output_format_native_encode_types_in_binary_format": 1}, IDS),
 }  # fmt: skip
 

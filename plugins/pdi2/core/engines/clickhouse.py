@@ -116,14 +116,15 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def rows(
         self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
     ) -> list[tuple[Any, ...]]:
-        """Every row of the named SELECT. String columns come as bytes, because a distinct_id may hold any bytes."""
+        """Every row of the named SELECT. String columns come as bytes, because a distinct_id may hold any bytes. Tuples
+        come as tuples, also from a server that names their elements, as 24.7 to 24.9 do unasked."""
         text = sql.clickhouse(name, parameters)
         with self._attended(text):
             result = self._client.query(
                 text,
                 parameters=sql.to_bind(name, parameters),
                 settings=self._settings(settings),
-                query_formats={"String": "bytes"},
+                query_formats={"String": "bytes", "Tuple": "tuple"},
             )
         return [tuple(row) for row in result.result_rows]
 
