@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import FILL, System
 from pdi2.core.engines.failures import MigrationError
-from pdi2.core.state.ledger import Approval, Ledger, NotOwnerError
+from pdi2.core.state.ledger import Approval, Ledger
+from pdi2.core.state.ownership import NotOwnerError, claim
 from pdi2.edge import connections
 from pdi2.edge.approval import Approve
 
@@ -25,7 +26,7 @@ def test_a_late_answer_counts_for_no_other_certificate(
     ledger = system.ledger(f"{FILL} a run")
     ledger.create()
     with ledger.transaction():
-        ledger.claim({})
+        claim(ledger, {})
     ledger.record("approval_asked")
     ledger.record("certified")
     with pytest.raises(MigrationError, match="This answer is to an earlier question"):
@@ -33,7 +34,7 @@ def test_a_late_answer_counts_for_no_other_certificate(
 
     later = system.ledger(f"{FILL} later")
     with later.transaction():
-        later.claim({})
+        claim(later, {})
     later.record("approval_asked")
     with pytest.raises(NotOwnerError):
         answer_for(ledger)

@@ -17,6 +17,7 @@ import clickhouse_connect
 import psycopg
 import pytest
 from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, System
+from pdi2.core.state.ownership import alone_with
 from pdi2.core.state.settings import Settings
 from stories import (
     BOB,
@@ -638,7 +639,7 @@ def test_a_try_waits_for_an_earlier_one_that_still_works(
     earlier = system.ledger()
 
     def end() -> str:
-        with earlier.alone_with([held]):
+        with alone_with(earlier, [held]):
             until(lambda: {team.status for team in earlier.teams(others)} == {"verified"})
             return earlier.team(held).status
 

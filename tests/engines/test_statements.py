@@ -15,7 +15,17 @@ from stories import ALICE
 from demo.schema import Table
 
 STATEMENTS = sorted(path.stem for path in Path(sql.__file__).parent.glob("clickhouse/*/*.sql"))
-FRAGMENTS = {"slice_range", "moment", "winning_row", "id_hash", "never_merge", "keys", "row_name", "step_of_source"}
+FRAGMENTS = {
+    "copied_version",
+    "id_hash",
+    "keys",
+    "moment",
+    "never_merge",
+    "row_name",
+    "slice_range",
+    "step_of_source",
+    "winning_row",
+}
 VALUES = {"Array": [], "String": "", "UUID": str(ALICE)}
 
 

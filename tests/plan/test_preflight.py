@@ -15,6 +15,7 @@ from pdi2.core.plan import clickhouse_checks
 from pdi2.core.plan.postgres_checks import APPLICATION_COLUMNS, SETTING_COLUMNS
 from pdi2.core.plan.preflight import Preflight, PreflightError, Verdict, check
 from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.ownership import hold
 from pdi2.core.state.settings import AUDIT_SCHEMA, SCHEMA, Settings, SettingsError
 from pdi2.core.switch.gate import certify, switch_reads
 from psycopg import sql
@@ -600,7 +601,7 @@ def test_the_skip_comment_of_another_database_does_not_count(system: System) -> 
 def test_another_run_at_work_is_waited_for(system: System) -> None:
     owner = system.ledger("another run")
     enable(system, owner)
-    owner.hold()
+    hold(owner)
     before = dump(system)
     with pytest.raises(BusyError, match="holds the advisory lock.*Nothing was changed.*trigger this run again") as busy:
         look(system)
@@ -615,7 +616,7 @@ def test_preflight_leaves_the_lock_to_others(system: System) -> None:
     enable(system, system.ledger())
     here = system.ledger()
     check(here, system.warehouse(), Settings(), [])
-    system.ledger().hold()
+    hold(system.ledger())
 
 
 BAD_PARAMETERS: dict[str, dict[str, Any]] = {

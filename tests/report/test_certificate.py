@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report import certificate, reporting
 from pdi2.core.state.ledger import Approval, Ledger
+from pdi2.core.state.ownership import claim
 from pdi2.core.state.settings import Settings
 from psycopg import OperationalError
 from structlog.processors import format_exc_info
@@ -53,7 +54,7 @@ def ledger(system: System) -> Ledger:
     ledger = system.ledger("fill_person_distinct_id2 manual__<b>1</b>")
     ledger.create()
     with ledger.transaction():
-        ledger.claim({})
+        claim(ledger, {})
     return ledger
 
 

@@ -13,7 +13,8 @@ from pdi2.core.plan.preflight import Verdict, check
 from pdi2.core.report.certificate import for_approval
 from pdi2.core.report.reporting import close_run
 from pdi2.core.report.way_back import way_back
-from pdi2.core.state.ledger import Ledger, NotOwnerError
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.ownership import NotOwnerError, hold, is_free
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import ChangedElsewhereError, Switches
 from pdi2.core.switch.dual_writes import DualWriteError
@@ -480,7 +481,7 @@ def test_a_rollback_waits_for_no_session_of_a_host_that_died(system: System, led
     """And what its task still does, if it is alive after all, changes nothing that anybody reads."""
     migrate(system, ledger)
     switch(system, ledger)
-    ledger.hold()
+    hold(ledger)
 
     roll_back(system.ledger("the rollback"))
 
@@ -558,7 +559,7 @@ def test_migrating_again_after_a_rollback_verifies_every_team_again(system: Syst
 
 def test_the_next_run_takes_over_and_the_first_one_stops(system: System, ledger: Ledger) -> None:
     enable(system, ledger)
-    ledger.hold()
+    hold(ledger)
     before = dump(system)
     with pytest.raises(BusyError, match="is running.*Nothing was changed"):
         enable(system, system.ledger("the next run"))
@@ -566,11 +567,11 @@ def test_the_next_run_takes_over_and_the_first_one_stops(system: System, ledger:
     end_session(system, ledger)
     enable(system, system.ledger("the next run"))
     owner = system.ledger("the next run")
-    owner.hold()
+    hold(owner)
     unchanged(
         system,
         NotOwnerError,
-        lambda: system.ledger("a run").hold(),
+        lambda: hold(system.ledger("a run")),
         "'a run' does not own the migration: run 'the next run' of a test does.*changed nothing",
     )
 
@@ -578,20 +579,20 @@ def test_the_next_run_takes_over_and_the_first_one_stops(system: System, ledger:
 def test_a_run_that_never_claimed_the_migration_does_not_hold_it(system: System, ledger: Ledger) -> None:
     ledger.create()
     with pytest.raises(NotOwnerError, match="no run does"):
-        ledger.hold()
+        hold(ledger)
 
 
 def test_tasks_of_one_run_work_side_by_side(system: System, ledger: Ledger) -> None:
     enable(system, ledger)
     tasks = [system.ledger(), system.ledger()]
     for task in tasks:
-        task.hold()
+        hold(task)
     watcher = system.ledger()
-    assert not watcher.is_free()
+    assert not is_free(watcher)
     end_session(system, tasks[0])
-    assert not watcher.is_free()
+    assert not is_free(watcher)
     end_session(system, tasks[1])
-    assert watcher.is_free()
+    assert is_free(watcher)
 
 
 def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: System, ledger: Ledger) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from conftest import System
 from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.ownership import hold, is_free, is_owner
 from pdi2.core.state.settings import AUDIT_SCHEMA, Settings, SettingsError
 from pdi2.core.state.slices import Teams
 from pdi2.core.switch.gate import roll_back, stop_old_writes, switch_reads
@@ -239,7 +240,7 @@ def test_before_the_switch_verified_teams_are_compared_and_never_repaired(system
     enable(system, ledger)
     plan(system, ledger)
     copy_and_verify(system, ledger, TEAM)
-    ledger.hold()
+    hold(ledger)
     before = all_but_the_audits_own(system)
     found, told = audit(system)
     assert (found.compared, found.findings) == ({TEAM}, {})
@@ -254,7 +255,7 @@ def test_before_the_switch_verified_teams_are_compared_and_never_repaired(system
     with pytest.raises(AuditError, match=r"migration alone repairs.*Nothing was changed.*without repair"):
         audit(system, REPAIR)
     assert all_but_the_audits_own(system) == before
-    assert ledger.is_owner()
+    assert is_owner(ledger)
 
     copy_and_verify(system, ledger, OTHER)
     switch_reads(ledger, system.warehouse(), NO_WAIT)
@@ -274,7 +275,7 @@ def test_an_audit_does_not_hold_up_a_migration(system: System, ledger: Ledger) -
     at_work = system.ledger("the audit")
     auditing.plan(at_work, system.warehouse(), LOOK, most_batches=2)
     again = system.ledger("the next run")
-    assert again.is_free()
+    assert is_free(again)
     enable(system, again)
     assert plan(system, again) == [], "everything stays verified"
 

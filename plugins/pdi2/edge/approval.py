@@ -8,6 +8,7 @@ from airflow.sdk.definitions.context import Context
 
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report import certificate
+from pdi2.core.state.ownership import refuse_unless_owner
 from pdi2.edge.compat import TaskAwaitingInput
 from pdi2.edge.connections import current_settings, open_ledger
 
@@ -20,7 +21,7 @@ class Approve(ApprovalOperator):
             self.log.info("No approval is required.")
             return None
         with open_ledger() as ledger:
-            ledger.refuse_unless_owner()
+            refuse_unless_owner(ledger)
             approval = ledger.approval()
             if approval.what == "switch_approved":
                 self.log.info("%s has approved this certificate already.", approval.by)
@@ -53,7 +54,7 @@ class Approve(ApprovalOperator):
             what = "switch_approved" if event["chosen_options"] == [self.APPROVE] else "switch_rejected"
             with open_ledger() as ledger, ledger.transaction():
                 ledger.hold_events()
-                ledger.refuse_unless_owner()
+                refuse_unless_owner(ledger)
                 asked = ledger.approval().what
                 if asked == "approval_asked":
                     ledger.record(what, by=user["name"])

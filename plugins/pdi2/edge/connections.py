@@ -20,7 +20,8 @@ from pdi2.core.engines import sessions
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, Reaction, WaitError, describe, told_of, uncut
 from pdi2.core.plan.postgres_checks import read_only
-from pdi2.core.state.ledger import Ledger, NotOwnerError
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.ownership import NotOwnerError, hold
 from pdi2.core.state.settings import SCHEMA, Settings
 from pdi2.core.switch.gate import NoPlanError
 from pdi2.edge.compat import AirflowRescheduleException
@@ -98,7 +99,7 @@ def opened(purpose: str) -> Iterator[Workbench]:
     with ExitStack() as stack:
         ledger = stack.enter_context(open_ledger())
         refuse_a_standby(ledger)
-        ledger.hold()
+        hold(ledger)
         try:
             with told_of(purpose):
                 warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))

@@ -8,6 +8,7 @@ from airflow.sdk import get_current_context
 from pdi2.core.plan.preflight import Verdict
 from pdi2.core.report import reporting
 from pdi2.core.report.reporting import UnfinishedError
+from pdi2.core.state.ownership import is_owner
 from pdi2.edge import VERDICT, certificates
 from pdi2.edge.compat import AirflowSkipException
 from pdi2.edge.connections import current_settings, open_ledger
@@ -32,7 +33,7 @@ def report() -> dict[str, Any]:
     if states["preflight"] == SUCCESS:
         settings = current_settings()
         with open_ledger() as ledger:
-            if ledger.is_owner():
+            if is_owner(ledger):
                 facts = reporting.close_run(ledger, settings)
                 log.info("Report\n%s", reporting.text(facts, ledger.teams()))
                 certificates.write(ledger, facts)

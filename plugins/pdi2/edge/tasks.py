@@ -17,6 +17,7 @@ from pdi2.core.plan import planning
 from pdi2.core.plan import preflight as checks
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.ownership import alone_with
 from pdi2.core.state.settings import Settings, SettingsError
 from pdi2.core.state.slices import named
 from pdi2.core.state.switches import Switches
@@ -225,7 +226,7 @@ def _each_team(
         try:
             # The batch's first team stands for all of them: a lock for each could use up Postgres's.
             mine = {batch["team_ids"][0], team_ids[0]}
-            with opened(f"{purpose} {named(team_ids)}") as bench, bench.ledger.alone_with(mine):
+            with opened(f"{purpose} {named(team_ids)}") as bench, alone_with(bench.ledger, mine):
                 # Airflow calls the task's on_kill when it kills the task, so that nothing goes on in ClickHouse.
                 vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
                 if len(team_ids) > 1:

@@ -11,7 +11,8 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, describe, reaction
 from pdi2.core.plan import clickhouse_checks, mutations, postgres_checks
 from pdi2.core.plan.planning import rows_by_team
-from pdi2.core.state.ledger import AT_WORK, Ledger, TeamStatus
+from pdi2.core.state.ledger import TRIAL_PASSED, Ledger, TeamStatus
+from pdi2.core.state.ownership import AT_WORK, is_free
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import NAME, Status, Switches
 from pdi2.core.state.words import counted
@@ -81,7 +82,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     problems += _switch_problems(ledger)
     if problems:
         raise PreflightError(problems)
-    if not ledger.is_free():
+    if not is_free(ledger):
         raise BusyError(AT_WORK)
     notes = _notes(ledger, settings)
     if settings.dry_run:
@@ -136,7 +137,9 @@ def _switch_problems(ledger: Ledger) -> list[str]:
             f"PostHog's own runner is running {NAME} (status Running). Stop it on PostHog's page for "
             "async migrations, then trigger this run again."
         )
-    if row and row.status == Status.STARTING and not ledger.set_starting():
+    run = ledger.current_run()
+    ours = run and run.outcome in (None, TRIAL_PASSED)  # of a run that died, or of a trial
+    if row and row.status == Status.STARTING and not ours:
         problems.append(
             f"The row {NAME} is Starting, and this project did not set it: PostHog's own runner may be about to "
             "begin. Once none of its workers has it, set the row's status to 4 (rolled back; at 0 PostHog may start it "

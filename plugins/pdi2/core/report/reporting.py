@@ -7,6 +7,7 @@ from tabulate import tabulate
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import FAILED, REJECTED, TRIAL_PASSED, Ledger, Team, TeamStatus
+from pdi2.core.state.ownership import is_owner
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import ChangedElsewhereError, Status, Switches
 from pdi2.core.state.words import are, counted
@@ -59,7 +60,7 @@ def got_through(ledger: Ledger, settings: Settings) -> bool:
     row = switches.row()
     if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at):
         return not (settings.stop_old_writes and switches.old_is_written())
-    return ledger.is_owner() and _outcome(ledger, settings, None) != FAILED
+    return is_owner(ledger) and _outcome(ledger, settings, None) != FAILED
 
 
 def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:

@@ -4,8 +4,8 @@ Every step records here what it did, and every decision is based on it. Airflow'
 clear, mark or retry a task only changes what work is left.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -17,17 +17,13 @@ from psycopg.types.json import Jsonb
 
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Cost
-from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
+from pdi2.core.engines.failures import MigrationError
 from pdi2.core.state.slices import Slice
 
 T = TypeVar("T")
 TRIAL_PASSED = "trial passed"
 FAILED = "failed"
 REJECTED = "rejected"
-AT_WORK = (
-    "Another run of this migration is running at this moment (it holds the advisory lock). Nothing was changed. "
-    "Wait until it has ended, then trigger this run again."
-)
 
 
 class TeamStatus(StrEnum):
@@ -36,10 +32,6 @@ class TeamStatus(StrEnum):
     COPIED = "copied"
     VERIFIED = "verified"
     FAILED = "failed"
-
-
-class NotOwnerError(MigrationError):
-    """Another run is starting the migration, or has taken it over."""
 
 
 @dataclass(frozen=True)
@@ -109,89 +101,12 @@ class Ledger:
             self._execute("ledger_create")
 
     def current_run(self) -> Run | None:
-        if not self.exists():
-            return None
-        return next(iter(self._all(Run, "run_current")), None)
-
-    def is_free(self) -> bool:
-        """Whether no task of any run is running now: each task holds the advisory lock, shared, while it runs.
-
-        The lock taken here is released when the statement ends, so nothing stays locked.
-        """
-        return bool(self._value("lock_claim"))
-
-    def is_owner(self) -> bool:
-        current = self.current_run()
-        return current is not None and current.airflow_run == self.airflow_run
-
-    def is_followed(self) -> bool:
-        """Whether this run owned the migration, and another run does so now."""
-        return bool(self._value("run_followed", {"airflow_run": self.airflow_run}))
-
-    def set_starting(self) -> bool:
-        """Whether this project set a migration row that says Starting: in a run that died, or in a trial."""
-        current = self.current_run()
-        return current is not None and current.outcome in (None, TRIAL_PASSED)
-
-    def claim(self, settings: Mapping[str, Any], alone: bool = True) -> None:
-        """Makes this run the owner, within the caller's transaction. Raises BusyError if another run is running.
-
-        Unless `alone`, it goes on then: only where nothing that a task of the other run still does can matter.
-
-        If the previous owner is between two tasks, its next task sees that it lost the migration, and stops.
-        """
-        current = self.current_run()
-        if current and self.is_owner() and not current.ended_at:
-            return
-        if not self._value("lock_claim") and alone:
-            raise BusyError(AT_WORK)
-        self._execute(
-            "run_claim", {"airflow_run": self.airflow_run, "actor": self.actor, "settings": Jsonb(dict(settings))}
-        )
-
-    def hold(self) -> None:
-        """Takes the shared advisory lock until the connection closes. Raises NotOwnerError."""
-        if not self._value("lock_try_shared"):
-            raise NotOwnerError(
-                "Another run of the migration is starting at this moment. Nothing was changed. "
-                "Wait until it has ended, then trigger this run again."
-            )
-        self.refuse_unless_owner()
-
-    def refuse_unless_owner(self) -> None:
-        if not self.is_owner():
-            current = self.current_run()
-            owner = f"run {current.airflow_run!r} of {current.actor}" if current else "no run"
-            raise NotOwnerError(
-                f"Run {self.airflow_run!r} does not own the migration: {owner} does. This task changed nothing. "
-                "Let the owner finish, or trigger a new run: it goes on from the last checkpoint."
-            )
-
-    @contextmanager
-    def alone_with(self, team_ids: Iterable[int]) -> Iterator[None]:
-        """Keeps other processes from these teams. Raises WaitError if one works on any of them already.
-
-        Where Airflow loses a task's process from sight, a second try begins while the first one still works.
-        """
-        found = self._execute("team_lock", {"team_ids": sorted(team_ids)}).fetchall()
-        taken = [team_id for team_id, is_taken in found if is_taken]
-        try:
-            for team_id, is_taken in found:
-                if not is_taken:
-                    raise WaitError(
-                        f"Another process works on team {team_id}: an earlier try of this task, of which Airflow has "
-                        "lost sight. This try changed nothing, and goes on by itself once that one has ended. If it "
-                        "does not end, end it on its worker, or its session in Postgres."
-                    )
-            yield
-        finally:
-            if taken and not self.connection.closed:  # not left to the end of the session, which comes a little later
-                self._execute("team_unlock", {"team_ids": taken})
+        """The run that owns the migration: the newest one."""
+        return self._rows(Run, "run_current").fetchone() if self.exists() else None
 
     def end_run(self, outcome: str) -> None:
-        current = self.current_run()
-        if current and self.is_owner():
-            self._execute("run_end", {"id": current.id, "outcome": outcome})
+        """Ends this run, unless another one owns the migration by now."""
+        self._execute("run_end", {"airflow_run": self.airflow_run, "outcome": outcome})
 
     def keep_certificate(self, files: Mapping[str, str]) -> None:
         """Keeps the current run's JSON file and page, for people who cannot read the place they were written to."""
@@ -234,10 +149,10 @@ class Ledger:
 
     def approval(self) -> Approval:
         """The approval of the last certificate. A switch, a rejection or a rollback ends an earlier approval."""
-        return next(iter(self._all(Approval, "approval")), Approval("", None))
+        return self._rows(Approval, "approval").fetchone() or Approval("", None)
 
     def paused(self) -> Pause | None:
-        return next(iter(self._all(Pause, "paused")), None)
+        return self._rows(Pause, "paused").fetchone()
 
     def hold_events(self) -> None:
         """Keeps others from recording events until the caller's transaction ends, so no pause can come in between."""
@@ -254,7 +169,7 @@ class Ledger:
 
     def teams(self, team_ids: Iterable[int] | None = None) -> list[Team]:
         """These teams, or all of them."""
-        return self._all(Team, "teams", {"team_ids": None if team_ids is None else list(team_ids)})
+        return self._rows(Team, "teams", {"team_ids": None if team_ids is None else list(team_ids)}).fetchall()
 
     def team(self, team_id: int) -> Team:
         teams = self.teams([team_id])
@@ -341,8 +256,8 @@ class Ledger:
     def _execute(self, name: str, parameters: Mapping[str, Any] | None = None) -> Cursor[Any]:
         return postgres.execute(self.connection, name, parameters)
 
-    def _all(self, kind: type[T], name: str, parameters: Mapping[str, Any] | None = None) -> list[T]:
-        return postgres.execute(self.connection, name, parameters, class_row(kind)).fetchall()
+    def _rows(self, kind: type[T], name: str, parameters: Mapping[str, Any] | None = None) -> Cursor[T]:
+        return postgres.execute(self.connection, name, parameters, class_row(kind))
 
     def _value(self, name: str, parameters: Mapping[str, Any] | None = None) -> Any:
         return postgres.value(self.connection, name, parameters)

@@ -8,6 +8,7 @@ from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.ownership import claim
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import NAME, Status, Switches
 from pdi2.core.state.words import counted, quoted
@@ -60,7 +61,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
         switches.create_row()
         row = switches.row()
         assert row is not None  # noqa: S101  (created above)
-        ledger.claim(settings.as_dict())
+        claim(ledger, settings.as_dict())
         was = switches.writes()
         if row.status in (Status.COMPLETED_SUCCESSFULLY, Status.RUNNING) or was == "new":
             raise DualWriteError(

@@ -11,6 +11,7 @@ from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
 from pdi2.core.plan import mutations
 from pdi2.core.plan.planning import chosen, known
 from pdi2.core.state.ledger import FAILED, REJECTED, Ledger, Team, TeamStatus
+from pdi2.core.state.ownership import claim
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import Status, Switches
 from pdi2.core.state.words import are, counted
@@ -200,7 +201,7 @@ def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
 
 def _refuse_if_followed(ledger: Ledger) -> None:
     """Whether old writes end is for the run to say that switched. One that only ends old writes has claimed nothing."""
-    if ledger.is_followed():
+    if postgres.value(ledger.connection, "run_followed", {"airflow_run": ledger.airflow_run}):
         raise GateError(
             "A later run has taken the migration over, so whether old writes end is no longer for this run's "
             "parameters to say. Nothing was changed: old writes go on as that run left them. To end them, trigger the "
@@ -236,7 +237,7 @@ def roll_back(ledger: Ledger) -> str:
     _refuse_to_lose_updates(switches)
     ledger.create()
     with ledger.transaction():
-        ledger.claim({}, alone=False)  # a session of a host that died must not hold up the way back
+        claim(ledger, {}, alone=False)  # a session of a host that died must not hold up the way back
         switches.change(Status.COMPLETED_SUCCESSFULLY, Status.ROLLED_BACK)
         _refuse_to_lose_updates(switches)  # a run that was ending old writes may have locked the row until now
         switches.set_reads("old")

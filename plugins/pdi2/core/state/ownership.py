@@ -1,0 +1,92 @@
+"""Who may work: one run owns the migration, and one process works on a team. Both by advisory locks of Postgres.
+
+Each task holds the migration's lock, shared, while it runs, and a run that claims the migration must find it free. So
+two runs never work at once, and a process that was killed leaves nothing to clean up.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from pdi2.core.engines import postgres
+from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
+from pdi2.core.state.ledger import Ledger
+
+AT_WORK = (
+    "Another run of this migration is running at this moment (it holds the advisory lock). Nothing was changed. "
+    "Wait until it has ended, then trigger this run again."
+)
+
+
+class NotOwnerError(MigrationError):
+    """Another run is starting the migration, or has taken it over."""
+
+
+def is_free(ledger: Ledger) -> bool:
+    """Whether no task of any run is running now. Within a transaction, none can begin before its end."""
+    return bool(postgres.value(ledger.connection, "lock_claim"))
+
+
+def is_owner(ledger: Ledger) -> bool:
+    current = ledger.current_run()
+    return current is not None and current.airflow_run == ledger.airflow_run
+
+
+def claim(ledger: Ledger, settings: Mapping[str, Any], alone: bool = True) -> None:
+    """Makes this run the owner, within the caller's transaction. Raises BusyError if another run is running.
+
+    Unless `alone`, it goes on then: only where nothing that a task of the other run still does can matter.
+
+    If the previous owner is between two tasks, its next task sees that it lost the migration, and stops.
+    """
+    current = ledger.current_run()
+    if current and is_owner(ledger) and not current.ended_at:
+        return
+    if not is_free(ledger) and alone:
+        raise BusyError(AT_WORK)
+    run = {"airflow_run": ledger.airflow_run, "actor": ledger.actor, "settings": Jsonb(dict(settings))}
+    postgres.execute(ledger.connection, "run_claim", run)
+
+
+def hold(ledger: Ledger) -> None:
+    """Takes the shared lock until the connection closes. Raises NotOwnerError."""
+    if not postgres.value(ledger.connection, "lock_try_shared"):
+        raise NotOwnerError(
+            "Another run of the migration is starting at this moment. Nothing was changed. "
+            "Wait until it has ended, then trigger this run again."
+        )
+    refuse_unless_owner(ledger)
+
+
+def refuse_unless_owner(ledger: Ledger) -> None:
+    if not is_owner(ledger):
+        current = ledger.current_run()
+        owner = f"run {current.airflow_run!r} of {current.actor}" if current else "no run"
+        raise NotOwnerError(
+            f"Run {ledger.airflow_run!r} does not own the migration: {owner} does. This task changed nothing. "
+            "Let the owner finish, or trigger a new run: it goes on from the last checkpoint."
+        )
+
+
+@contextmanager
+def alone_with(ledger: Ledger, team_ids: Iterable[int]) -> Iterator[None]:
+    """Keeps other processes from these teams. Raises WaitError if one works on any of them already.
+
+    Where Airflow loses a task's process from sight, a second try begins while the first one still works.
+    """
+    found = postgres.execute(ledger.connection, "team_lock", {"team_ids": sorted(team_ids)}).fetchall()
+    taken = [team_id for team_id, is_taken in found if is_taken]
+    try:
+        for team_id, is_taken in found:
+            if not is_taken:
+                raise WaitError(
+                    f"Another process works on team {team_id}: an earlier try of this task, of which Airflow has "
+                    "lost sight. This try changed nothing, and goes on by itself once that one has ended. If it "
+                    "does not end, end it on its worker, or its session in Postgres."
+                )
+        yield
+    finally:
+        if taken and not ledger.connection.closed:  # not left to the end of the session, which comes a little later
+            postgres.execute(ledger.connection, "team_unlock", {"team_ids": taken})
