@@ -128,6 +128,33 @@ def test_clearing_and_marking_by_hand(live: LiveSystem, seeded: Seeded, ui: Airf
     assert live.status() == 2
 
 
+def test_a_run_is_checked_by_preflight_and_can_be_cleared_as_a_whole(
+    live: LiveSystem, seeded: Seeded, ui: Airflow
+) -> None:
+    live.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY TTL _timestamp + INTERVAL 1 DAY")
+    run = ui.trigger()
+    assert ui.ended(run) == "failed"
+    ui.mark_success(run, "preflight")
+    assert ui.ended(run) == "failed"
+    assert ui.tasks(run)["enable_dual_writes", -1] == "failed"
+    assert live.switches()["writes"] == "old"
+
+    # The cause is gone, and the run begins anew. All teams but one are verified.
+    live.clickhouse.command("ALTER TABLE person_distinct_id2 REMOVE TTL")
+    refuse(live, f"team_id = {seeded.team_ids[0]} AND version < 0")
+    ui.clear(run, "preflight")
+    assert ui.ended(run) == "failed"
+    planned = [task for task in ui.tasks(run) if task[0] == "team.copy"]
+    assert len(planned) == 3
+
+    # The run begins anew, and its plan has fewer teams than mapped tasks.
+    accept(live)
+    ui.clear(run, "preflight")
+    assert ui.ended(run) == "success", ui.tasks(run)
+    assert live.switches() == {"reads": "new", "writes": "new"}
+    assert live.disagreements() == {}
+
+
 def test_two_runs_started_at_once_work_one_after_the_other(live: LiveSystem, seeded: Seeded, ui: Airflow) -> None:
     first, second = ui.trigger(), ui.trigger()
 

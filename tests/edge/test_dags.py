@@ -345,6 +345,28 @@ def test_every_statement_is_used(engine: str, name: str) -> None:
     assert any(re.fullmatch(pattern, name) for pattern in names_in_the_code())
 
 
+def test_airflows_own_failures_are_retried() -> None:
+    """Airflow says that a connection does not exist whenever a secrets backend did not answer (its ExecutionAPISecrets-
+    Backend: "not found or transient error"), and its AirflowTaskTimeout is no Exception."""
+    from airflow.sdk.definitions.retry_policy import RetryAction
+    from airflow.sdk.exceptions import AirflowNotFoundException, AirflowTaskTimeout
+    from pdi2.edge.retries import RetryWhatHelps
+
+    for error in (AirflowNotFoundException("The conn_id `posthog_postgres` isn't defined"), AirflowTaskTimeout("late")):
+        assert RetryWhatHelps().evaluate(error, try_number=1, max_tries=6).action is RetryAction.RETRY
+
+
+def test_no_task_has_a_time_limit_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verification begins anew, and an approval's question ends, where Airflow ends each task after an hour."""
+    monkeypatch.setenv("AIRFLOW__CORE__DEFAULT_TASK_EXECUTION_TIMEOUT", "3600")
+    told = in_a_new_interpreter(
+        "import json; from airflow.dag_processing.dagbag import DagBag; bag = DagBag('../dags');"
+        "limits = {str(one.execution_timeout) for dag in bag.dags.values() for one in dag.tasks};"
+        "print(json.dumps([len(bag.dags), *limits]))"
+    )
+    assert told == [3, "None"]
+
+
 def test_a_statement_that_cannot_be_cut_and_does_not_fit_is_not_retried(system: System) -> None:
     from airflow.sdk.definitions.retry_policy import RetryAction
     from pdi2.edge.retries import RetryWhatHelps

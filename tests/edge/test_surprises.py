@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +15,8 @@ from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.sdk.exceptions import ParamValidationError
 from conftest import FILL, System
 from fastapi.testclient import TestClient
+from pdi2.core.state.settings import Settings
+from pdi2.edge import connections
 from stories import accept, dump, earlier_run, refuse, until, when_recorded
 
 from demo.seed import Seeded, seed
@@ -184,6 +187,21 @@ def test_a_run_that_is_marked_before_anything_failed_is_red(
     assert run.state == "failed"
     assert red(run) == ["report"]
     assert dump(system) == before
+
+
+def test_a_run_keeps_the_parameters_that_it_began_with(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker has other `[pdi2] defaults`: Airflow's task_runner parses the DAG there, and takes `params` from it."""
+    given = connections.current_settings
+
+    def parsed_there(*schema: Any) -> Settings:
+        return replace(given(*schema), stop_old_writes=bool(system.ledger().current_run()))
+
+    monkeypatch.setattr(connections, "current_settings", parsed_there)
+
+    assert system.run().state == "success"
+    assert system.switches() == {"reads": "new", "writes": "both"}
 
 
 def test_a_pause_holds_an_approved_switch(system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch) -> None:

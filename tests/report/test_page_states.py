@@ -675,6 +675,24 @@ class TestAirflow:
         assert not system.ledger().exists()
         assert [line["outcome"] for line in viewer.get("/runs").json()["lines"]] == ["planned: nothing was written"]
 
+    @pytest.mark.parametrize("key", ["plan", "problems", "old_writes_end"])
+    def test_what_airflow_keeps_in_object_storage_is_not_shown_as_its_address(
+        self, system: System, viewer: Visitor, key: str
+    ) -> None:
+        """What XComObjectStorageBackend leaves in the database for a value above its threshold."""
+        from airflow.models.xcom import XComModel
+        from airflow.utils.session import create_session
+
+        run = system.run(dry_run=True)
+        with create_session() as session:
+            kept = session.query(XComModel).filter_by(run_id=run.run_id, key="plan").one()
+            kept.key, kept.value = key, "s3://bucket/xcom/fill_person_distinct_id2/plan"
+
+        seen = viewer.get("/status")
+        assert seen.status_code == 200
+        assert "s3://" not in seen.text
+        assert ("keeps the text in object storage" in seen.text) is (key != "old_writes_end")
+
     @pytest.mark.parametrize("stop_old_writes", [True, False])
     def test_the_tab_of_a_dry_run_speaks_of_that_run_while_another_one_migrates(
         self, system: System, viewer: Visitor, ledger: Ledger, stop_old_writes: bool

@@ -10,18 +10,20 @@ from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report import certificate
 from pdi2.core.state.ownership import refuse_unless_owner
 from pdi2.edge.compat import TaskAwaitingInput
-from pdi2.edge.connections import current_settings, open_ledger
+from pdi2.edge.connections import open_ledger, settings_of
+from pdi2.edge.retries import deciding
 
 
 class Approve(ApprovalOperator):
     """If `require_approval` is on, shows a person what was compared and waits for their approval."""
 
+    @deciding
     def execute(self, context: Context) -> Any:
-        if not current_settings().require_approval:
-            self.log.info("No approval is required.")
-            return None
         with open_ledger() as ledger:
             refuse_unless_owner(ledger)
+            if not settings_of(ledger).require_approval:
+                self.log.info("No approval is required.")
+                return None
             approval = ledger.approval()
             if approval.what == "switch_approved":
                 self.log.info("%s has approved this certificate already.", approval.by)
@@ -49,6 +51,7 @@ class Approve(ApprovalOperator):
             method_name="execute_complete",
         )
 
+    @deciding
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
         if user := event.get("responded_by_user"):
             what = "switch_approved" if event["chosen_options"] == [self.APPROVE] else "switch_rejected"

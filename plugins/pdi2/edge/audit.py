@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
-from airflow.sdk import Param, get_current_context
+from airflow.sdk import Param
 
 from pdi2.core.cluster.ours import catch_up
 from pdi2.core.engines.failures import WaitError, describe, told_of
@@ -65,7 +65,6 @@ def compare(batch: dict[str, Any]) -> None:
         teams = pending.pop(0)
         try:
             with looking(f"audit {teams}") as bench:
-                vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
                 old_differs |= auditing.audit(bench.ledger, bench.warehouse, teams, bench.settings)
         except AirflowRescheduleException:
             waits = True

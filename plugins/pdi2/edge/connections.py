@@ -21,7 +21,7 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, Reaction, WaitError, describe, told_of, uncut
 from pdi2.core.plan.postgres_checks import read_only
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.state.ownership import NotOwnerError, hold
+from pdi2.core.state.ownership import NotOwnerError, hold, settings_of_run
 from pdi2.core.state.settings import SCHEMA, Settings
 from pdi2.core.switch.gate import NoPlanError
 from pdi2.edge.compat import AirflowRescheduleException
@@ -80,12 +80,21 @@ def connect_postgres() -> Any:
 
 
 def open_warehouse(purpose: str, max_memory_usage: int) -> Warehouse:
-    return Warehouse(ClickHouseHook(clickhouse_conn_id=CLICKHOUSE).get_client, purpose, max_memory_usage)
+    warehouse = Warehouse(ClickHouseHook(clickhouse_conn_id=CLICKHOUSE).get_client, purpose, max_memory_usage)
+    # Airflow calls the task's on_kill when it kills the task, so that nothing goes on in ClickHouse.
+    vars(get_current_context()["task"])["on_kill"] = warehouse.kill
+    return warehouse
 
 
 def current_settings(schema: Mapping[str, Mapping[str, Any]] = SCHEMA) -> Settings:
     context = get_current_context()
     return Settings.validated(context["params"], context["dag_run"].conf, schema)
+
+
+def settings_of(ledger: Ledger) -> Settings:
+    """The run's settings. Airflow reads `[pdi2] defaults` anew for every task, on the worker that runs it, so what the
+    ledger has kept since the run began counts more."""
+    return settings_of_run(ledger) or current_settings()
 
 
 @contextmanager
@@ -94,12 +103,12 @@ def opened(purpose: str) -> Iterator[Workbench]:
 
     Our ClickHouse replica has caught up, so the task's statements see what other replicas have received until now.
     """
-    settings = current_settings()
     context = get_current_context()
     with ExitStack() as stack:
         ledger = stack.enter_context(open_ledger())
         refuse_a_standby(ledger)
         hold(ledger)
+        settings = settings_of(ledger)
         try:
             with told_of(purpose):
                 warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))

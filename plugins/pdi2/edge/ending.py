@@ -9,10 +9,11 @@ from pdi2.core.plan.preflight import Verdict
 from pdi2.core.report import reporting
 from pdi2.core.report.reporting import UnfinishedError
 from pdi2.core.state.ownership import is_owner
-from pdi2.edge import VERDICT, certificates
+from pdi2.edge import certificates
 from pdi2.edge.compat import AirflowSkipException
-from pdi2.edge.connections import current_settings, open_ledger
+from pdi2.edge.connections import open_ledger, settings_of
 from pdi2.edge.retries import task
+from pdi2.edge.tasks import verdict
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,13 @@ def report() -> dict[str, Any]:
     states = _states_of("preflight", "plan_teams", "stop_old_writes")
     facts, through = None, False
     if states["preflight"] == SUCCESS:
-        settings = current_settings()
         with open_ledger() as ledger:
+            settings = settings_of(ledger)
             if is_owner(ledger):
                 facts = reporting.close_run(ledger, settings)
                 log.info("Report\n%s", reporting.text(facts, ledger.teams()))
                 certificates.write(ledger, facts)
-            if get_current_context()["ti"].xcom_pull(task_ids="preflight", key=VERDICT) == Verdict.NOTHING:
+            if verdict() == Verdict.NOTHING:
                 through = True
             elif settings.dry_run:
                 through = states["plan_teams"] == SUCCESS

@@ -89,7 +89,11 @@ def same_origin(request: Request) -> None:
     """Refuses a POST from other sites, by the origin that a browser sends: a session cookie alone proves no intent."""
     origin = urlsplit(request.headers.get("origin", ""))
     if not origin.netloc or origin.netloc not in (request.headers["host"], urlsplit(API_BASE_URL).netloc):
-        raise HTTPException(403, "Only Airflow's own pages may ask for this.")
+        raise HTTPException(
+            403,
+            "Nothing was changed: the browser's address is not Airflow's, as where a proxy changes the host. Set "
+            "base_url in section [api] of Airflow's configuration to the address that browsers use.",
+        )
 
 
 def acts(request: Request, user: Any) -> bool:

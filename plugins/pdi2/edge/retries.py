@@ -7,14 +7,16 @@ from datetime import timedelta
 from functools import wraps
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, AirflowNotFoundException
 from airflow.sdk import task as airflow_task
+from airflow.sdk.exceptions import AirflowRuntimeError
 
 from pdi2.core.engines.failures import SAFE, BusyError, MigrationError, Reaction, describe, next_step, uncut, waits
 from pdi2.edge.compat import RetryPolicy
 
 log = logging.getLogger(__name__)
 
+OF_AIRFLOW = (AirflowNotFoundException, AirflowRuntimeError)
 FIRST_DELAY = timedelta(seconds=15)
 LONGEST_DELAY = timedelta(minutes=10)
 RETRIES = 6
@@ -26,8 +28,12 @@ EXHAUSTED = (
 
 
 def hopeless(error: BaseException) -> str | None:
-    """Why a retry cannot help, and what to do next; None if it may help."""
-    if uncut(error) is Reaction.RETRY:
+    """Why a retry cannot help, and what to do next; None if it may help.
+
+    It may after Airflow's own failures: it says that a connection does not exist whenever the secrets backend or the
+    API server did not answer, and a task that took too long goes on from its checkpoint.
+    """
+    if isinstance(error, OF_AIRFLOW) or not isinstance(error, Exception) or uncut(error) is Reaction.RETRY:
         return None
     told = isinstance(error, MigrationError)
     then = "The error itself says what to do." if told else f"{SAFE} {next_step(error)}"
@@ -67,9 +73,13 @@ if RetryPolicy is not None:
         log.info("::endgroup::")
         log.error(reason if describe(exception) in reason else f"{describe(exception)}\n{reason}")
 
+    def deciding(function: Callable[..., Any]) -> Callable[..., Any]:
+        return function  # the policy decides
+
     task: Any = airflow_task
     RETRY_ARGS: dict[str, Any] = {
         "retries": RETRIES,
+        "execution_timeout": None,
         "retry_policy": RetryWhatHelps(),
         "retry_delay": FIRST_DELAY,
         "on_failure_callback": last_words,
@@ -88,12 +98,12 @@ else:
 
         def __call__(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:
             if function is None:
-                return lambda function: self.decorator(**options)(_deciding(function))
-            return self.decorator(_deciding(function))
+                return lambda function: self.decorator(**options)(deciding(function))
+            return self.decorator(deciding(function))
 
-    def _deciding(function: Callable[..., Any]) -> Callable[..., Any]:
+    def deciding(function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
-        def deciding(*args: Any, **kwargs: Any) -> Any:
+        def decided(*args: Any, **kwargs: Any) -> Any:
             try:
                 return function(*args, **kwargs)
             except AirflowException:
@@ -103,11 +113,12 @@ else:
                     raise AirflowFailException(f"{describe(error)} {reason}") from error
                 raise
 
-        return deciding
+        return decided
 
     task = Deciding(airflow_task)
     RETRY_ARGS = {
         "retries": RETRIES,
+        "execution_timeout": None,
         "retry_delay": FIRST_DELAY,
         "retry_exponential_backoff": True,
         "max_retry_delay": LONGEST_DELAY,

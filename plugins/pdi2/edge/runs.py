@@ -1,5 +1,6 @@
 """What only Airflow knows about runs: their states, which tasks wait for their next try, and what a dry run planned."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
@@ -34,6 +35,10 @@ EXPLAINED = hasattr(TaskInstance, "retry_reason")
 UNEXPLAINED = (
     "The task ended without a word." if EXPLAINED else "Airflow before 3.3 does not keep why: the task's log says it."
 )
+
+KEPT_ELSEWHERE = re.compile(r"[\w+.-]+://\S+")
+"""What Airflow's database has of a value that its XCom backend keeps in object storage."""
+ELSEWHERE = "Airflow's XCom backend keeps the text in object storage. The log of the run's task has it too."
 
 
 def run(session: Session, airflow_run: str) -> DagRun | None:
@@ -135,7 +140,11 @@ def told(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, An
     )
     found: dict[str, dict[str, Any]] = {}
     for dag_id, run_id, key, value in session.execute(chosen):
-        found.setdefault(f"{dag_id} {run_id}", {})[key] = value
+        of_run = found.setdefault(f"{dag_id} {run_id}", {})
+        if not (isinstance(value, str) and KEPT_ELSEWHERE.fullmatch(value)):
+            of_run[key] = value
+        elif key != OLD_WRITES_END:
+            of_run[key] = [ELSEWHERE] if key == "problems" else ELSEWHERE
     return found
 
 

@@ -12,7 +12,7 @@ from airflow.sdk import Asset, PokeReturnValue, get_current_context
 from pdi2.core.cluster.pressure import wait_while_paused
 from pdi2.core.copy.copying import copy_team, copy_together
 from pdi2.core.copy.staging import forget_all
-from pdi2.core.engines.failures import WaitError, describe, waits
+from pdi2.core.engines.failures import MigrationError, WaitError, describe, waits
 from pdi2.core.plan import planning
 from pdi2.core.plan import preflight as checks
 from pdi2.core.report.way_back import way_back
@@ -25,7 +25,16 @@ from pdi2.core.switch import dual_writes, gate, payoff
 from pdi2.core.verify.verifying import verify_team, verify_together
 from pdi2.edge import END, OLD_WRITES_END, POOL, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
-from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, put_off, reach
+from pdi2.edge.connections import (
+    Workbench,
+    current_settings,
+    open_ledger,
+    open_warehouse,
+    opened,
+    put_off,
+    reach,
+    settings_of,
+)
 from pdi2.edge.retries import RETRY_ARGS, raise_together, task
 
 log = logging.getLogger(__name__)
@@ -42,6 +51,10 @@ POOL_NEEDED = (
     f"The copies wait for slots of Airflow's pool {POOL}. Where none begins, look at Admin, Pools: a task in a pool "
     "that does not exist is never scheduled, and Airflow does not say so. The plugin creates it as Airflow starts; by "
     f"hand: airflow pools set {POOL} 2 copies"
+)
+UNCHECKED = (
+    "preflight has not found that this run may begin (a task that is marked by hand checks nothing). Nothing was "
+    "changed. Clear the task preflight and what follows it, or trigger a new run."
 )
 TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
 
@@ -78,9 +91,12 @@ def preflight() -> str:
 @task
 def enable_dual_writes() -> dict[str, Any]:
     """Makes the application write both tables, and sets the migration row to Starting."""
-    settings = current_settings()
-    with open_ledger() as ledger, open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
-        dual_writes.enable(ledger, warehouse, settings)
+    with open_ledger() as ledger:
+        settings = settings_of(ledger)
+        if not settings.dry_run and verdict() != checks.Verdict.MIGRATE:
+            raise MigrationError(UNCHECKED)
+        with open_warehouse("enable_dual_writes", settings.max_memory_usage) as warehouse:
+            dual_writes.enable(ledger, warehouse, settings)
         done = figures.of_dual_writes(ledger)
     log.info(
         "The application writes both tables as of %s (before that, its switch said: %s). PostHog's migration row says "
@@ -101,13 +117,14 @@ def prove_dual_writes() -> PokeReturnValue:
 @task(trigger_rule="none_failed_min_one_success")
 def plan_teams() -> list[dict[str, Any]]:
     """Freezes the list of teams in the ledger; one mapped task per batch of teams."""
-    settings = current_settings()
-    if settings.dry_run:
-        with open_ledger() as ledger, open_warehouse("plan_teams", settings.max_memory_usage) as warehouse:
-            plan = planning.forecast(ledger, warehouse, settings)
-        log.info(plan)
-        tell("plan", plan)
-        return []
+    with open_ledger() as ledger:
+        settings = settings_of(ledger)
+        if settings.dry_run:
+            with open_warehouse("plan_teams", settings.max_memory_usage) as warehouse:
+                plan = planning.forecast(ledger, warehouse, settings)
+            log.info(plan)
+            tell("plan", plan)
+            return []
     with opened("plan_teams") as bench:
         most = conf.getint("core", "max_map_length")
         batches = planning.freeze(bench.ledger, bench.warehouse, bench.settings, most)
@@ -119,6 +136,8 @@ def plan_teams() -> list[dict[str, Any]]:
 @task(map_index_template=TEAM_LABEL, pool=POOL)
 def copy(batch: dict[str, Any]) -> dict[str, Any]:
     """Copies the batch's teams from their checkpoints. A team that fails does not stop the others."""
+    if not batch["team_ids"]:
+        raise AirflowSkipException("The teams of this task are verified, and the run's new plan leaves them out.")
     _each_team(
         batch,
         "copy",
@@ -133,22 +152,23 @@ def verify(batch: dict[str, Any]) -> dict[str, Any]:
     """Verifies the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
     with open_ledger() as ledger:
         copied = ledger.ended(batch["team_ids"])
+    if not copied:
+        raise AirflowSkipException("No team of this batch is left to verify; the copy task says why.")
     _each_team(
         {**batch, "team_ids": [team_id for team_id in batch["team_ids"] if team_id in copied]},
         "verify",
         lambda bench, team_ids: verify_together(bench.ledger, bench.warehouse, team_ids, bench.settings),
         lambda bench, team_id: verify_team(bench.ledger, bench.warehouse, team_id, bench.settings),
     )
-    if not copied:
-        raise AirflowSkipException("No team of this batch is copied; the copy task says why.")
     return _told(figures.of_verification, batch)
 
 
 @task.short_circuit(trigger_rule="none_failed", ignore_downstream_trigger_rules=True)
 def certify() -> dict[str, Any] | None:
     """The gate: checks that the ledger has every team as verified. A trial or a dry run ends here, green."""
-    if current_settings().dry_run:
-        return None
+    with open_ledger() as ledger:
+        if settings_of(ledger).dry_run:
+            return None
     with opened("certify") as bench:
         forget_all(bench.warehouse)
         certified = gate.certify(bench.ledger, bench.warehouse, bench.settings)
@@ -173,10 +193,12 @@ def switch_reads() -> None:
 )
 def stop_old_writes() -> PokeReturnValue:
     """Waits until no reader can still use the old table, and then stops the writes to it."""
-    settings = current_settings()
-    if not settings.stop_old_writes:
-        raise AirflowSkipException("stop_old_writes is off: both tables stay written, and a rollback stays possible.")
     with open_ledger() as ledger:
+        settings = settings_of(ledger)
+        if not settings.stop_old_writes:
+            raise AirflowSkipException(
+                "stop_old_writes is off: both tables stay written, and a rollback stays possible."
+            )
         until = gate.old_writes_end(ledger, settings)
         if ledger.clock() < until:
             log.info("Readers may use the old table until %s; old writes go on.", until)
@@ -194,6 +216,12 @@ def roll_back() -> None:
     """Returns reads to the old table at once; refuses once old writes have stopped."""
     with open_ledger() as ledger:
         log.info(gate.roll_back(ledger))
+
+
+def verdict() -> str | None:
+    """What this run's preflight found; None if it found problems, or if somebody marked it."""
+    found: str | None = get_current_context()["ti"].xcom_pull(task_ids="preflight", key=VERDICT)
+    return found
 
 
 def tell(key: str, value: Any) -> None:
@@ -227,8 +255,6 @@ def _each_team(
             # The batch's first team stands for all of them: a lock for each could use up Postgres's.
             mine = {batch["team_ids"][0], team_ids[0]}
             with opened(f"{purpose} {named(team_ids)}") as bench, alone_with(bench.ledger, mine):
-                # Airflow calls the task's on_kill when it kills the task, so that nothing goes on in ClickHouse.
-                vars(get_current_context()["task"])["on_kill"] = bench.warehouse.kill
                 if len(team_ids) > 1:
                     return together(bench, team_ids)
                 _with_team(bench, team_ids[0], alone)

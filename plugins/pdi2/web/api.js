@@ -13,7 +13,7 @@ async function ask(address, options = {}) {
   });
   if (answer.ok) return answer;
   if (answer.status === 401) throw new Error("Your session has ended: log in to Airflow again.");
-  if (answer.status === 403) throw new Error("You have no permission: this takes the right to read runs of fill_person_distinct_id2, or to trigger them if you want to act.");
-  const body = await answer.json().catch(() => ({}));
-  throw new Error(typeof body.detail === "string" ? body.detail : `The server answered ${answer.status}.`);
+  const { detail } = await answer.json().catch(() => ({}));
+  if (answer.status === 403 && detail === "Forbidden") throw new Error("You have no permission: this takes the right to read runs of fill_person_distinct_id2, or to trigger them if you want to act.");
+  throw new Error(typeof detail === "string" ? detail : `The server answered ${answer.status}.`);
 }

@@ -11,7 +11,7 @@ import { duration, followZone, seconds, time, zoneName } from "./time.js";
 const LOOK_EVERY = 2000;
 const LOOK_AT_REST_EVERY = 15000;
 const $ = (id) => document.getElementById(id);
-const asked = new URLSearchParams(location.search);
+const asked = new URLSearchParams(location.search.replaceAll("+", "%2B")); // Airflow 3.1 gives a run's id as it is
 const shownIn = asked.get("dag");
 const ofRun = asked.get("run");
 

@@ -36,7 +36,7 @@ class Batch:
 
     @property
     def label(self) -> str:
-        return f"{named(self.team_ids)} · {counted(self.rows, 'row')}"
+        return f"{named(self.team_ids)} · {counted(self.rows, 'row')}" if self.team_ids else "verified already"
 
 
 def rows_by_team(connection: Connection[Any], warehouse: Warehouse, statement: str = "teams") -> dict[int, int]:
@@ -68,7 +68,12 @@ def gone(connection: Connection[Any], team_ids: Iterable[int]) -> list[int]:
 
 
 def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches: int) -> list[Batch]:
-    """Writes the list of teams to the ledger; returns those not verified yet, in at most `most_batches` batches."""
+    """Writes the list of teams to the ledger; returns those not verified yet, in at most `most_batches` batches.
+
+    A run that plans again gets no fewer batches than before, if need be empty ones: Airflow 3.1 and 3.2 end a run as
+    deadlocked in which a mapped task has become shorter.
+    """
+    before = ledger.latest_of_run("planned") or {}
     wanted = chosen(known(ledger, warehouse), settings)
     ledger.plan(wanted)
     left = {
@@ -77,8 +82,15 @@ def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batche
         if team.team_id in wanted and team.status != TeamStatus.VERIFIED
     }
     _leave_out(ledger, gone(ledger.connection, left))
-    ledger.record("planned", teams=len(left), rows=sum(left.values()), verified_before=len(wanted) - len(left))
     batches = share_out(left, most_batches)
+    batches += [Batch([], 0)] * (before.get("batches", 0) - len(batches))
+    ledger.record(
+        "planned",
+        teams=len(left),
+        rows=sum(left.values()),
+        verified_before=len(wanted) - len(left),
+        batches=len(batches),
+    )
     ledger.remember_tasks(batch.team_ids for batch in batches)
     return batches
 

@@ -44,6 +44,7 @@ class Run:
     started_at: datetime
     ended_at: datetime | None
     outcome: str | None
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)

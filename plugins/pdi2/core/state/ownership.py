@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from pdi2.core.engines import postgres
 from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
 from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
 
 AT_WORK = (
     "Another run of this migration is running at this moment (it holds the advisory lock). Nothing was changed. "
@@ -32,6 +33,12 @@ def is_free(ledger: Ledger) -> bool:
 def is_owner(ledger: Ledger) -> bool:
     current = ledger.current_run()
     return current is not None and current.airflow_run == ledger.airflow_run
+
+
+def settings_of_run(ledger: Ledger) -> Settings | None:
+    """What this run began with, if it owns the migration: a run's parameters never change."""
+    current = ledger.current_run()
+    return Settings.from_dict(current.settings) if current and is_owner(ledger) else None
 
 
 def claim(ledger: Ledger, settings: Mapping[str, Any], alone: bool = True) -> None:

@@ -179,6 +179,11 @@ class Settings:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> "Settings":
+        """What `as_dict` gave, as the ledger keeps it."""
+        return cls(**{**kept, "team_ids": None if kept["team_ids"] is None else tuple(kept["team_ids"])})
+
 
 def _problems(name: str, schema: Mapping[str, Any], value: Any) -> list[str]:
     is_nan = isinstance(value, float) and math.isnan(value)  # JSON Schema accepts NaN in any range

@@ -124,8 +124,8 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         message = f"Proven: {counted(links, 'link')} written in the last {end - start} s, each of them in both tables."
     else:
         message = (
-            f"Nothing was written in the last {max(0, end - start)} s, so nothing was proven. Going on, because an idle "
-            "system loses nothing: verify compares every team with Postgres."
+            f"Nothing was written in the last {max(0, end - start)} s, so nothing was proven. Going on, because an "
+            "idle system loses nothing: verify compares every team with Postgres."
         )
     ledger.record("dual_writes_proven", links=links, seconds=max(0, end - start))
     return Observation(True, message)
