@@ -222,8 +222,12 @@ def earlier_run(system: System, *, stop_old_writes: bool = True) -> None:
     gate.certify(ledger, warehouse, NO_WAIT)
     gate.switch_reads(ledger, warehouse, NO_WAIT)
     if stop_old_writes:
-        gate.stop_old_writes(ledger)
+        gate.stop_old_writes(ledger, warehouse, NO_WAIT)
     close_run(ledger, NO_WAIT)
+
+
+def stop_old_writes(system: System, ledger: Ledger) -> None:
+    gate.stop_old_writes(ledger, system.warehouse(), NO_WAIT)
 
 
 def when_recorded(system: System, table: str, condition: str, statement: str) -> None:

@@ -15,9 +15,9 @@ from pdi2.core.copy.copying import copy_team
 from pdi2.core.plan.preflight import Verdict, check
 from pdi2.core.report.reporting import close_run
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.switch.gate import certify, roll_back, stop_old_writes, switch_reads
+from pdi2.core.switch.gate import certify, roll_back, switch_reads
 from pdi2.core.verify.verifying import verify_team
-from stories import ALICE, NO_WAIT, TEAM, enable, event, insert_new, insert_old, insert_truth, plan
+from stories import ALICE, NO_WAIT, TEAM, enable, event, insert_new, insert_old, insert_truth, plan, stop_old_writes
 
 from demo import postgres as embedded
 
@@ -98,7 +98,7 @@ def everything(system: System, uri: str) -> None:
             plan(system, ledger)
             verify_team(ledger, warehouse, TEAM, NO_WAIT)
             switch_reads(ledger, warehouse, NO_WAIT)
-        stop_old_writes(ledger)
+        stop_old_writes(system, ledger)
     assert system.status() == 2
 
 

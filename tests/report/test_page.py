@@ -14,7 +14,7 @@ from pdi2.core.engines import postgres
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch import gate
 from pdi2.edge import POOL
-from stories import NO_WAIT, copy_and_verify, dump, enable, many_ids, migrate, plan
+from stories import NO_WAIT, copy_and_verify, dump, enable, many_ids, migrate, plan, stop_old_writes
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
@@ -482,7 +482,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
     assert told() == ("Reads are on the new table; old writes go on for now", ["stop_old_writes"], ["readers"])
     verdict = viewer.get("/status").json()["verdict"]
     assert "rollback is possible" in verdict["text"] + verdict["after"]
-    gate.stop_old_writes(ledger)
+    stop_old_writes(system, ledger)
     ledger.record("report")
     ledger.end_run("completed")
     assert told() == ("Complete: reads are on the new table", [], [])

@@ -30,6 +30,7 @@ from stories import (
     many_ids,
     migrate,
     plan,
+    stop_old_writes,
     two_ids_each,
 )
 from test_page import Visitor, admin, app, running, viewer  # noqa: F401  (fixtures)
@@ -87,7 +88,7 @@ def test_the_first_line_says_which_table_is_read_and_what_can_no_longer_be_undon
     late = first_line(viewer)
     assert late["text"] == "Readers use the new table. Old writes may stop at any moment; they were due at"
     assert late["after"].startswith(": until they stop a rollback is possible")
-    gate.stop_old_writes(ledger)
+    stop_old_writes(system, ledger)
     stopped = first_line(viewer)
     assert "irreversible" in stopped["text"]
     assert stopped["until"] is None
@@ -104,7 +105,7 @@ def test_without_instance_settings_it_says_before_the_switch_that_it_is_irrevers
     gate.certify(ledger, system.warehouse(), NO_WAIT)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     assert viewer.get("/status").json()["waits"] == [], "the run waits for no reader's cache there"
-    gate.stop_old_writes(ledger)
+    stop_old_writes(system, ledger)
     told = first_line(viewer)
     assert "Each PostHog process ends its old writes when it is restarted" in told["text"]
     assert told["do"].startswith("Restart them. Keep the audit scheduled, and the old table")
@@ -120,7 +121,7 @@ def test_after_the_switch_it_is_an_alarm_if_the_old_table_alone_is_written(
     migrate(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     if stopped:
-        gate.stop_old_writes(ledger)
+        stop_old_writes(system, ledger)
 
     set_switch(system.postgres, WRITES, "old")
 
@@ -208,7 +209,7 @@ def test_reads_that_somebody_returns_by_hand_are_safe_only_while_the_old_table_i
     migrate(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     if stopped:
-        gate.stop_old_writes(ledger)
+        stop_old_writes(system, ledger)
     ledger.end_run("completed")
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = 4")
     settings = "reads" in system.switches()
@@ -294,7 +295,7 @@ def test_drift_after_the_switch_is_an_alarm_until_an_audit_finds_it_gone(
     two_ids_each(system, 7, 8)
     migrate(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
-    gate.stop_old_writes(ledger)
+    stop_old_writes(system, ledger)
     ledger.end_run("completed")
     assert first_line(viewer)["tone"] == "good"
     for distinct_id in ("lost", "late"):

@@ -25,7 +25,6 @@ from pdi2.core.switch.gate import (
     certify,
     old_writes_end,
     roll_back,
-    stop_old_writes,
     switch_reads,
 )
 from pdi2.core.verify.verifying import verify_team
@@ -44,6 +43,7 @@ from stories import (
     merge,
     migrate,
     plan,
+    stop_old_writes,
     two_ids_each,
     when_recorded,
 )
@@ -98,7 +98,7 @@ def test_verified_teams_are_certified_and_switched(system: System, ledger: Ledge
     assert system.switches() == {"reads": "new", "writes": "both"}
     assert events(system, "reads_switched") == 1
 
-    stop_old_writes(ledger)
+    stop_old_writes(system, ledger)
     assert system.switches() == {"reads": "new", "writes": "new"}
     assert (system.status(), events(system, "old_writes_stopped")) == (2, 1)
 
@@ -387,7 +387,7 @@ def test_old_writes_go_on_until_no_reader_can_need_them(system: System, ledger: 
     end = old_writes_end(ledger, Settings(read_cache_seconds=900))
     assert before <= end - timedelta(seconds=900) <= datetime.now(UTC)
 
-    stop_old_writes(ledger)
+    stop_old_writes(system, ledger)
     assert old_writes_end(ledger, Settings(read_cache_seconds=900)) == end
 
 
@@ -421,10 +421,10 @@ def test_old_writes_end_by_no_run_that_another_one_followed(system: System, ledg
     switch(system, later)
 
     unchanged(system, GateError, lambda: old_writes_end(ledger, NO_WAIT), "A later run has taken the migration over")
-    unchanged(system, GateError, lambda: stop_old_writes(ledger), "old writes go on")
+    unchanged(system, GateError, lambda: stop_old_writes(system, ledger), "old writes go on")
     for of in (later, system.ledger("a run that only ends old writes")):
         old_writes_end(of, NO_WAIT)
-        stop_old_writes(of)
+        stop_old_writes(system, of)
     assert system.switches()["writes"] == "new"
 
 
@@ -444,7 +444,7 @@ def test_where_the_commit_was_not_recorded_the_time_counts_anew(system: System, 
 
 def test_old_writes_stop_only_once_reads_are_switched(system: System, ledger: Ledger) -> None:
     migrate(system, ledger)
-    unchanged(system, ChangedElsewhereError, lambda: stop_old_writes(ledger), "is now STARTING")
+    unchanged(system, ChangedElsewhereError, lambda: stop_old_writes(system, ledger), "is now STARTING")
 
 
 def test_a_rollback_before_the_switch_has_nothing_to_do(system: System, ledger: Ledger) -> None:
@@ -473,7 +473,12 @@ def test_a_rollback_returns_reads_while_both_tables_are_written(system: System, 
     assert events(system, "rolled_back") == 1
     assert system.disagreements(Table.OLD) == {}, "the old table missed nothing"
     unchanged(system, GateError, lambda: old_writes_end(ledger, NO_WAIT), "If somebody rolled back, all is well")
-    unchanged(system, ChangedElsewhereError, lambda: stop_old_writes(ledger), "is now ROLLED_BACK")
+    unchanged(
+        system,
+        ChangedElsewhereError,
+        lambda: stop_old_writes(system, ledger),
+        "is now ROLLED_BACK",
+    )
     unchanged(system, GateError, lambda: switch(system, ledger), "made no plan")
 
 
@@ -503,7 +508,7 @@ def test_a_rollback_that_would_lose_writes_is_refused(system: System, ledger: Le
     migrate(system, ledger)
     switch(system, ledger)
     if not older:
-        stop_old_writes(ledger)
+        stop_old_writes(system, ledger)
     told = "old table lacks what came since.*Nothing was changed"
     unchanged(system, RollbackError, lambda: roll_back(system.ledger("the rollback")), told)
     assert system.status() == 2
@@ -515,7 +520,7 @@ def test_a_rollback_that_meets_the_end_of_old_writes_loses_none(system: System, 
 
     class Slow(Ledger):
         def create(self) -> None:
-            stop_old_writes(ledger)
+            stop_old_writes(system, ledger)
 
     with pytest.raises(RollbackError, match="Old writes have stopped"):
         roll_back(Slow(system.ledger().connection, "the rollback", "a test"))
@@ -527,7 +532,7 @@ def test_a_rollback_that_meets_the_end_of_old_writes_loses_none(system: System, 
 def test_a_dual_write_that_is_enabled_by_hand_undoes_no_switch(system: System, ledger: Ledger, status: int) -> None:
     migrate(system, ledger)
     switch(system, ledger)
-    stop_old_writes(ledger)
+    stop_old_writes(system, ledger)
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = %s", [status])
     unchanged(system, DualWriteError, lambda: enable(system, ledger), "since preflight looked.*Nothing was changed")
 
@@ -755,7 +760,7 @@ def test_a_pause_holds_the_switch_and_the_end_of_old_writes_but_no_rollback(syst
     switch(system, ledger)
     ledger.record("paused")
     with pytest.raises(WaitError, match="The end of old writes waits: a test paused"):
-        stop_old_writes(ledger)
+        stop_old_writes(system, ledger)
     assert system.switches() == {"reads": "new", "writes": "both"}
     roll_back(system.ledger("the rollback"))
     assert system.switches() == {"reads": "old", "writes": "both"}
@@ -777,7 +782,7 @@ def test_the_way_back_is_told_before_and_after_the_switch(system: System, ledger
     finished = system.value("SELECT finished_at FROM posthog_asyncmigration")
     assert way_back(Switches(system.postgres), True, 900).until == finished + timedelta(seconds=900)
     assert told(False, 900)[:2] == (True, False)
-    stop_old_writes(ledger)
+    stop_old_writes(system, ledger)
     assert told(False, 900)[:2] == (False, False)
     assert close_run(ledger, NO_WAIT)["way_back"] == told(True, 0)[2]
 

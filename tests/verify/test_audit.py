@@ -9,7 +9,7 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import hold, is_free, is_owner
 from pdi2.core.state.settings import AUDIT_SCHEMA, Settings, SettingsError
 from pdi2.core.state.slices import Teams
-from pdi2.core.switch.gate import roll_back, stop_old_writes, switch_reads
+from pdi2.core.switch.gate import roll_back, switch_reads
 from pdi2.core.verify import auditing
 from pdi2.core.verify.auditing import AuditError, DriftError
 from stories import (
@@ -25,6 +25,7 @@ from stories import (
     migrate,
     plan,
     stop_merges,
+    stop_old_writes,
     two_ids_each,
 )
 
@@ -172,7 +173,7 @@ def test_after_old_writes_have_stopped_the_old_table_is_not_asked(
     assert found.old_differs == 0
     assert "old table's reader differs for about 0 ids" in told
 
-    stop_old_writes(switched)
+    stop_old_writes(system, switched)
     system.clickhouse.command(f"DROP TABLE {Table.OLD} SYNC")
     insert_truth(system, BOB, 0, "lost")
     with pytest.raises(DriftError, match="no longer written"):

@@ -204,7 +204,8 @@ def stop_old_writes() -> PokeReturnValue:
             log.info("Readers may use the old table until %s; old writes go on.", until)
             return PokeReturnValue(is_done=False)
         try:
-            gate.stop_old_writes(ledger)
+            with open_warehouse("stop_old_writes", settings.max_memory_usage) as warehouse:
+                gate.stop_old_writes(ledger, warehouse, settings)
         except WaitError as wait:
             log.warning("%s", wait)
             return PokeReturnValue(is_done=False)

@@ -89,10 +89,12 @@ USUAL: dict[str, Any] = {
     "max_expanded_ast_elements": 500_000,
     "max_table_size_to_drop": 50_000_000_000,
     "join_algorithm": "default",
+    "max_partitions_per_insert_block": 0,
     "describe_include_subcolumns": 0,
     "describe_compact_output": 0,
 }
-"""ClickHouse's own defaults that the statements rely on, to mean what they should or to run at all."""
+"""ClickHouse's own defaults that the statements rely on, to mean what they should or to run at all. One differs: an
+insert for many teams may reach more than 100 partitions."""
 AT_LEAST = {
     "max_subquery_depth",
     "max_ast_depth",

@@ -84,7 +84,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
         raise PreflightError(problems)
     if not is_free(ledger):
         raise BusyError(AT_WORK)
-    notes = _notes(ledger, settings)
+    notes = _notes(ledger, warehouse, settings)
     if settings.dry_run:
         return Preflight(Verdict.PLAN_ONLY, "\n".join(["All checks passed. Dry run: only the plan follows.", *notes]))
     if busy := mutations.unfinished(mutations.listed(warehouse)):
@@ -92,7 +92,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     return Preflight(Verdict.MIGRATE, "\n".join(["All checks passed.", *notes]))
 
 
-def _notes(ledger: Ledger, settings: Settings) -> list[str]:
+def _notes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
     """What does not stop the run, but people should know."""
     notes = postgres_checks.read_only(ledger.connection) if settings.dry_run else []
     before = Switches(ledger.connection).row(DEPENDENCY)
@@ -101,6 +101,11 @@ def _notes(ledger: Ledger, settings: Settings) -> list[str]:
             f"{DEPENDENCY} is not complete (status {before.status}). It concerns the table events alone, so this "
             "migration goes on. PostHog's next upgrade needs it, and PostHog 1.33 runs it on ClickHouse 21.6 alone: "
             "see docs/runbook.md before you upgrade PostHog."
+        )
+    for (views,) in warehouse.rows("views_of_new"):
+        notes.append(
+            f"Materialized views read person_distinct_id2: {views.decode()}. Most of what is copied comes as whole "
+            "parts, which no view sees, so fill them anew after the migration if they should have it."
         )
     return notes
 
@@ -122,6 +127,8 @@ def _already_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
             "nothing says that the new table agrees with Postgres, and readers use it. Nothing was changed. Trigger "
             'audit_person_distinct_id2: it compares every team with Postgres, and mends it with {"repair": true}.',
         )
+    if set_back := switches.set_back():
+        raise PreflightError([set_back])
     trial = settings.dry_run or settings.team_ids is not None
     if switches.writes() == "both" and settings.stop_old_writes and not trial:
         return Preflight(Verdict.STOP_OLD_WRITES, "Reads are switched already; stopping old writes is what is left.")

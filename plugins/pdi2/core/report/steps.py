@@ -133,10 +133,13 @@ def waits(
             return [Wait("form", "Airflow is about to ask for the approval of the switch.")]
         return [Wait("approval", "Somebody must approve or reject the switch in Airflow.")]
     if now == "switch_reads":
-        held = [happened[what] for what in ("switch_waits", "switch_put_off", "switch_waited") if what in happened]
-        last = max(held, key=lambda event: event["at"], default=None)
+        told = [happened[what] for what in ("switch_waits", "switch_put_off", "switch_waited") if what in happened]
+        last = max(told, key=lambda event: event["at"], default=None)
         if last and last["what"] != "switch_waited" and last["detail"].get("reason"):
             return [Wait("server", sentence(last["what"], last["detail"])[0])]
+    held = happened.get("old_writes_put_off")
+    if now == "stop_old_writes" and held and held["detail"]["reason"]:
+        return [Wait("server", sentence(held["what"], held["detail"])[0])]
     if now == "stop_old_writes" and switched_at:
         until = switched_at + timedelta(seconds=run["settings"]["read_cache_seconds"])
         return [Wait("readers", "A reader may still use the old table until its cache has run out.", until)]

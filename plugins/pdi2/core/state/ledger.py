@@ -238,10 +238,10 @@ class Ledger:
     def verified_with_open_findings(self) -> set[int]:
         return {team_id for (team_id,) in self._execute("findings_open")}
 
-    def compared_again(self, team_ids: Iterable[int], at: int) -> None:
-        """The teams agree with Postgres as a whole at ClickHouse's time `at`, in seconds: their findings are closed,
-        and another try of the switch need not compare them as a whole."""
-        self._execute("team_compared_again", {"team_ids": list(team_ids), "at": at})
+    def compared_again(self, team_ids: Iterable[int], where: Mapping[str, Any]) -> None:
+        """The teams agree with Postgres as a whole as of `where` both databases stood: their findings are closed, and
+        another try of the switch need not compare them as a whole."""
+        self._execute("team_compared_again", {"team_ids": list(team_ids), "stood": Jsonb(dict(where))})
         self.settle_findings(team_ids)
 
     def settle_findings(self, team_ids: Iterable[int] | None, found_before: datetime | None = None) -> None:

@@ -126,6 +126,17 @@ class Switches:
         """ "old" or "new"; None on releases without instance settings, whose only switch is the row."""
         return postgres.value(self.connection, "setting", {"key": READS}) if self.has_settings else None
 
+    def set_back(self) -> str | None:
+        """After the switch: what to say if somebody has set a setting back by hand; None if nobody has."""
+        if "old" not in (self.writes(), self.reads()):
+            return None
+        return (
+            f"The migration row says that the migration is complete, and yet PERSON_DISTINCT_ID_WRITES is "
+            f'"{self.writes()}" and PERSON_DISTINCT_ID_READS is "{self.reads()}": somebody set one of them back by '
+            'hand. Find out who and why. Set them to "both" and "new", and trigger audit_person_distinct_id2 with '
+            '{"repair": true}: it writes what the new table missed. To go back, trigger rollback_person_distinct_id2.'
+        )
+
     def set_writes(self, value: str) -> None:
         self._set(WRITES, value)
 

@@ -17,6 +17,9 @@ from pdi2.core.verify.comparing import text_of, truths
 ENABLED = "dual_writes_enabled"
 EXAMPLES = 5
 MOST_KNOWN = 10_000
+WATCHED_AGAIN_SECONDS = 3_600
+MOST_LINKS = 100_000
+"""Before the switch, links of the last WATCHED_AGAIN_SECONDS are looked at, or of less if there are more than this."""
 FUTURE_SECONDS = 7 * 86_400
 """A link stamped at most this far in the future may still come into a window of this migration."""
 
@@ -117,7 +120,7 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         left = settings.settle_seconds - (end - enabled["enabled_at"])
         _watch(ledger, now + left, "No miss so far. Links are watched until the window of the proof is full.")
         return Observation(False, f"No miss so far. The window is full in {left:.0f} s.")
-    (links,) = warehouse.rows("dual_writes_seen", {"window_start": start, "window_end": max(start, end)})[0]
+    links = _links(warehouse, start, max(start, end))
     if not links and _newest_is_late(ledger, warehouse, started):
         return _late(ledger, settings, now, started["at"])
     if links:
@@ -129,6 +132,32 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         )
     ledger.record("dual_writes_proven", links=links, seconds=max(0, end - start))
     return Observation(True, message)
+
+
+def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | None:
+    """What shows that the dual write has broken since its proof: links of the last hour that the new table lacks.
+
+    None if there are none. What the recheck or an audit repairs is no miss any more.
+    """
+    enabled = ledger.latest(ENABLED) or {"enabled_at": 0, "known": []}
+    end = int(warehouse.rows("now")[0][0] - settings.in_flight)
+    start = max(enabled["enabled_at"], end - WATCHED_AGAIN_SECONDS)
+    while start < end and _links(warehouse, start, end) > MOST_LINKS:
+        start = (start + end + 1) // 2
+    if start >= end:
+        return None
+    misses = _evidence(ledger, _misses(warehouse, start, end, list(map(int, enabled["known"]))))
+    if not misses:
+        return None
+    return (
+        f"{counted(misses[0].total, 'link')} of the last {end - start} s reached person_distinct_id and not "
+        f"person_distinct_id2: {_listed(misses)}. Readers of the new table would miss what comes next."
+    )
+
+
+def _links(warehouse: Warehouse, start: int, end: int) -> int:
+    links: int = warehouse.rows("dual_writes_seen", {"window_start": start, "window_end": end})[0][0]
+    return links
 
 
 def _newest_id(ledger: Ledger) -> tuple[int, int, str]:
@@ -171,11 +200,7 @@ def _watch(ledger: Ledger, until: float, message: str, late: bool = False) -> No
 
 def _missed(ledger: Ledger, misses: list[Miss], settings: Settings, now: int, started_at: int) -> Observation:
     seconds_spent = now - started_at
-    total = misses[0].total
-    listed = "; ".join(
-        f"team {miss.team_id}, distinct_id {quoted(miss.distinct_id)} at {_utc(miss.written_at)}"
-        for miss in misses[:EXAMPLES]
-    )
+    total, listed = misses[0].total, _listed(misses)
     message = f"{counted(total, 'link')} reached person_distinct_id and not person_distinct_id2: {listed}."
     if seconds_spent < settings.proof_limit_seconds:
         message += " A writer's cache of the switch may not have run out yet."
@@ -187,6 +212,13 @@ def _missed(ledger: Ledger, misses: list[Miss], settings: Settings, now: int, st
         "reads stay on the old table. Restart or fix the writers of these teams (is the setting "
         "PERSON_DISTINCT_ID_WRITES read at all? is the consumer of person_distinct_id2 running?), then trigger "
         "the run again."
+    )
+
+
+def _listed(misses: list[Miss]) -> str:
+    return "; ".join(
+        f"team {miss.team_id}, distinct_id {quoted(miss.distinct_id)} at {_utc(miss.written_at)}"
+        for miss in misses[:EXAMPLES]
     )
 
 

@@ -13,12 +13,15 @@ from pdi2.core.plan.planning import chosen, known
 from pdi2.core.state.ledger import FAILED, REJECTED, Ledger, Team, TeamStatus
 from pdi2.core.state.ownership import claim
 from pdi2.core.state.settings import Settings
+from pdi2.core.state.slices import named
 from pdi2.core.state.switches import Status, Switches
 from pdi2.core.state.words import are, counted
+from pdi2.core.switch import dual_writes
 from pdi2.core.verify.verifying import verify_changes
 
 LISTED = 20
 PUT_OFF = "switch_put_off"
+GOES_ON = "This goes on by itself once links reach both tables again: look at the consumer of person_distinct_id2."
 
 
 class GateError(MigrationError):
@@ -112,10 +115,12 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
         _check_approval(ledger, settings)
         _judge(ledger, warehouse, settings)
         _wait_for_mutations(ledger, warehouse)
+        missed = dual_writes.missed(ledger, warehouse, settings)  # before the recheck repairs it
+        rechecked = verify_changes(ledger, warehouse, settings)
+        _put_off(ledger, missed and f"{missed} Reads stay on the old table, and what was missed is repaired. {GOES_ON}")
     except WaitError:
         replicas.end_wait(ledger)
         raise
-    rechecked = verify_changes(ledger, warehouse, settings)
     everywhere = replicas.wait_for_all(ledger, warehouse)
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
@@ -147,11 +152,15 @@ def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
             f"table. {' '.join(failing)} If this run has given up meanwhile, trigger it again: what the mutation may "
             "have changed is compared, and then reads are switched."
         )
-    busy = mutations.unfinished(found)
-    if busy != (ledger.latest_of_run(PUT_OFF) or {}).get("reason"):
-        ledger.record(PUT_OFF, reason=busy)
-    if busy:
-        raise WaitError(busy)
+    _put_off(ledger, mutations.unfinished(found))
+
+
+def _put_off(ledger: Ledger, reason: str | None, what: str = PUT_OFF) -> None:
+    """Raises WaitError if there is a reason to wait. The ledger has the newest reason, or that there is none."""
+    if reason != (ledger.latest_of_run(what) or {}).get("reason"):
+        ledger.record(what, reason=reason)
+    if reason:
+        raise WaitError(reason)
 
 
 def _check_approval(ledger: Ledger, settings: Settings) -> None:
@@ -209,16 +218,36 @@ def _refuse_if_followed(ledger: Ledger) -> None:
         )
 
 
-def stop_old_writes(ledger: Ledger) -> None:
-    """Stops old writes; from then on there is no way back. Raises WaitError if the migration is paused."""
+def stop_old_writes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
+    """Stops old writes; from then on there is no way back.
+
+    Raises WaitError if the migration is paused, or if the new table answers wrongly or gets no new links, and GateError
+    if somebody set a setting back.
+    """
     switches = Switches(ledger.connection)
+    if switches.writes() == "both":  # without settings the application ends its own old writes, whatever we say
+        _put_off(ledger, _why_the_way_back_is_needed(ledger, warehouse, settings), "old_writes_put_off")
     with ledger.transaction():
         ledger.hold_events()
         refuse_while_paused(ledger, "The end of old writes")
         switches.change(Status.COMPLETED_SUCCESSFULLY, Status.COMPLETED_SUCCESSFULLY)
         _refuse_if_followed(ledger)
+        if set_back := switches.set_back():
+            raise GateError(f"{set_back} Old writes were not ended, and nothing was changed.")
         switches.set_writes("new")
         ledger.record("old_writes_stopped", by_the_application=not switches.has_settings)
+
+
+def _why_the_way_back_is_needed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | None:
+    if missed := dual_writes.missed(ledger, warehouse, settings):
+        return f"{missed} So old writes go on, and a rollback stays possible. {GOES_ON}"
+    if wrong := ledger.verified_with_open_findings():
+        return (
+            f"An audit found that the new table answers wrongly ({named(sorted(wrong))}), so old writes go on, and a "
+            "rollback stays possible. Find out which writer or consumer loses rows, then trigger "
+            'audit_person_distinct_id2 with {"repair": true}: old writes end after that.'
+        )
+    return None
 
 
 def roll_back(ledger: Ledger) -> str:

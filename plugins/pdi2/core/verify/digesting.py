@@ -2,6 +2,7 @@
 
 import logging
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -28,7 +29,7 @@ MOST_BUCKETS = 1 << 12
 DIGESTED_TO_AGGREGATED = 2.5
 """A digest may aggregate this many times more rows than other statements: it takes up to 300 bytes per row (26.9)."""
 LISTED_AT_ONCE = 50_000
-"""Rows of a range whose ids are listed from both databases to find what differs."""
+"""Rows of either database whose ids are listed and held at the same time to find what differs."""
 SAMPLED_IDS = 100_000
 """How many ids of a team are sampled to estimate how often the old table's reader is wrong."""
 ANY_VERSION = -(1 << 63)
@@ -161,16 +162,25 @@ def _listed(
         truth = peekable((team_id, id_.encode(), content, version) for team_id, id_, content, version in cursor)
         for piece, rows in _new_of_buckets(warehouse, teams, flagged, least_version=ANY_VERSION):
             upper = piece.upper if isinstance(piece, Slice) else None
-            in_postgres = {}
-            while truth and (upper is None or truth.peek()[1] < upper):
-                *fact, version = next(truth)
-                in_postgres[tuple(fact)] = version
-            in_clickhouse = {row[:3]: row[3] for row in rows}
-            yield {
-                *(fact[:2] for fact in in_postgres.keys() ^ in_clickhouse.keys()),
-                *(fact[:2] for fact, newest in in_clickhouse.items() if 0 < newest != in_postgres.get(fact, newest)),
-                *(row[:2] for row in rows if row[4]),
-            }
+            begin, is_over = 0, False
+            while not is_over:  # where the new table lacks many ids, a range of it has far more of Postgres's rows
+                in_postgres: dict[tuple[Any, ...], int] = {}
+                while truth and (upper is None or truth.peek()[1] < upper) and len(in_postgres) < LISTED_AT_ONCE:
+                    *fact, version = next(truth)
+                    in_postgres[tuple(fact)] = version
+                is_over = len(in_postgres) < LISTED_AT_ONCE
+                end = len(rows) if is_over else bisect_right(rows, tuple(fact[:2]), key=lambda row: row[:2])
+                yield _differing(in_postgres, rows[begin:end])
+                begin = end
+
+
+def _differing(in_postgres: Mapping[tuple[Any, ...], int], rows: list[tuple[Any, ...]]) -> set[Key]:
+    in_clickhouse = {row[:3]: row[3] for row in rows}
+    return {
+        *(fact[:2] for fact in in_postgres.keys() ^ in_clickhouse.keys()),
+        *(fact[:2] for fact, newest in in_clickhouse.items() if 0 < newest != in_postgres.get(fact, newest)),
+        *(row[:2] for row in rows if row[4]),
+    }
 
 
 def _new_of_buckets(

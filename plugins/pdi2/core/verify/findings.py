@@ -43,3 +43,8 @@ def readable(distinct_id: bytes) -> str:
     """The id as it is, or as Postgres writes bytes (`\\x00ff`) if it is not text or could be taken for such bytes."""
     text = text_of(distinct_id)
     return f"\\x{distinct_id.hex()}" if text is None or text.startswith("\\x") else text
+
+
+def as_bytes(readable_id: str) -> bytes:
+    """The id that `readable` gave."""
+    return bytes.fromhex(readable_id[2:]) if readable_id.startswith("\\x") else readable_id.encode()

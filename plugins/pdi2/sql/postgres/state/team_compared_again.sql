@@ -1,4 +1,4 @@
--- The rest of the mark stays: what it shows as changed in Postgres is looked at once more.
+-- What the mark says of Postgres's rows stays: where rows are gone since then, the team is compared as a whole again.
 UPDATE pdi2_migration.team
-SET mark = jsonb_set(mark, '{at}', to_jsonb(%(at)s::bigint))
+SET mark = mark || %(stood)s
 WHERE team_id = ANY(%(team_ids)s)
