@@ -26,7 +26,7 @@ from pdi2.core.verify.verifying import verify_team, verify_together
 from pdi2.edge import END, OLD_WRITES_END, POOL, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, opened, put_off, reach
-from pdi2.edge.retries import RETRY_ARGS, raise_together, task
+from pdi2.edge.retries import raise_together, task
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,8 @@ POOL_NEEDED = (
     "that does not exist is never scheduled, and Airflow does not say so. The plugin creates it as Airflow starts; by "
     f"hand: airflow pools set {POOL} 2 copies"
 )
+LOOKING: dict[str, Any] = {"mode": "reschedule", "poke_interval": 5, "timeout": timedelta(days=7).total_seconds()}
 TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
-
-default_args = RETRY_ARGS
 
 
 @task.branch
@@ -89,7 +88,7 @@ def enable_dual_writes() -> dict[str, Any]:
     return done
 
 
-@task.sensor(mode="reschedule", poke_interval=5, timeout=timedelta(days=7).total_seconds())
+@task.sensor(**LOOKING)
 def prove_dual_writes() -> PokeReturnValue:
     """Watches until every write of the settle time has reached both tables; frees its worker slot between looks."""
     with opened("prove_dual_writes") as bench:
@@ -165,12 +164,7 @@ def switch_reads() -> None:
         get_current_context()["outlet_events"][NEW_TABLE].extra = bench.ledger.latest("reads_switched") or {}
 
 
-@task.sensor(
-    mode="reschedule",
-    poke_interval=5,
-    timeout=timedelta(days=7).total_seconds(),
-    trigger_rule="none_failed_min_one_success",
-)
+@task.sensor(**LOOKING, trigger_rule="none_failed_min_one_success")
 def stop_old_writes() -> PokeReturnValue:
     """Waits until no reader can still use the old table, and then stops the writes to it."""
     settings = current_settings()

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jsonschema
@@ -175,9 +175,6 @@ class Settings:
     def proof_limit_seconds(self) -> int:
         """How long the proof of the dual write may take: long enough for caches of the switch to run out."""
         return math.ceil(3 * self.settle_seconds + self.read_cache_seconds + (self.in_flight_seconds or 0))
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def _problems(name: str, schema: Mapping[str, Any], value: Any) -> list[str]:
