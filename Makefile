@@ -10,8 +10,8 @@ MATRIX := tests/engines/test_statements.py tests/cluster/test_cluster.py tests/c
 	a_sound_system_may_begin_and_nothing_changes a_fault_of_clickhouse_is_told the_skip_comment_leaves_nothing_to_do)
 AIRFLOW_VERSIONS := 3.1 3.2
 POSTGRES_VERSIONS := $(shell cut -d ' ' -f 1 tests/postgres_versions)
-ON_POSTGRES := $(addprefix tests/,state/test_ledger.py plan/test_preflight.py plan/test_least_privilege.py switch/test_gate.py verify/test_recheck.py \
-	plan/test_installations.py report/test_page.py)
+ON_POSTGRES := $(addprefix tests/,state/test_ledger.py state/test_ownership.py plan/test_preflight.py plan/test_least_privilege.py switch/test_gate.py \
+	verify/test_recheck.py plan/test_installations.py report/test_page.py)
 SOURCES := bench dags plugins demo tests
 
 export AIRFLOW__CORE__LOAD_EXAMPLES := False

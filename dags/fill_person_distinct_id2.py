@@ -1,23 +1,21 @@
 """Moves person_distinct_id to person_distinct_id2: live, team by team, verified against Postgres before the switch."""
 
-from pathlib import Path
-
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import dag, task_group
-from pdi2.edge import END, approval, configuration, ending, tasks
+from pdi2.edge import END, approval, configuration, ending, retries, tasks
 
 
 @dag(
     dag_id="fill_person_distinct_id2",
     description=__doc__,
-    doc_md=Path(__file__).with_suffix(".md").read_text(),
+    doc_md=__file__.removesuffix("py") + "md",  # Airflow reads it
     schedule=configuration.schedule(),
     catchup=False,
     max_active_runs=1,
     params=configuration.params(),
     deadline=configuration.deadline(),
     on_failure_callback=configuration.notifier(),
-    default_args=tasks.default_args,
+    default_args=retries.RETRY_ARGS,
     tags=["clickhouse", "migration", "posthog"],
 )
 def fill_person_distinct_id2() -> None:

@@ -20,6 +20,7 @@ from pdi2.core.verify.verifying import verify_team
 from stories import ALICE, NO_WAIT, TEAM, enable, event, insert_new, insert_old, insert_truth, plan, stop_old_writes
 
 from demo import postgres as embedded
+from demo.schema import Table
 
 PACKAGE = ROOT / "plugins" / "pdi2"
 GRANTS = (ROOT / "docs" / "runbook.md").read_text().partition("## Grants")[2]
@@ -204,7 +205,8 @@ def privileges_of(statement: str) -> set[Grant]:
     needed |= {("INSERT", table) for table in re.findall(r"INSERT INTO (\w+)", text)}
     for table in re.findall(r"DELETE FROM (\w+)", text):
         needed |= {("ALTER DELETE", table), ("ALTER UPDATE(_row_exists)", table)}
-    needed |= {("SYSTEM SYNC REPLICA", table) for table in re.findall(r"SYSTEM SYNC REPLICA (\w+)", text)}
+    if "SYSTEM SYNC REPLICA" in text:
+        needed |= {("SYSTEM SYNC REPLICA", str(table)) for table in Table}
     needed |= {("SELECT", table) for table in re.findall(r"CREATE TABLE \w+ AS (\w+)", text)}
     for privilege, words in OF_TABLES.items():
         needed |= {(privilege, table) for table in re.findall(rf"{words} (\w+)", text)}

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 from uuid import uuid4
 
@@ -684,7 +685,7 @@ def test_teams_are_named_as_text_or_as_a_list(given: Any, teams: tuple[int, ...]
 def test_a_whole_number_is_an_integer_however_json_writes_it() -> None:
     settings = Settings.validated({}, {"settle_seconds": 2.0, "read_cache_seconds": 0.0, "max_memory_usage": 2e8})
 
-    assert [type(value) for value in settings.as_dict().values()].count(float) == 0
+    assert [type(value) for value in asdict(settings).values()].count(float) == 0
     assert (settings.settle_seconds, settings.read_cache_seconds, settings.max_memory_usage) == (2, 0, 200_000_000)
     assert Settings.validated({}, {"max_memory_usage": 6e7}, AUDIT_SCHEMA).max_memory_usage == 60_000_000
 

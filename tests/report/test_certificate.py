@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -143,7 +144,7 @@ class TestRuns:
         facts = json.loads(text.read_text())
         assert facts["report"] == system.ledger().latest("report")
         assert facts["run"]["airflow_run"] == f"{FILL} {run.run_id}"
-        assert facts["settings"] == {**Settings().as_dict(), **NOTHING_TO_WAIT_FOR, "stop_old_writes": False}
+        assert facts["settings"] == {**asdict(Settings()), **NOTHING_TO_WAIT_FOR, "stop_old_writes": False}
         assert {team["team_id"]: team["rows_copied"] for team in facts["teams"]} == {
             team_id: team.rows_copied for team_id, team in system.teams().items()
         }

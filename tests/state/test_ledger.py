@@ -5,10 +5,8 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 from conftest import System
-from pdi2.core.engines.failures import WaitError
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.state.ownership import alone_with
-from stories import ALICE, BOB, dump, end_session, insert_new, insert_truth, migrate
+from stories import ALICE, BOB, dump, insert_new, insert_truth, migrate
 
 FINDING_OF_0_1 = """
     DROP TABLE pdi2_migration.finding;
@@ -64,16 +62,3 @@ def guest(system: System) -> Iterator[Ledger]:
 def test_a_schema_that_was_made_for_the_role_will_do(guest: Ledger) -> None:
     guest.create()
     assert guest.exists()
-
-
-def test_one_process_at_a_time_works_on_a_team(system: System) -> None:
-    one, other = system.ledger(), system.ledger()
-    with alone_with(one, [1, 2]):
-        with pytest.raises(WaitError, match="Another process works on team 2"), alone_with(other, [2, 3]):
-            pass
-        with alone_with(system.ledger(), [3]):
-            pass
-    with alone_with(other, [1, 2, 3]):
-        end_session(system, other)
-    with alone_with(one, [1, 2, 3]):
-        pass

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
@@ -73,7 +74,7 @@ def compare(batch: dict[str, Any]) -> None:
                 log.warning(
                     "%s could not be compared together, so each is now done by itself: %s", teams, describe(error)
                 )
-                pending += teams.alone
+                pending += [replace(teams, team_ids=(team_id,)) for team_id in teams.team_ids]
             else:
                 failures.append(error)
     with open_ledger() as ledger:

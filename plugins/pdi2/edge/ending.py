@@ -1,15 +1,20 @@
-"""The end of a run. However a run fails, it is red in Airflow, and each cause makes one task red."""
+"""The end of a run. However a run fails, it is red in Airflow, and each cause makes one task red.
+
+The certificate is written here, where the operator wants it.
+"""
 
 import logging
 from typing import Any
 
-from airflow.sdk import get_current_context
+from airflow.sdk import ObjectStoragePath, get_current_context
 
+from pdi2.core.engines.failures import MigrationError, describe
 from pdi2.core.plan.preflight import Verdict
-from pdi2.core.report import reporting
+from pdi2.core.report import certificate, reporting
 from pdi2.core.report.reporting import UnfinishedError
+from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import is_owner
-from pdi2.edge import certificates
+from pdi2.edge import configuration
 from pdi2.edge.compat import AirflowSkipException
 from pdi2.edge.connections import open_ledger, settings_of
 from pdi2.edge.retries import task
@@ -37,7 +42,7 @@ def report() -> dict[str, Any]:
             if is_owner(ledger):
                 facts = reporting.close_run(ledger, settings)
                 log.info("Report\n%s", reporting.text(facts, ledger.teams()))
-                certificates.write(ledger, facts)
+                _write_certificate(ledger, facts)
             if verdict() == Verdict.NOTHING:
                 through = True
             elif settings.dry_run:
@@ -53,6 +58,26 @@ def report() -> dict[str, Any]:
     if facts is None:
         raise AirflowSkipException("This run copied and switched nothing, so there is nothing to report.")
     return facts
+
+
+def _write_certificate(ledger: Ledger, report: dict[str, Any]) -> None:
+    """Writes two files, and records an event that names them. Raises MigrationError if they cannot be written."""
+    drawn_up = certificate.draw_up(ledger, report)
+    ledger.keep_certificate(drawn_up.files)
+    place = configuration.certificates()
+    try:
+        folder = ObjectStoragePath(place)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in drawn_up.files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except Exception as error:
+        raise MigrationError(
+            f"The certificate could not be written to {place}: {describe(error)}. The migration is not touched by "
+            "this, and the same facts are in the ledger. Correct [pdi2] certificates (AIRFLOW__PDI2__CERTIFICATES) or "
+            "what keeps Airflow from writing there, then clear this task: it writes the certificate again."
+        ) from error
+    ledger.record("certificate_written", place=place, files=list(drawn_up.files), json_sha256=drawn_up.json_sha256)
+    log.info("The certificate is in %s: %s", place, ", ".join(drawn_up.files))
 
 
 def _states_of(*task_ids: str) -> dict[str, str | None]:

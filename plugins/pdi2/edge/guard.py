@@ -25,8 +25,8 @@ from psycopg import Connection
 
 from pdi2.core.engines import postgres, sessions
 from pdi2.core.state.ledger import Ledger
+from pdi2.edge import FILL
 from pdi2.edge.connections import POSTGRES
-from pdi2.edge.runs import FILL
 
 log = logging.getLogger(__name__)
 
@@ -104,11 +104,6 @@ def acts(request: Request, user: Any) -> bool:
     return True
 
 
-def _begin() -> Connection[Any]:
-    """Begins a session as tasks do, with our own limits, because those of its role are meant for an application."""
-    return sessions.begin(_connect)
-
-
 def _connect() -> Any:
     """Connects with a timeout, because no thread of the API server may wait for a dead database."""
     connection = AirflowConnection.get_connection_from_secrets(POSTGRES)
@@ -119,7 +114,7 @@ def _connect() -> Any:
 @contextmanager
 def reading() -> Iterator[Connection[Any]]:
     """A read-only transaction that sees the ledger as of one moment."""
-    with _begin() as connection:
+    with sessions.begin(_connect) as connection:
         connection.read_only = True
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         with connection.transaction():
@@ -129,5 +124,5 @@ def reading() -> Iterator[Connection[Any]]:
 
 @contextmanager
 def acting(user: Any) -> Iterator[Ledger]:
-    with _begin() as connection:
+    with sessions.begin(_connect) as connection:
         yield Ledger(connection, "", user.get_name())

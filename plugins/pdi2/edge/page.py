@@ -17,9 +17,9 @@ from pdi2.core.report import watching
 from pdi2.core.report.runbook import RUNBOOK, row_of_message
 from pdi2.core.state.ledger import FAILED, TeamStatus
 from pdi2.core.state.words import counted
-from pdi2.edge import POOL, runs
+from pdi2.edge import FILL, POOL, runs
 from pdi2.edge.guard import acting, acts, app, may_act, reading, same_origin
-from pdi2.edge.runs import AUDIT, FILL, ROLLBACK
+from pdi2.edge.runs import AUDIT, ROLLBACK
 
 PREFIX = "/pdi2"
 ROOT = API_ROOT_PATH.rstrip("/")
@@ -150,13 +150,7 @@ def teams(
 ) -> dict[str, Any]:
     with reading() as connection:
         page = watching.teams(
-            connection,
-            status=status,
-            search=search or None,
-            sort=sort,
-            descending=descending,
-            limit=limit,
-            offset=offset,
+            connection, status=status, search=search, sort=sort, descending=descending, limit=limit, offset=offset
         )
     for team in page["lines"]:
         _add_logs(team)
@@ -185,13 +179,7 @@ def findings(
 ) -> dict[str, Any]:
     with reading() as connection:
         return watching.findings(
-            connection,
-            team_id=team_id,
-            kind=kind,
-            repaired=repaired,
-            search=search or None,
-            limit=limit,
-            offset=offset,
+            connection, team_id=team_id, kind=kind, repaired=repaired, search=search, limit=limit, offset=offset
         )
 
 
@@ -222,9 +210,10 @@ def resume(user: GetUserDep) -> None:
 
 def _newer(session: Session, owner: dict[str, Any] | None) -> DagRun | None:
     """A migration run that came after the ledger's owner and does not own it."""
-    newest = runs.newest_of(session, FILL)
-    if newest is None or (owner and (runs.name(newest) == owner["airflow_run"] or _before(newest, owner))):
-        return None
+    newest = next(iter(runs.newest(session, 1, [FILL])), None)
+    if newest and owner:
+        before = newest.queued_at is not None and newest.queued_at < owner["started_at"]
+        return None if before or runs.name(newest) == owner["airflow_run"] else newest
     return newest
 
 
@@ -234,10 +223,6 @@ def _told(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
         return None
     told = runs.told(session, [dag_run]).get(runs.name(dag_run), {})
     return runs.summary(dag_run, None, told) | told | {"link": _run_link(runs.name(dag_run))}
-
-
-def _before(dag_run: DagRun, owner: dict[str, Any]) -> bool:
-    return dag_run.queued_at is not None and dag_run.queued_at < owner["started_at"]
 
 
 def _untold(states: dict[str, dict[str, int]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:

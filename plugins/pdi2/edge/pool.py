@@ -6,11 +6,10 @@ from typing import Any
 from airflow.listeners import hookimpl
 from airflow.sdk.execution_time.task_runner import TaskRunnerMarker
 
-from pdi2.edge import POOL
+from pdi2.edge import FILL, POOL
 
 log = logging.getLogger(__name__)
 
-FILL = "fill_person_distinct_id2"
 SLOTS = 2
 
 

@@ -16,9 +16,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from pdi2.core.report.telling import CAUSE, cause
-from pdi2.edge import END, OLD_WRITES_END
+from pdi2.edge import END, FILL, OLD_WRITES_END
 
-FILL = "fill_person_distinct_id2"
 ROLLBACK = "rollback_person_distinct_id2"
 AUDIT = "audit_person_distinct_id2"
 OURS = (FILL, ROLLBACK, AUDIT)
@@ -48,14 +47,9 @@ def run(session: Session, airflow_run: str) -> DagRun | None:
     return session.scalar(found)
 
 
-def newest(session: Session, limit: int) -> list[DagRun]:
-    chosen = select(DagRun).where(DagRun.dag_id.in_(OURS))
+def newest(session: Session, limit: int, dag_ids: Iterable[str] = OURS) -> list[DagRun]:
+    chosen = select(DagRun).where(DagRun.dag_id.in_(dag_ids))
     return list(session.scalars(chosen.order_by(DagRun.queued_at.desc(), DagRun.id.desc()).limit(limit)))
-
-
-def newest_of(session: Session, dag_id: str) -> DagRun | None:
-    chosen = select(DagRun).where(DagRun.dag_id == dag_id)
-    return session.scalar(chosen.order_by(DagRun.queued_at.desc(), DagRun.id.desc()).limit(1))
 
 
 def goes_on_after_its_report(session: Session, airflow_run: str) -> bool:
@@ -64,8 +58,7 @@ def goes_on_after_its_report(session: Session, airflow_run: str) -> bool:
     if dag_run is None or dag_run.state not in GOING_ON:
         return False
     left = TaskInstance.state.is_(None) | TaskInstance.state.not_in(State.finished)
-    of_run = (TaskInstance.dag_id == dag_run.dag_id, TaskInstance.run_id == dag_run.run_id)
-    found = select(TaskInstance.id).where(*of_run, left, TaskInstance.task_id.not_in(LAST)).limit(1)
+    found = select(TaskInstance.id).where(*_of(dag_run), left, TaskInstance.task_id.not_in(LAST)).limit(1)
     return session.scalar(found) is not None
 
 
@@ -78,7 +71,7 @@ def as_it_is(session: Session, owner: dict[str, Any] | None) -> dict[str, Any] |
 
 def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
     """How many tasks there are by task id and state, which wait for another try, and which engine does not answer."""
-    of_run = (TaskInstance.dag_id == dag_run.dag_id, TaskInstance.run_id == dag_run.run_id)
+    of_run = _of(dag_run)
     columns = (TaskInstance.task_id, TaskInstance.state, func.count())
     states: dict[str, dict[str, int]] = {}
     for task_id, state, count in session.execute(select(*columns).where(*of_run).group_by(*columns[:2])):
@@ -105,9 +98,7 @@ def still(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
     """Since when no task of a run that goes on has begun or ended, and how many could; None if it is not for long."""
     if dag_run is None or dag_run.state not in GOING_ON:
         return None
-    chosen = select(TaskInstance.state, func.count(), func.max(TaskInstance.updated_at)).where(
-        TaskInstance.dag_id == dag_run.dag_id, TaskInstance.run_id == dag_run.run_id
-    )
+    chosen = select(TaskInstance.state, func.count(), func.max(TaskInstance.updated_at)).where(*_of(dag_run))
     found = {state: (count, at) for state, count, at in session.execute(chosen.group_by(TaskInstance.state))}
     since = max((at for _, at in found.values() if at), default=None)
     if since is None or datetime.now(UTC) - since < STILL or found.keys() & (State.unfinished - {None, *WAITING}):
@@ -125,9 +116,7 @@ def old_writes_end(session: Session) -> datetime | None:
 def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at: datetime | None) -> datetime | None:
     """The end of the first try that `engine` did not answer, since the last row: until then the engine did answer."""
     tries = select(func.min(TaskInstanceHistory.end_date)).where(
-        TaskInstanceHistory.dag_id == dag_run.dag_id,
-        TaskInstanceHistory.run_id == dag_run.run_id,
-        TaskInstanceHistory.retry_reason.contains(f"{engine} does not answer"),
+        *_of(dag_run, TaskInstanceHistory), TaskInstanceHistory.retry_reason.contains(f"{engine} does not answer")
     )
     return session.scalar(tries.where(TaskInstanceHistory.end_date > last_row_at) if last_row_at else tries)
 
@@ -162,6 +151,11 @@ def summary(dag_run: DagRun, ledger: Mapping[str, Any] | None, told: Mapping[str
         "outcome": _outcome(dag_run, ledger, told),
         "certificate": ledger["id"] if ledger and ledger["certificate"] else None,
     }
+
+
+def _of(dag_run: DagRun, tries: Any = TaskInstance) -> tuple[Any, Any]:
+    """The conditions on a table of tries that choose those of the run."""
+    return tries.dag_id == dag_run.dag_id, tries.run_id == dag_run.run_id
 
 
 def name(dag_run: DagRun) -> str:

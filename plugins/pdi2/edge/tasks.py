@@ -35,7 +35,7 @@ from pdi2.edge.connections import (
     reach,
     settings_of,
 )
-from pdi2.edge.retries import RETRY_ARGS, raise_together, task
+from pdi2.edge.retries import raise_together, task
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,8 @@ UNCHECKED = (
     "preflight has not found that this run may begin (a task that is marked by hand checks nothing). Nothing was "
     "changed. Clear the task preflight and what follows it, or trigger a new run."
 )
+LOOKING: dict[str, Any] = {"mode": "reschedule", "poke_interval": 5, "timeout": timedelta(days=7).total_seconds()}
 TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
-
-default_args = RETRY_ARGS
 
 
 @task.branch
@@ -105,7 +104,7 @@ def enable_dual_writes() -> dict[str, Any]:
     return done
 
 
-@task.sensor(mode="reschedule", poke_interval=5, timeout=timedelta(days=7).total_seconds())
+@task.sensor(**LOOKING)
 def prove_dual_writes() -> PokeReturnValue:
     """Watches until every write of the settle time has reached both tables; frees its worker slot between looks."""
     with opened("prove_dual_writes") as bench:
@@ -185,12 +184,7 @@ def switch_reads() -> None:
         get_current_context()["outlet_events"][NEW_TABLE].extra = bench.ledger.latest("reads_switched") or {}
 
 
-@task.sensor(
-    mode="reschedule",
-    poke_interval=5,
-    timeout=timedelta(days=7).total_seconds(),
-    trigger_rule="none_failed_min_one_success",
-)
+@task.sensor(**LOOKING, trigger_rule="none_failed_min_one_success")
 def stop_old_writes() -> PokeReturnValue:
     """Waits until no reader can still use the old table, and then stops the writes to it."""
     with open_ledger() as ledger:

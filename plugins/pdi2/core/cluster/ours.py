@@ -18,7 +18,6 @@ from pdi2.core.state.words import counted
 
 log = logging.getLogger(__name__)
 
-SYNC = {OLD_TABLE: "sync_old", NEW_TABLE: "sync_new"}
 SYNC_SECONDS = 10
 """How long one statement waits. Then the log says what for, and the next statement goes on waiting."""
 TIMED_OUT = 159
@@ -60,13 +59,14 @@ class State:
 
 def states(warehouse: Warehouse) -> list[State]:
     """The state of each of the two tables that is replicated."""
-    return [State(*map(_plain, row)) for row in warehouse.rows("replicas")]
+    return [State(*map(plain, row)) for row in warehouse.rows("replicas")]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Bytes as text, whatever they hold: a mutation may name ids that are no text."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return tuple(map(_plain, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
 def catch_up(warehouse: Warehouse, tables: Collection[str] = (OLD_TABLE, NEW_TABLE)) -> None:
@@ -87,11 +87,11 @@ def _sync(warehouse: Warehouse, table: str) -> str | None:
     settings = {"receive_timeout": SYNC_SECONDS}
     try:
         try:
-            warehouse.execute(SYNC[table], settings=settings)
+            warehouse.execute("sync", {"table": table}, settings)
         except DatabaseError as error:
             if error.code != SYNTAX:
                 raise
-            warehouse.execute(f"{SYNC[table]}_and_merge", settings=settings)
+            warehouse.execute("sync_and_merge", {"table": table}, settings)
     except DatabaseError as error:
         if error.code != TIMED_OUT and not waits(error):
             raise
@@ -112,7 +112,7 @@ def _progress(warehouse: Warehouse, state: State) -> str:
 
 def _queue_failure(warehouse: Warehouse, table: str) -> str:
     try:
-        return "".join(_plain(failure) for (failure,) in warehouse.rows("queue_failure", {"table": table}))
+        return "".join(plain(failure) for (failure,) in warehouse.rows("queue_failure", {"table": table}))
     except DatabaseError as error:
         if error.code not in UNREADABLE:
             raise

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from clickhouse_connect.driver.exceptions import DatabaseError
@@ -113,16 +114,13 @@ def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int
         reason, room = look(warehouse)
         return reason
 
-    def record(what: str, reason: str) -> None:
-        ledger.record(what, team_id=team_ids[0], reason=reason)
-
-    waited = patiently(busy, f"The copy of {named(team_ids)}", record)
-    if waited:
-        ledger.record("copy_goes_on", team_id=team_ids[0], waited_seconds=round(waited, 1))
+    record = partial(ledger.record, team_id=team_ids[0])
+    if waited := patiently(busy, f"The copy of {named(team_ids)}", record):
+        record("copy_goes_on", waited_seconds=round(waited, 1))
     return room
 
 
-def patiently(look: Callable[[], str | None], what: str, record: Callable[[str, str], None] | None = None) -> float:
+def patiently(look: Callable[[], str | None], what: str, record: Callable[..., None] | None = None) -> float:
     """Calls `look` until it gives no reason to wait, and returns the seconds waited.
 
     A reason is logged again and again, but passed to `record` only when it is new and when the wait is given up.
@@ -136,11 +134,11 @@ def patiently(look: Callable[[], str | None], what: str, record: Callable[[str, 
             log.warning("%s waits: %s", what, reason)
             told_at = now
         if reason != told and record:
-            record("copy_waits", reason)
+            record("copy_waits", reason=reason)
         told = reason
         if now - began > WAIT_IN_SLOT_SECONDS:
             if record:
-                record("copy_put_off", reason)
+                record("copy_put_off", reason=reason)
             raise WaitError(
                 f"{what} has waited for {now - began:.0f} s: {reason.rstrip('.')}. What is finished is kept. The task "
                 "gives its worker slot back and goes on later. If this happens again and again, look at ClickHouse's "

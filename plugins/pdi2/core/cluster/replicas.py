@@ -69,11 +69,8 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
             found.extend(_look(warehouse, state, parts, or_wait=True))
         return " ".join(_lag(one) for one in found if one.lacks != 0) or None
 
-    def record(_: str, reason: str) -> None:
-        ledger.record(SWITCH_WAITS, reason=reason, since=since)
-
     try:
-        patiently(look, "The switch", record)
+        patiently(look, "The switch", lambda _, reason: ledger.record(SWITCH_WAITS, reason=reason, since=since))
     except WaitError as wait:
         if time.time() - since > PATIENCE_SECONDS:
             end_wait(ledger)

@@ -74,18 +74,18 @@ def spilling(memory: int) -> dict[str, int]:
 def _telling_of_silence(text: str) -> Iterator[None]:
     """Logs again and again that the statement, or whatever else ClickHouse was asked for, has no answer yet."""
     over = threading.Event()
-    threading.Thread(target=_tell_of_silence, args=(text, over), daemon=True).start()
+    began = time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(TELL_EVERY_SECONDS):
+            gist = " ".join(re.sub(r"--.*", "", text).split())[:80]
+            log.info("ClickHouse has not answered for %.0f s: %s ...", time.monotonic() - began, gist)
+
+    threading.Thread(target=tell, daemon=True).start()
     try:
         yield
     finally:
         over.set()
-
-
-def _tell_of_silence(text: str, over: threading.Event) -> None:
-    began = time.monotonic()
-    while not over.wait(TELL_EVERY_SECONDS):
-        gist = " ".join(re.sub(r"--.*", "", text).split())[:80]
-        log.info("ClickHouse has not answered for %.0f s: %s ...", time.monotonic() - began, gist)
 
 
 class Warehouse(AbstractContextManager["Warehouse"]):
@@ -140,12 +140,11 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         """Runs a statement that returns nothing. An INSERT ... SELECT has its settings in its text, because setting and
         resetting them takes chDB 15 ms."""
         chosen = self._settings(settings)
-        if not INSERT.search(text):
-            chosen = {name: value for name, value in chosen.items() if name not in WHOLE}  # it returns no rows
-        else:
+        if INSERT.search(text):
             query_id = {"query_id": chosen.pop("query_id")}
-            text = _with_settings(text, chosen)
-            chosen = query_id
+            text, chosen = _with_settings(text, chosen), query_id
+        else:
+            chosen = {name: value for name, value in chosen.items() if name not in WHOLE}  # it returns no rows
         with self._attended(text):
             self._client.command(text, parameters=dict(parameters or {}), settings=chosen)
 

@@ -14,6 +14,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 from clickhouse_connect.driver.exceptions import Error as ClickHouseFailure
 
 MEMORY_LIMIT_EXCEEDED = 241
+QUERY_LIMIT = re.compile(r"Query memory limit|\(for query\)")
 LONGEST_TEXT = 500
 
 TIME_LIMITS = (159, 160)
@@ -93,7 +94,7 @@ def reaction(error: BaseException) -> Reaction:
         return Reaction.FAIL
     if isinstance(error, ClickHouseFailure):
         if error.code == MEMORY_LIMIT_EXCEEDED:
-            return Reaction.SPLIT if _is_query_limit(str(error)) else Reaction.RETRY
+            return Reaction.SPLIT if QUERY_LIMIT.search(str(error)) else Reaction.RETRY
         if is_time_limit(error):
             return Reaction.SPLIT
         if error.code is None:
@@ -167,10 +168,6 @@ def told_of(what: str) -> Iterator[None]:
             raise WaitError(f"{what} waits: {describe(error)} {SAFE} {next_step(error)}") from error
         kind = BusyError if uncut(error) is Reaction.RETRY else MigrationError
         raise kind(f"{what} was stopped: {describe(error)} {SAFE} {next_step(error)}") from error
-
-
-def _is_query_limit(text: str) -> bool:
-    return "Query memory limit" in text or "(for query)" in text
 
 
 def describe(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What preflight asks ClickHouse: the user's profile, the tables, the disks and the mutations. Changes nothing."""
+"""What preflight asks ClickHouse: the user's profile, the tables and the disks. Changes nothing."""
 
 import re
 from itertools import chain
@@ -10,7 +10,7 @@ from pdi2.core.copy.copying import LEAST_MEMORY
 from pdi2.core.copy.pieces import DECIDING, Budget
 from pdi2.core.engines.clickhouse import REMOVING, Warehouse, spilling
 from pdi2.core.engines.exactness import refusals
-from pdi2.core.plan import cluster_checks, mutations
+from pdi2.core.plan import cluster_checks
 from pdi2.core.state.slices import NEW_TABLE
 
 OLDEST_CLICKHOUSE = (22, 12)
@@ -56,11 +56,6 @@ TABLES: dict[str, dict[str, Any]] = {  # PostHog up to 1.33 on ClickHouse 21.12 
         },
     },
 }
-
-
-def state_problems(warehouse: Warehouse) -> list[str]:
-    """What is in the way at the moment, once the tables are known to be as they should be."""
-    return mutations.failing(mutations.listed(warehouse)) + cluster_checks.problems(warehouse)
 
 
 def table_problems(warehouse: Warehouse) -> list[str]:

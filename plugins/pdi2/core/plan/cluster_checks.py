@@ -4,10 +4,11 @@ import re
 from contextlib import suppress
 from functools import partial
 
-from pdi2.core.cluster.ours import SYNC, State, catch_up, problem_of, states
+from pdi2.core.cluster.ours import State, catch_up, problem_of, states
 from pdi2.core.cluster.pressure import patiently
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import WaitError
+from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE
 
 DISTRIBUTED = re.compile(r"Distributed\('(?P<cluster>[^']+)', '(?P<database>[^']*)', '(?P<table>[^']+)'")
 
@@ -35,14 +36,15 @@ def _passing(warehouse: Warehouse) -> str | None:
 
 def _unequal_replicas(states: list[State]) -> list[str]:
     """If one table is replicated to other servers than the other one, its namesake there is a table of its own."""
-    names = {state.table: {*state.there, *state.away} for state in states}
-    old, new = (names.get(table, set()) for table in SYNC)
+    names: dict[str, set[str]] = {OLD_TABLE: set(), NEW_TABLE: set()}
+    names |= {state.table: {*state.there, *state.away} for state in states}
+    old, new = names.values()
     if len({state.replica for state in states}) > 1 and len(old) == len(new):
         return []  # a replica's name is its table's own affair, and we have two names ourselves
     if old == new or max(len(old), len(new)) == 1:  # with a single replica, the other table may be a plain one
         return []
-    told = " and ".join(f"{table} has {', '.join(sorted(names.get(table, ()))) or 'none'}" for table in SYNC)
-    missing, elsewhere = sorted(SYNC, key=lambda table: len(names.get(table, ())))
+    told = " and ".join(f"{table} has {', '.join(sorted(there)) or 'none'}" for table, there in names.items())
+    missing, elsewhere = sorted(names, key=lambda table: len(names[table]))
     return [
         f"The replicas of the two ClickHouse tables differ: {told}. On the others, {missing} is another table (another "
         "path in Keeper, or not replicated) or none: its rows are not copied, and its readers would miss what is. "

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from pdi2.core.cluster.ours import plain
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import LONGEST_TEXT
 from pdi2.core.state.ledger import Ledger
@@ -24,10 +25,7 @@ class Mutation(NamedTuple):
 
 def listed(warehouse: Warehouse) -> list[Mutation]:
     """Those that ClickHouse still lists; of finished ones, it keeps the last hundred."""
-    return [
-        Mutation(name.decode(), _text(command), parts, _text(reason), began, bool(is_done), bool(is_ours))
-        for name, command, parts, reason, began, is_done, is_ours in warehouse.rows("mutations_of_new")
-    ]
+    return [Mutation(*map(plain, row)) for row in warehouse.rows("mutations_of_new")]
 
 
 def failing(found: list[Mutation]) -> list[str]:
@@ -64,8 +62,3 @@ def somebodys(ledger: Ledger, warehouse: Warehouse) -> list[Mutation]:
 def last_begun(ledger: Ledger) -> int:
     """When the last of somebody's mutations began, in seconds; -1 if none was ever seen."""
     return int((ledger.latest(SEEN) or {"began": -1})["began"])
-
-
-def _text(raw: bytes) -> str:
-    """A mutation may name ids that are no text."""
-    return raw.decode(errors="replace")

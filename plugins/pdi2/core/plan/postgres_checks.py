@@ -14,33 +14,21 @@ APPLICATION_COLUMNS = {
     "posthog_team": {"id"},
     "posthog_person": {"id", "uuid", "team_id"},
     "posthog_persondistinctid": {"id", "distinct_id", "person_id", "team_id", "version"},
-    "posthog_asyncmigration": {
-        "id",
-        "name",
-        "description",
-        "progress",
-        "status",
-        "started_at",
-        "finished_at",
-    },
+    "posthog_asyncmigration": {"id", "name", "description", "progress", "status", "started_at", "finished_at"},
     "posthog_asyncmigrationerror": {"description", "created_at", "async_migration_id"},
 }
 TOMBSTONES = {("posthog_person", "is_deleted"), ("posthog_persondistinctid", "is_deleted")}
 """Columns of PostHog from 2025 on (management/commands/sync_persons_to_clickhouse.py), which keeps deleted rows."""
 SETTING_COLUMNS = {"posthog_instancesetting": {"key", "raw_value"}}
 
-PRIVILEGES = [
-    ("posthog_team", "SELECT"),
-    ("posthog_person", "SELECT"),
-    ("posthog_persondistinctid", "SELECT"),
-    ("posthog_asyncmigration", "SELECT"),
-    ("posthog_asyncmigration", "INSERT"),
-    ("posthog_asyncmigration", "UPDATE"),
-    ("posthog_asyncmigrationerror", "INSERT"),
-    ("posthog_instancesetting", "SELECT"),
-    ("posthog_instancesetting", "INSERT"),
-    ("posthog_instancesetting", "UPDATE"),
-]
+PRIVILEGES = {
+    "posthog_team": ("SELECT",),
+    "posthog_person": ("SELECT",),
+    "posthog_persondistinctid": ("SELECT",),
+    "posthog_asyncmigration": ("SELECT", "INSERT", "UPDATE"),
+    "posthog_asyncmigrationerror": ("INSERT",),
+    "posthog_instancesetting": ("SELECT", "INSERT", "UPDATE"),
+}
 
 
 def server_problems(connection: Connection[Any]) -> list[str]:
@@ -139,14 +127,12 @@ def row_security_problems(connection: Connection[Any]) -> dict[str, str]:
 
 
 def privilege_problems(connection: Connection[Any]) -> list[str]:
-    tables, privileges = zip(*PRIVILEGES, strict=True)
-    lacking = postgres.execute(
-        connection, "privileges", {"tables": list(tables), "privileges": list(privileges)}
-    ).fetchall()
+    needed = [(table, privilege) for table, privileges in PRIVILEGES.items() for privilege in privileges]
+    tables, privileges = map(list, zip(*needed, strict=True))
     return [
         f"The Postgres role may not {privilege} on {table}. GRANT {privilege} ON {table} to it."
-        for table, privilege in lacking
+        for table, privilege in postgres.execute(connection, "privileges", {"tables": tables, "privileges": privileges})
     ] + [
         f"The Postgres role may not number new rows of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
-        for table, sequence in postgres.execute(connection, "sequences", {"tables": list(tables)})
+        for table, sequence in postgres.execute(connection, "sequences", {"tables": tables})
     ]

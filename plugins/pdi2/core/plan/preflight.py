@@ -9,7 +9,7 @@ from psycopg import Connection
 
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, describe, reaction
-from pdi2.core.plan import clickhouse_checks, mutations, postgres_checks
+from pdi2.core.plan import clickhouse_checks, cluster_checks, mutations, postgres_checks
 from pdi2.core.plan.planning import rows_by_team
 from pdi2.core.state.ledger import TRIAL_PASSED, Ledger, TeamStatus
 from pdi2.core.state.ownership import AT_WORK, is_free
@@ -61,7 +61,8 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
         problems, warehouse = problems + forbidden, None
     if warehouse:
         problems += (tables := clickhouse_checks.table_problems(warehouse))
-        problems += [] if tables else clickhouse_checks.state_problems(warehouse)
+        if not tables:
+            problems += mutations.failing(mutations.listed(warehouse)) + cluster_checks.problems(warehouse)
     if ledger:
         problems += postgres_checks.server_problems(ledger.connection)
         problems += (unwritable := [] if settings.dry_run else postgres_checks.read_only(ledger.connection))

@@ -16,7 +16,7 @@ import pdi2
 from pdi2.core.engines import postgres
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report.reporting import ELSEWHERE
-from pdi2.core.report.telling import MILESTONES, row, sentence, setting
+from pdi2.core.report.telling import MILESTONES, by_kind, row, sentence, setting
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.switches import NAME, Switches
@@ -28,7 +28,7 @@ PAGES = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
 )
-PAGES.filters |= {"row": row, "setting": setting}
+PAGES.filters |= {"by_kind": by_kind, "row": row, "setting": setting}
 PAGES.globals |= {"are": are, "counted": counted, "elsewhere": ELSEWHERE}
 MOST_FINDINGS = 1_000
 
@@ -109,11 +109,8 @@ def for_approval(ledger: Ledger) -> str:
             "Nothing was certified in this run, so there is nothing to approve, and reads stay on the old table. "
             "Clear the task certify: it looks again."
         )
-    findings = "".join(
-        f"| Differences found: {kind.replace('_', ' ')} "
-        f"| {count['repaired']:,} repaired, {count['remaining']:,} open |\n"
-        for kind, count in certificate["findings"].items()
-    )
+    counts = by_kind(certificate["findings"]).items()
+    findings = "".join(f"| Differences found: {kind} | {count} |\n" for kind, count in counts)
     left = sum(count["remaining"] for count in certificate["findings"].values())
     open_ = f", but for {counted(left, 'open finding')}: see the migration page" if left else ""
     old_differs = sum(team.old_differs or 0 for team in ledger.teams())

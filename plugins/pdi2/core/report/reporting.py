@@ -5,6 +5,7 @@ from typing import Any
 from tabulate import tabulate
 
 from pdi2.core.engines.failures import MigrationError
+from pdi2.core.report.telling import by_kind
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import FAILED, REJECTED, TRIAL_PASSED, Ledger, Team, TeamStatus
 from pdi2.core.state.ownership import is_owner
@@ -76,19 +77,15 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
     missing = [why for team in teams if (why := not_verified(team.team_id, team))]
     if failure and failure["task"].startswith("team.") and not missing:  # a later try got through
         failure = None
-    reason = failure["error"] if failure else "The run ended before the switch, and no task said why: see its log."
+    lines = [failure["error"] if failure else "The run ended before the switch, and no task said why: see its log."]
     if rejected:
-        reason = (
+        lines = [
             f"{rejected['by']} rejected the switch. Reads stay on the old table, and what is verified is kept. "
             "Trigger the run again to be asked again."
-        )
-    lines = [reason]
-    if missing and not rejected:  # first, because the column may be short; these lines include the reason
-        lines = [
-            f"{len(missing):,} of {counted(len(teams), 'team')} {are(len(missing))} not verified:",
-            *missing[:20],
-            reason,
         ]
+    elif missing:  # first, because the column may be short; these lines include the reason
+        told = f"{len(missing):,} of {counted(len(teams), 'team')} {are(len(missing))} not verified:"
+        lines = [told, *missing[:20], *lines]
     try:
         with ledger.transaction():
             switches.fail("\n".join(lines))
@@ -99,10 +96,6 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
 
 def text(facts: dict[str, Any], teams: list[Team]) -> str:
     """The report as a person reads it: totals first, then the largest teams and every team that failed."""
-    findings = [
-        f"Findings, {kind.replace('_', ' ')}: {count['repaired']:,} repaired, {count['remaining']:,} open"
-        for kind, count in facts["findings"].items()
-    ]
     peak = f"{facts['peak_memory'] / 1e6:,.0f} MB" if facts["peak_memory"] else "not measured"
     listed = [
         {
@@ -128,7 +121,7 @@ def text(facts: dict[str, Any], teams: list[Team]) -> str:
             f"peak memory {peak}",
             f"The old table's reader was wrong for about {counted(facts['old_differs'], 'id')}",
             f"The application's tombstones for ids that Postgres does not have: {facts['tombstones']:,}, left in place",
-            *findings,
+            *(f"Findings, {kind}: {counts}" for kind, counts in by_kind(facts["findings"]).items()),
             facts["reads"],
             facts["way_back"],
             "",

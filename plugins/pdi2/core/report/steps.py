@@ -9,17 +9,22 @@ from pdi2.core.report.telling import sentence
 from pdi2.core.state.ledger import REJECTED, TRIAL_PASSED
 
 STEPS = {
-    "enable_dual_writes": ("Dual writes on", "run_started"),
-    "prove_dual_writes": ("Dual writes proven", "dual_writes_proven"),
-    "plan_teams": ("Teams planned", "planned"),
-    "team.copy": ("Teams copied", None),
-    "team.verify": ("Teams verified", None),
-    "certify": ("Certified", "certified"),
-    "approve": ("Approved", "reads_switched"),
-    "switch_reads": ("Reads switched", "reads_switched"),
-    "stop_old_writes": ("Old writes stopped", "old_writes_stopped"),
-    "report": ("Reported", "report"),
+    "enable_dual_writes": ("Dual writes on", "run_started", "Turning dual writes on"),
+    "prove_dual_writes": ("Dual writes proven", "dual_writes_proven", "Proving that every write reaches both tables"),
+    "plan_teams": ("Teams planned", "planned", "Planning the teams"),
+    "team.copy": ("Teams copied", None, "Copying and verifying teams"),
+    "team.verify": ("Teams verified", None, "Verifying teams against Postgres"),
+    "certify": ("Certified", "certified", "Certifying that every team is verified"),
+    "approve": ("Approved", "reads_switched", "Waiting for approval of the switch"),
+    "switch_reads": ("Reads switched", "reads_switched", "Switching reads to the new table"),
+    "stop_old_writes": (
+        "Old writes stopped",
+        "old_writes_stopped",
+        "Reads are on the new table; old writes go on for now",
+    ),
+    "report": ("Reported", "report", "Reporting"),
 }
+"""By task: its title, the event that ends it, and what a run is doing until then."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ def steps(
     if not settings:
         return []
     done: dict[str, datetime | None] = {
-        task: happened[event]["at"] for task, (_, event) in STEPS.items() if event and event in happened
+        task: happened[event]["at"] for task, (_, event, _) in STEPS.items() if event and event in happened
     }
     if "switch_approved" in happened:
         done["approve"] = happened["switch_approved"]["at"]
@@ -76,7 +81,7 @@ def steps(
             return "stopped"
         return "now" if task in now else "waiting"
 
-    return [Step(task, title, state(task), done.get(task)) for task, (title, _) in STEPS.items()]
+    return [Step(task, title, state(task), done.get(task)) for task, (title, _, _) in STEPS.items()]
 
 
 def current(found: list[Step]) -> str | None:
@@ -97,17 +102,8 @@ def phase(run: Mapping[str, Any], found: list[Step], alive: bool, reads_are_new:
         if run["newest"] and reads_are_new != (run["outcome"] == "completed"):  # somebody else changed it
             return f"{ended.partition(':')[0]}: reads are on the {'new' if reads_are_new else 'old'} table"
         return ended
-    return {
-        "enable_dual_writes": "Turning dual writes on",
-        "prove_dual_writes": "Proving that every write reaches both tables",
-        "plan_teams": "Planning the teams",
-        "team.copy": "Copying and verifying teams",
-        "team.verify": "Verifying teams against Postgres",
-        "certify": "Certifying that every team is verified",
-        "approve": "Waiting for approval of the switch",
-        "switch_reads": "Switching reads to the new table",
-        "stop_old_writes": "Reads are on the new table; old writes go on for now",
-    }.get(current(found) or "", "Reporting")
+    *_, doing = STEPS[current(found) or "report"]
+    return doing
 
 
 def waits(

@@ -73,12 +73,12 @@ def setting(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _findings(found: Mapping[str, Mapping[str, int]]) -> str:
-    told = [
-        f"{kind.replace('_', ' ')}: {count['repaired']:,} repaired, {count['remaining']:,} open"
-        for kind, count in found.items()
-    ]
-    return f"Findings: {'; '.join(told)}." if told else "No findings."
+def by_kind(findings: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """How many findings of each kind are repaired, and how many are open."""
+    return {
+        kind.replace("_", " "): f"{count['repaired']:,} repaired, {count['remaining']:,} open"
+        for kind, count in findings.items()
+    }
 
 
 def _planned(detail: Mapping[str, Any]) -> str:
@@ -97,9 +97,11 @@ def _proven(detail: Mapping[str, Any]) -> str:
 
 def _certified(detail: Mapping[str, Any]) -> str:
     trial = " This was a trial." if detail.get("trial") else ""
+    found = "; ".join(f"{kind}: {counts}" for kind, counts in by_kind(detail["findings"]).items())
+    findings = f"Findings: {found}." if found else "No findings."
     return (
         f"Certified: {counted(detail['teams'], 'team')} verified, {counted(detail['rows_copied'], 'row')} copied. "
-        f"{_findings(detail['findings'])}{trial}"
+        f"{findings}{trial}"
     )
 
 

@@ -20,14 +20,13 @@ ENDED_WELL = ("completed", TRIAL_PASSED, REJECTED, "rolled back")
 
 def run(connection: Connection[Any], airflow_run: str | None = None) -> dict[str, Any] | None:
     """The newest run in the ledger, or the named one; None if there is no such run or no ledger."""
-    if not Ledger(connection, "", "").exists():
-        return None
-    return _one(connection, "watch_run", {"airflow_run": airflow_run})
+    return next(iter(runs(connection, 1, airflow_run)), None)
 
 
-def runs(connection: Connection[Any], limit: int) -> list[dict[str, Any]]:
+def runs(connection: Connection[Any], limit: int, airflow_run: str | None = None) -> list[dict[str, Any]]:
     """The newest runs that owned the ledger."""
-    return _all(connection, "watch_runs", {"limit": limit}) if Ledger(connection, "", "").exists() else []
+    chosen = {"airflow_run": airflow_run, "limit": limit}
+    return _all(connection, "watch_runs", chosen) if Ledger(connection, "", "").exists() else []
 
 
 def last_row_at(connection: Connection[Any], run: Mapping[str, Any]) -> datetime | None:
@@ -55,7 +54,8 @@ def status(
     ledger = Ledger(connection, "", "")
     complete = row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
     finished_at = row.finished_at if row else None
-    findings = ledger.findings_by_kind() if run or ledger.exists() else {}
+    there = bool(run) or ledger.exists()
+    findings = ledger.findings_by_kind() if there else {}
     somebody_else = complete and not ledger.switched(finished_at)
     switch = {
         "status": Status(row.status).name if row else None,
@@ -65,9 +65,12 @@ def status(
         "reads": switches.reads(),
         "by_somebody_else": somebody_else,
         "wrong": sum(count["remaining"] for count in findings.values()) if complete else 0,
-        "found_right": _found_right(ledger, finished_at) if somebody_else else None,
+        # When the audit began that compared every team after the switch, if no id is wrong since.
+        "found_right": postgres.value(connection, "watch_audit", {"switched_at": finished_at})
+        if there and somebody_else
+        else None,
     }
-    paused = ledger.paused() if run or ledger.exists() else None
+    paused = ledger.paused() if there else None
     seen: dict[str, Any] = {
         "now": now,
         "switch": switch,
@@ -79,7 +82,8 @@ def status(
     if run is None or newest is None:
         return {**seen, "verdict": _told(switch, newest, None, bool(newest and not newest["ended_at"]), told)}
     alive = alive and not run["ended_at"]
-    happened = {line["what"]: line for line in _all(connection, "watch_milestones", _period(run))}
+    period = {"since": run["started_at"], "until": run["until"]}
+    happened = {line["what"]: line for line in _all(connection, "watch_milestones", period)}
     if alive:
         happened.pop("report", None)  # of before its tasks were cleared
     figures = None
@@ -147,11 +151,6 @@ def certificate(connection: Connection[Any], run_id: int) -> dict[str, str] | No
     return _one(connection, "watch_certificate", {"run_id": run_id})
 
 
-def _found_right(ledger: Ledger, switched_at: datetime | None) -> datetime | None:
-    """When the audit began that compared every team after the switch, if no id is wrong since."""
-    return postgres.value(ledger.connection, "watch_audit", {"switched_at": switched_at}) if ledger.exists() else None
-
-
 def _another(run: Mapping[str, Any] | None, newest: Mapping[str, Any] | None, airflow: Mapping[str, Any]) -> str | None:
     """What the first line says of the run whose tab this is, if the ledger's newest run is another one."""
     if newest is None or (run and run["newest"]):
@@ -159,10 +158,6 @@ def _another(run: Mapping[str, Any] | None, newest: Mapping[str, Any] | None, ai
     if run:
         return "Another run followed this one."
     return "This run is an audit with repair." if airflow["repairs"] else "This run has changed nothing."
-
-
-def _period(run: Mapping[str, Any]) -> dict[str, Any]:
-    return {"since": run["started_at"], "until": run["until"]}
 
 
 def _told(*situation: Any) -> dict[str, Any]:
@@ -178,10 +173,10 @@ def _failures(
     A task that Airflow will retry, or that got through later, has not failed. Where Airflow has forgotten the run, or
     calls none of these tasks failed, as after a kill, every failure of a run that did not end well may be the cause.
     """
-    chosen = {"newest": run["newest"], "alive": alive}
+    chosen = {"since": run["started_at"], "until": run["until"], "newest": run["newest"], "alive": alive}
     lines = [
         {**line, "runbook": runbook.row_of_message(line["error"] or "")}
-        for line in _all(connection, "watch_failures", {**_period(run), **chosen})
+        for line in _all(connection, "watch_failures", chosen)
     ]
     failed = [line for line in lines if line["teams"] or "failed" in states.get(line["task"], {})]
     certain = alive or run["outcome"] in ENDED_WELL or (states and failed)

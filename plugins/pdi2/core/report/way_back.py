@@ -10,14 +10,13 @@ UNTIL_A_RUN = "for as long as both tables are written: until a run with stop_old
 
 @dataclass(frozen=True)
 class WayBack:
-    """Whether a rollback is `possible`, `until` when if that is known, and a `text` that says both.
+    """Whether a rollback is possible, as a `text`, and `until` when if that is known.
 
     Before the switch, this is what will hold after it.
     """
 
-    possible: bool
-    until: datetime | None
     text: str
+    until: datetime | None = None
 
 
 def way_back(switches: Switches, stop_old_writes: bool, read_cache_seconds: float) -> WayBack:
@@ -25,28 +24,23 @@ def way_back(switches: Switches, stop_old_writes: bool, read_cache_seconds: floa
     row = switches.row()
     if row and row.finished_at and switches.reads_are_new():
         if not switches.old_is_written():
-            return _none("There is no way back any more: the old table is no longer written.")
+            return WayBack("There is no way back any more: the old table is no longer written.")
         if not stop_old_writes:
-            return WayBack(True, None, f"rollback_person_distinct_id2 can return reads {UNTIL_A_RUN}")
+            return WayBack(f"rollback_person_distinct_id2 can return reads {UNTIL_A_RUN}")
         until = row.finished_at + timedelta(seconds=read_cache_seconds)
-        text = (
+        return WayBack(
             f"rollback_person_distinct_id2 can return reads until old writes stop, at {until:%Y-%m-%d %H:%M:%S %Z}, or "
-            "later where the migration is paused then."
+            "later where the migration is paused then.",
+            until,
         )
-        return WayBack(True, until, text)
     before = "Once reads are switched there is no way back: "
     if not switches.has_settings:
-        return _none(f"{before}this release of PostHog stops writing the old table then, by itself.")
+        return WayBack(f"{before}this release of PostHog stops writing the old table then, by itself.")
     if not stop_old_writes:
-        return WayBack(True, None, f"After the switch rollback_person_distinct_id2 can return reads {UNTIL_A_RUN}")
+        return WayBack(f"After the switch rollback_person_distinct_id2 can return reads {UNTIL_A_RUN}")
     if not read_cache_seconds:
-        return _none(f"{before}old writes stop at once, because read_cache_seconds is 0.")
-    text = (
+        return WayBack(f"{before}old writes stop at once, because read_cache_seconds is 0.")
+    return WayBack(
         f"After the switch rollback_person_distinct_id2 can return reads for {read_cache_seconds:,.0f} s "
         "(read_cache_seconds). Then old writes stop, and there is no way back."
     )
-    return WayBack(True, None, text)
-
-
-def _none(text: str) -> WayBack:
-    return WayBack(False, None, text)

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jsonschema
@@ -176,12 +176,9 @@ class Settings:
         """How long the proof of the dual write may take: long enough for caches of the switch to run out."""
         return math.ceil(3 * self.settle_seconds + self.read_cache_seconds + (self.in_flight_seconds or 0))
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, kept: Mapping[str, Any]) -> "Settings":
-        """What `as_dict` gave, as the ledger keeps it."""
+        """The settings as the ledger keeps them."""
         return cls(**{**kept, "team_ids": None if kept["team_ids"] is None else tuple(kept["team_ids"])})
 
 

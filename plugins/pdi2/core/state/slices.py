@@ -42,10 +42,6 @@ class Teams:
     def parameters(self) -> dict[str, Any]:
         return {"team_ids": list(self.team_ids), "from_the_start": True, "lower": "", "upper": "", "to_the_end": True}
 
-    @property
-    def alone(self) -> "list[Teams]":
-        return [Teams((team_id,), self.rows) for team_id in self.team_ids]
-
     def __str__(self) -> str:
         return named(self.team_ids)
 

@@ -1,6 +1,6 @@
 """Turns dual writes on, and proves that every writer honours them before any row is copied."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
         switches.create_row()
         row = switches.row()
         assert row is not None  # noqa: S101  (created above)
-        claim(ledger, settings.as_dict())
+        claim(ledger, asdict(settings))
         was = switches.writes()
         if row.status in (Status.COMPLETED_SUCCESSFULLY, Status.RUNNING) or was == "new":
             raise DualWriteError(
@@ -80,7 +80,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
         if was != "both" or ledger.latest(ENABLED) is None:
             ledger.record(ENABLED, **_baseline(warehouse), writes_before=was)
         newest, *_ = _newest_id(ledger)
-        ledger.record("run_started", at=warehouse.rows("now")[0][0], newest_id=newest, settings=settings.as_dict())
+        ledger.record("run_started", at=warehouse.rows("now")[0][0], newest_id=newest, settings=asdict(settings))
     switches.follow_ledger()
 
 
@@ -217,7 +217,7 @@ def _missed(ledger: Ledger, misses: list[Miss], settings: Settings, now: int, st
 
 def _listed(misses: list[Miss]) -> str:
     return "; ".join(
-        f"team {miss.team_id}, distinct_id {quoted(miss.distinct_id)} at {_utc(miss.written_at)}"
+        f"team {miss.team_id}, distinct_id {quoted(miss.distinct_id)} at {datetime.fromtimestamp(miss.written_at, UTC)}"
         for miss in misses[:EXAMPLES]
     )
 
@@ -243,7 +243,3 @@ def _evidence(ledger: Ledger, misses: list[Miss]) -> list[Miss]:
         if (row := truth.get((miss.team_id, miss.distinct_id))) is None or row.version <= miss.version
     }
     return [miss._replace(total=miss.total - len(swallowed)) for miss in misses if miss not in swallowed]
-
-
-def _utc(timestamp: int) -> str:
-    return datetime.fromtimestamp(timestamp, UTC).isoformat(sep=" ")

@@ -1,2 +1,2 @@
 -- LIGHTWEIGHT waits for parts to arrive, but not for merges.
-SYSTEM SYNC REPLICA person_distinct_id2 LIGHTWEIGHT
+SYSTEM SYNC REPLICA {table:Identifier} LIGHTWEIGHT

@@ -1,1 +1,0 @@
-SYSTEM SYNC REPLICA person_distinct_id LIGHTWEIGHT

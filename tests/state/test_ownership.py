@@ -1,0 +1,58 @@
+"""Who may work: two runs, two tasks of one run, and two processes at one team."""
+
+import pytest
+from conftest import System
+from pdi2.core.engines.failures import BusyError, Reaction, WaitError, reaction
+from pdi2.core.state.ownership import NotOwnerError, alone_with, hold, is_free
+from stories import dump, enable, end_session
+
+
+def test_the_next_run_takes_over_and_the_first_one_stops(system: System) -> None:
+    first, owner = system.ledger(), system.ledger("the next run")
+    enable(system, first)
+    hold(first)
+    before = dump(system)
+    with pytest.raises(BusyError, match="is running.*Nothing was changed"):
+        enable(system, owner)
+    assert dump(system) == before
+    end_session(system, first)
+    enable(system, owner)
+    hold(owner)
+    before = dump(system)
+    with pytest.raises(NotOwnerError, match="'a run' does.*run 'the next run' of a test does.*nothing") as refused:
+        hold(system.ledger("a run"))
+    assert reaction(refused.value) is Reaction.FAIL
+    assert dump(system) == before
+
+
+def test_a_run_that_never_claimed_the_migration_does_not_hold_it(system: System) -> None:
+    ledger = system.ledger()
+    ledger.create()
+    with pytest.raises(NotOwnerError, match="no run does.*changed nothing"):
+        hold(ledger)
+
+
+def test_tasks_of_one_run_work_side_by_side(system: System) -> None:
+    enable(system, system.ledger())
+    tasks = [system.ledger(), system.ledger()]
+    for task in tasks:
+        hold(task)
+    watcher = system.ledger()
+    assert not is_free(watcher)
+    end_session(system, tasks[0])
+    assert not is_free(watcher)
+    end_session(system, tasks[1])
+    assert is_free(watcher)
+
+
+def test_one_process_at_a_time_works_on_a_team(system: System) -> None:
+    one, other = system.ledger(), system.ledger()
+    with alone_with(one, [1, 2]):
+        with pytest.raises(WaitError, match="Another process works on team 2"), alone_with(other, [2, 3]):
+            pass
+        with alone_with(system.ledger(), [3]):
+            pass
+    with alone_with(other, [1, 2, 3]):
+        end_session(system, other)
+    with alone_with(one, [1, 2, 3]):
+        pass
