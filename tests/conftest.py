@@ -19,6 +19,8 @@ import clickhouse_connect
 import old_postgres
 import psycopg
 import pytest
+from clickhouse_connect.driver._backend.orchestration import ClientConfig, init_sequence, run_sync
+from clickhouse_connect.driver._chdbclient import ChdbClient
 from clickhouse_connect.driver.client import Client
 from jsonschema import Draft202012Validator
 from old_clickhouse import NO_MUTATIONS
@@ -80,6 +82,21 @@ def _check_schema_once(schema: Any, *others: Any, check: Any = Draft202012Valida
 
 CHECKED_SCHEMAS: set[str] = set()
 Draft202012Validator.check_schema = _check_schema_once
+
+
+def _init_once(client: ChdbClient, tz_source: Any) -> None:
+    """Each of a test's clients asks for all 1,500 settings of the engine, which takes 10 ms. They do not change."""
+    asked = tz_source, repr(client._initial_settings)
+    if asked in INIT_RESULTS:
+        client.command("SELECT 1")  # its database must exist
+    else:
+        config = ClientConfig(settings=client._initial_settings or {}, timezone_policy=tz_source)
+        INIT_RESULTS[asked] = run_sync(init_sequence(config), client._execute_operation)
+    client._apply_init_result(INIT_RESULTS[asked])
+
+
+INIT_RESULTS: dict[tuple[Any, str], Any] = {}
+ChdbClient._init_common_settings = _init_once
 
 
 def dags() -> dict[str, Any]:

@@ -10,14 +10,14 @@ import pytest
 from conftest import LATER, System
 from pdi2.core.cluster import ours
 from pdi2.core.copy import copying
-from pdi2.core.copy.copying import copy_team
+from pdi2.core.copy.copying import copy_team, copy_together
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.plan import planning
 from pdi2.core.report.reporting import close_run
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch import dual_writes, gate
-from pdi2.core.verify.verifying import verify_team
+from pdi2.core.verify.verifying import verify_team, verify_together
 from psycopg import sql
 
 from demo import reader
@@ -210,9 +210,13 @@ def copy_and_verify(system: System, ledger: Ledger, *team_ids: int) -> None:
 
 
 def migrate(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:
-    """Every step up to the gate."""
+    """Every step up to the gate; teams share statements, as where there are many, because that is much faster."""
     enable(system, ledger, settings)
-    copy_and_verify(system, ledger, *plan(system, ledger, settings))
+    teams, warehouse = plan(system, ledger, settings), system.warehouse()
+    for team_id in copy_together(ledger, warehouse, teams):
+        copy_team(ledger, warehouse, team_id)
+    for team_id in verify_together(ledger, warehouse, teams, NO_WAIT):
+        verify_team(ledger, warehouse, team_id, NO_WAIT)
 
 
 def earlier_run(system: System, *, stop_old_writes: bool = True) -> None:
