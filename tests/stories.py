@@ -210,7 +210,13 @@ def copy_and_verify(system: System, ledger: Ledger, *team_ids: int) -> None:
 
 
 def migrate(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:
-    """Every step up to the gate; teams share statements, as where there are many, because that is much faster."""
+    """Every step up to the gate."""
+    enable(system, ledger, settings)
+    copy_and_verify(system, ledger, *plan(system, ledger, settings))
+
+
+def migrate_together(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:
+    """The same with statements that small teams share, which takes a third of the time. For what comes afterwards."""
     enable(system, ledger, settings)
     teams, warehouse = plan(system, ledger, settings), system.warehouse()
     for team_id in copy_together(ledger, warehouse, teams):
@@ -222,7 +228,7 @@ def migrate(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> Non
 def earlier_run(system: System, *, stop_old_writes: bool = True) -> None:
     """Migrates every team and switches reads by the core alone, which is much faster than through Airflow."""
     ledger, warehouse = system.ledger("an earlier run"), system.warehouse()
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.certify(ledger, warehouse, NO_WAIT)
     gate.switch_reads(ledger, warehouse, NO_WAIT)
     if stop_old_writes:

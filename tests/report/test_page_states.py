@@ -28,7 +28,7 @@ from stories import (
     enable,
     insert_truth,
     many_ids,
-    migrate,
+    migrate_together,
     plan,
     two_ids_each,
 )
@@ -73,7 +73,7 @@ def test_the_first_line_says_which_table_is_read_and_what_can_no_longer_be_undon
 ) -> None:
     settings = Settings(settle_seconds=0, read_cache_seconds=900)
     assert first_line(viewer)["topic"] == "No migration has run"
-    migrate(system, ledger, settings)
+    migrate_together(system, ledger, settings)
     assert "Nothing is irreversible before old writes stop" in first_line(viewer)["text"]
     gate.switch_reads(ledger, system.warehouse(), settings)
 
@@ -98,7 +98,7 @@ def test_without_instance_settings_it_says_before_the_switch_that_it_is_irrevers
 ) -> None:
     """PostHog 1.32 and 1.33 have none, and stop writing the old table by themselves."""
     system.postgres.execute("DROP TABLE posthog_instancesetting")
-    migrate(system, ledger, Settings(settle_seconds=0, read_cache_seconds=900))
+    migrate_together(system, ledger, Settings(settle_seconds=0, read_cache_seconds=900))
 
     assert "The switch is irreversible" in first_line(viewer)["text"]
     gate.certify(ledger, system.warehouse(), NO_WAIT)
@@ -117,7 +117,7 @@ def test_without_instance_settings_it_says_before_the_switch_that_it_is_irrevers
 def test_after_the_switch_it_is_an_alarm_if_the_old_table_alone_is_written(
     system: System, viewer: Visitor, ledger: Ledger, stopped: bool
 ) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     if stopped:
         gate.stop_old_writes(ledger)
@@ -132,7 +132,7 @@ def test_after_the_switch_it_is_an_alarm_if_the_old_table_alone_is_written(
 def test_after_a_rollback_it_says_to_restart_posthogs_processes(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     gate.roll_back(system.ledger(f"{ROLLBACK} one"))
 
@@ -144,7 +144,7 @@ def test_after_a_rollback_it_says_to_restart_posthogs_processes(
 
 def test_a_switch_that_stays_open_to_a_rollback_says_so(system: System, viewer: Visitor, ledger: Ledger) -> None:
     settings = Settings(settle_seconds=0, read_cache_seconds=900, stop_old_writes=False)
-    migrate(system, ledger, settings)
+    migrate_together(system, ledger, settings)
     gate.switch_reads(ledger, system.warehouse(), settings)
 
     told = first_line(viewer)
@@ -154,7 +154,7 @@ def test_a_switch_that_stays_open_to_a_rollback_says_so(system: System, viewer: 
 
 
 def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     system.postgres.execute(
         "INSERT INTO posthog_instancesetting (key, raw_value) VALUES"
         " ('constance:posthog:PERSON_DISTINCT_ID_READS', '\"new\"')"
@@ -201,7 +201,7 @@ def test_reads_that_somebody_returns_by_hand_are_safe_only_while_the_old_table_i
     system: System, viewer: Visitor, ledger: Ledger, stopped: bool
 ) -> None:
     """PostHog's page has a rollback of its own. 1.32 stops writing the old table by itself."""
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     if stopped:
         gate.stop_old_writes(ledger)
@@ -225,7 +225,7 @@ def test_a_switch_that_somebody_else_made_is_an_alarm_on_the_page_and_in_the_cer
 ) -> None:
     """PostHog's own runner completes the row, or a person does: readers use the new table from then on."""
     many_ids(system, 500)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.certify(ledger, system.warehouse(), NO_WAIT)
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()")
     if "reads" in system.switches():
@@ -254,7 +254,7 @@ def test_a_switch_that_somebody_else_made_is_no_alarm_once_an_audit_of_every_tea
     look, repair = (Settings(in_flight_seconds=0, repair=repair) for repair in (False, True))
     some = Settings(in_flight_seconds=0, repair=False, team_ids=(7,))
     two_ids_each(system, 7, 8)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     audit(system, look)  # of before the switch
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()")
     set_switch(system.postgres, READS, "new")
@@ -288,7 +288,7 @@ def test_drift_after_the_switch_is_an_alarm_until_an_audit_finds_it_gone(
 ) -> None:
     look = Settings(in_flight_seconds=0, repair=False)
     two_ids_each(system, 7, 8)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     gate.stop_old_writes(ledger)
     ledger.end_run("completed")
@@ -602,7 +602,7 @@ def test_a_passing_failure_is_none_once_the_run_has_ended_well(
     system: System, viewer: Visitor, ledger: Ledger, outcome: str, told: list[str]
 ) -> None:
     many_ids(system, 500)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     ledger.record("task_failed", task="team.copy", error="ClickHouse error 241 (MEMORY): a retry got through")
     ledger.end_run(outcome)
 
@@ -614,7 +614,7 @@ def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger:
     enable(system, ledger)
     ledger.record("task_failed", task="plan_teams", error="no such table")
     ledger.end_run("failed")
-    migrate(system, system.ledger(f"{FILL} the next"))
+    migrate_together(system, system.ledger(f"{FILL} the next"))
 
     seen = viewer.get("/status", dag=FILL, run="a run that Airflow has forgotten").json()
 
@@ -706,7 +706,7 @@ class TestAirflow:
         settings = Settings(settle_seconds=0, read_cache_seconds=900, stop_old_writes=stop_old_writes)
         many_ids(system, 500)
         set_run(running, state="success", conf={"dry_run": True})
-        migrate(system, ledger, settings)
+        migrate_together(system, ledger, settings)
 
         told = first_line(viewer, dag=FILL, run=running)
         assert told["text"].endswith("nothing is lost. This run has changed nothing.")
@@ -725,7 +725,7 @@ class TestAirflow:
         from airflow.utils.session import create_session
 
         many_ids(system, 500)
-        migrate(system, ledger)
+        migrate_together(system, ledger)
         with create_session() as session:
             for repair in (True, False):
                 conf = {"repair": repair}
@@ -1030,7 +1030,7 @@ def test_the_audit_log_reads_as_sentences_and_shows_milestones_first(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:
     many_ids(system, 500)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.certify(ledger, system.warehouse(), NO_WAIT)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     certificate.draw_up(ledger, reporting.close_run(ledger, NO_WAIT))
