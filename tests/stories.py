@@ -10,14 +10,14 @@ import pytest
 from conftest import LATER, System
 from pdi2.core.cluster import ours
 from pdi2.core.copy import copying
-from pdi2.core.copy.copying import copy_team
+from pdi2.core.copy.copying import copy_team, copy_together
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.plan import planning
 from pdi2.core.report.reporting import close_run
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch import dual_writes, gate
-from pdi2.core.verify.verifying import verify_team
+from pdi2.core.verify.verifying import verify_team, verify_together
 from psycopg import sql
 
 from demo import reader
@@ -215,10 +215,20 @@ def migrate(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> Non
     copy_and_verify(system, ledger, *plan(system, ledger, settings))
 
 
+def migrate_together(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:
+    """The same with statements that small teams share, which takes a third of the time. For what comes afterwards."""
+    enable(system, ledger, settings)
+    teams, warehouse = plan(system, ledger, settings), system.warehouse()
+    for team_id in copy_together(ledger, warehouse, teams):
+        copy_team(ledger, warehouse, team_id)
+    for team_id in verify_together(ledger, warehouse, teams, NO_WAIT):
+        verify_team(ledger, warehouse, team_id, NO_WAIT)
+
+
 def earlier_run(system: System, *, stop_old_writes: bool = True) -> None:
     """Migrates every team and switches reads by the core alone, which is much faster than through Airflow."""
     ledger, warehouse = system.ledger("an earlier run"), system.warehouse()
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.certify(ledger, warehouse, NO_WAIT)
     gate.switch_reads(ledger, warehouse, NO_WAIT)
     if stop_old_writes:

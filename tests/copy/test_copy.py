@@ -141,7 +141,7 @@ def copy_until_postgres_is_lost(system: System, ledger: Ledger, at_slice: int) -
 
 
 @pytest.mark.parametrize("merged", ["never", "before", "between slices", "after"])
-@pytest.mark.parametrize("company", [0, 1500], ids=["alone", "among many simple ids"])
+@pytest.mark.parametrize("company", [0, 400], ids=["alone", "among many simple ids"])
 def test_the_latest_event_of_a_pair_decides_whenever_merges_run(
     system: System, ledger: Ledger, merged: str, company: int
 ) -> None:
@@ -292,7 +292,7 @@ def test_odd_ids_may_part_slices(system: System, ledger: Ledger, simple: bool) -
     assert system.clickhouse.query(counts).result_rows == [(ids, ids, 1100 if simple else 1)]
 
 
-@pytest.mark.parametrize("rows", [1, 999, 1000, 1001, 5_000], ids=lambda rows: f"{rows} rows")
+@pytest.mark.parametrize("rows", [1, 999, 1000, 1001, 2_100], ids=lambda rows: f"{rows} rows")
 @pytest.mark.parametrize("parts", [1, 3], ids=["one part", "three parts"])
 def test_slices_tile_the_keys_and_copy_each_id_once(system: System, ledger: Ledger, rows: int, parts: int) -> None:
     for part in range(parts):
@@ -408,7 +408,7 @@ def test_a_budget_too_small_for_the_smallest_slice_is_told(system: System, ledge
 
 @pytest.mark.slow
 def test_a_slice_whose_checkpoint_was_lost_is_copied_again_and_no_other(system: System, ledger: Ledger) -> None:
-    many_ids(system, 20_000)
+    many_ids(system, 5_000)
     plan(system, ledger)
     in_small_slices(ledger)
     copy_until_postgres_is_lost(system, ledger, at_slice=3)
@@ -423,13 +423,13 @@ def test_a_slice_whose_checkpoint_was_lost_is_copied_again_and_no_other(system: 
 
     assert slices(system)[:2] == finished
     assert_slices_tile_the_keys(system)
-    assert system.clickhouse.query(copied).result_rows == [(20_000 + lost,)], "one slice was copied twice, no other"
-    assert system.teams()[TEAM].rows_copied == 20_000
+    assert system.clickhouse.query(copied).result_rows == [(5_000 + lost,)], "one slice was copied twice, no other"
+    assert system.teams()[TEAM].rows_copied == 5_000
     once = seen(system)
-    assert len(once) == 20_000
+    assert len(once) == 5_000
     merge(system, Table.NEW)
     assert seen(system) == once
-    assert system.clickhouse.query(copied).result_rows == [(20_000,)]
+    assert system.clickhouse.query(copied).result_rows == [(5_000,)]
 
 
 def test_a_copied_team_is_not_copied_again(system: System, ledger: Ledger) -> None:
@@ -510,7 +510,7 @@ def test_a_missing_column_in_postgres_fails_at_once(system: System, ledger: Ledg
 @pytest.mark.slow
 @pytest.mark.skipif(bool(ENGINE), reason="older engines count less, or more, of what a user holds")
 def test_a_busy_user_interrupts_the_copy_which_goes_on_where_it_stopped(system: System, ledger: Ledger) -> None:
-    many_ids(system, 20_000)
+    many_ids(system, 5_000)
     plan(system, ledger)
     in_small_slices(ledger)
     copy_until_postgres_is_lost(system, ledger, at_slice=2)
@@ -526,7 +526,7 @@ def test_a_busy_user_interrupts_the_copy_which_goes_on_where_it_stopped(system: 
 
     copy_team(ledger, system.warehouse(), TEAM)
     assert slices(system)[:1] == finished
-    assert len(seen(system)) == 20_000
+    assert len(seen(system)) == 5_000
 
 
 def application_relinks(system: System) -> None:

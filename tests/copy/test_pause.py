@@ -42,7 +42,7 @@ def test_a_copy_stops_after_its_slice_and_goes_on_from_there(system: System, mon
     monkeypatch.setattr(pressure, "LOOK_EVERY_SECONDS", 0.01)
     a_range_a_slice(monkeypatch)
     ledger = system.ledger()
-    many_ids(system, 20_000)
+    many_ids(system, 5_000)
     enable(system, ledger)
     plan(system, ledger)
     ledger.remember_range_rows(TEAM, 1_000)
@@ -63,7 +63,7 @@ def test_a_copy_stops_after_its_slice_and_goes_on_from_there(system: System, mon
 
     assert slices(system)[:1] == done
     assert ledger.team(TEAM).status == "copied"
-    assert system.clickhouse.query("SELECT uniqExact(distinct_id) FROM person_distinct_id2").result_rows == [(20_000,)]
+    assert system.clickhouse.query("SELECT uniqExact(distinct_id) FROM person_distinct_id2").result_rows == [(5_000,)]
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_a_copy_stops_after_its_slice_and_goes_on_from_there(system: System, mon
 def test_a_paused_run_burns_no_try_and_ends_after_it_is_resumed(
     system: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seeded = seed(system.postgres, system.clickhouse, rows=14_000, teams=4)
+    seeded = seed(system.postgres, system.clickhouse, rows=7_000, teams=3)
     ledger = system.ledger()
     ledger.create()
     ledger.plan(dict.fromkeys(seeded.team_ids, 0))

@@ -26,7 +26,7 @@ from stories import (
     dump,
     earlier_run,
     insert_truth,
-    migrate,
+    migrate_together,
     refuse,
     two_ids_each,
     until,
@@ -56,7 +56,7 @@ def release(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def seeded(system: System) -> Seeded:
-    return seed(system.postgres, system.clickhouse, rows=14_000, teams=4)
+    return seed(system.postgres, system.clickhouse, rows=14_000, teams=3)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_a_fresh_run_migrates_every_team_and_switches(system: System, seeded: Se
 
     facts = run.get_task_instance("report").xcom_pull(task_ids="report")
     assert facts == system.ledger().latest("report")
-    assert (facts["outcome"], facts["teams"], facts["verified"]) == ("completed", 4, 4)
+    assert (facts["outcome"], facts["teams"], facts["verified"]) == ("completed", 3, 3)
     assert facts["rows_source"] == seeded.old_rows
     assert facts["rows_copied"] == sum(team.rows_copied for team in teams.values())
     assert system.ledger().current_run().outcome == "completed"
@@ -183,7 +183,7 @@ def test_a_fresh_run_migrates_every_team_and_switches(system: System, seeded: Se
 )
 def test_a_dry_run_writes_nothing(system: System, seeded: Seeded, log: Any, history: str) -> None:
     if history != "no ledger":
-        migrate(system, system.ledger(), Settings(team_ids=(seeded.team_ids[-1],), settle_seconds=0))
+        migrate_together(system, system.ledger(), Settings(team_ids=(seeded.team_ids[-1],), settle_seconds=0))
     system.postgres.execute(f"ALTER DATABASE {system.database} SET default_transaction_read_only = on")
     before = dump(system)
 
@@ -195,7 +195,7 @@ def test_a_dry_run_writes_nothing(system: System, seeded: Seeded, log: Any, hist
     done = {task for task, state in states(run).items() if state == "success"}
     assert "plan_teams" in done
     assert not done & {"enable_dual_writes", "prove_dual_writes", "switch_reads", "stop_old_writes", "report"}
-    assert any("4 teams" in message for message in log.messages), "the plan is told"
+    assert any("3 teams" in message for message in log.messages), "the plan is told"
 
 
 def test_a_trial_never_switches_and_the_full_run_does_not_repeat_it(system: System, seeded: Seeded) -> None:
@@ -218,7 +218,7 @@ def test_a_trial_never_switches_and_the_full_run_does_not_repeat_it(system: Syst
 
     assert is_migrated(system)
     assert system.disagreements() == {}
-    assert len(slices(system)) == 4
+    assert len(slices(system)) == 3
     assert tried.items() <= slices(system).items()
     assert {team_id: team.attempts for team_id, team in system.teams().items()} == dict.fromkeys(seeded.team_ids, 1)
 
@@ -353,7 +353,7 @@ def test_a_team_that_cannot_be_copied_stops_no_other_and_the_rerun_does_what_is_
     assert teams[broken].slices_done >= 1, "it failed on the way"
     assert "469" in teams[broken].error
     assert set(tries(run, "team.copy")) == {1}, "a retry cannot help"
-    assert tries(run, "team.copy") == [1] * (1 if shared_tasks else 4)
+    assert tries(run, "team.copy") == [1] * (1 if shared_tasks else 3)
     assert [task.partition("[")[0] for task in red(run)] == ["team.copy"]
     assert "certified" not in events(system)
     assert switch(system)[0] == 3
@@ -362,7 +362,7 @@ def test_a_team_that_cannot_be_copied_stops_no_other_and_the_rerun_does_what_is_
     [reason] = errors(system)
     assert f"team {broken}: failed" in reason
     assert "ClickHouse error 469" in reason
-    assert "1 of 4 teams is not verified" in reason
+    assert "1 of 3 teams is not verified" in reason
     assert not [team_id for team_id in healthy if f"team {team_id}:" in reason]
     assert system.ledger().current_run().outcome == "failed"
     done = slices(system)
@@ -389,7 +389,7 @@ def test_a_team_that_cannot_be_repaired_is_only_verified_again(system: System, s
     assert run.state == "failed"
     assert {team_id for team_id, team in system.teams().items() if team.status == "verified"} == healthy
     assert system.teams()[broken].status == "failed"
-    assert sorted(tries(run, "team.verify")) == [1, 1, 1, 1]
+    assert sorted(tries(run, "team.verify")) == [1, 1, 1]
     assert [task.partition("[")[0] for task in red(run)] == ["team.verify"]
     assert switch(system)[0] == 3
     assert stands(system, reads="old", writes="both")
@@ -429,7 +429,7 @@ def test_a_team_that_appears_after_the_plan_is_not_forgotten(system: System, see
     assert stands(system, reads="old", writes="both")
     assert {team.status for team in system.teams().values()} == {"verified"}
     certify = "SELECT detail->>'error' FROM pdi2_migration.event WHERE what = 'task_failed'"
-    assert "1 of 5 teams is not verified" in system.value(certify)
+    assert "1 of 4 teams is not verified" in system.value(certify)
     assert f"team {LATE_TEAM}" in errors(system)[-1]
     done = slices(system)
 
@@ -599,7 +599,7 @@ def test_a_lost_connection_is_retried_from_the_checkpoint(
     run = system.run()
 
     assert run.state == "success"
-    assert sorted(tries(run, "team.copy")) == [1, 1, 1, 2]
+    assert sorted(tries(run, "team.copy")) == [1, 1, 2]
     assert system.teams()[largest].attempts == 2
     assert system.teams()[largest].slices_done == len([key for key in slices(system) if key[0] == largest])
     assert is_migrated(system)
@@ -625,7 +625,7 @@ def test_a_busy_server_puts_copies_off_and_uses_up_no_try(
         relieved.result(timeout=10)
 
     assert run.state == "success"
-    assert tries(run, "team.copy") == [1, 1, 1, 1]
+    assert tries(run, "team.copy") == [1, 1, 1]
     assert {"copy_waits", "copy_put_off"} <= set(events(system))
     assert system.disagreements() == {}
 
@@ -650,7 +650,7 @@ def test_a_try_waits_for_an_earlier_one_that_still_works(
 
     assert ended.result() == "planned"
     assert run.state == "success"
-    assert tries(run, "team.copy") == [1, 1, 1, 1]
+    assert tries(run, "team.copy") == [1, 1, 1]
     assert system.disagreements() == {}
 
 

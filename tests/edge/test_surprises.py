@@ -24,6 +24,8 @@ from demo.seed import Seeded, seed
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("airflow_metadata")]
 
 Act = Callable[["Hands"], None]
+LOOK_SECONDS = 0.5
+"""Each look takes some 100 ms of the processor, which the run needs too."""
 
 
 class Hands:
@@ -33,17 +35,21 @@ class Hands:
         app = create_app(apps="core")
         token = app.state.auth_manager.generate_jwt(user=SimpleAuthManagerUser(username="alice", role="admin"))
         self.client = TestClient(app, headers={"Authorization": f"Bearer {token}"})
-        self.before = {run["dag_run_id"] for run in self._get("/dagRuns?limit=1000")["dag_runs"]}
+        self.before = self._runs()
+        self.found: str | None = None
 
     def _get(self, path: str) -> Any:
         response = self.client.get(f"/api/v2/dags/{FILL}{path}")
         return response.json() if response.is_success else {"dag_runs": []}
 
+    def _runs(self) -> set[str]:
+        return {run["dag_run_id"] for run in self._get("/dagRuns?limit=1000")["dag_runs"]}
+
     @property
     def run(self) -> str | None:
         """The run that began since these hands were made."""
-        new = [run["dag_run_id"] for run in self._get("/dagRuns?limit=1000")["dag_runs"]]
-        return next((run for run in new if run not in self.before), None)
+        self.found = self.found or next(iter(self._runs() - self.before), None)
+        return self.found
 
     def states(self) -> dict[str, set[str]]:
         if not (run := self.run):
@@ -55,7 +61,7 @@ class Hands:
 
     def wait_for(self, task: str, *states: str) -> None:
         """Waits until every instance of the task is in one of these states."""
-        until(lambda: (seen := self.states().get(task)) and seen <= set(states))
+        until(lambda: (seen := self.states().get(task)) and seen <= set(states), every=LOOK_SECONDS)
 
     def mark_run(self, state: str) -> None:
         self._patch("", {"state": state})
@@ -122,7 +128,7 @@ def test_a_run_that_is_marked_while_copies_are_red_is_red(system: System, seeded
     pause_when(system, "team", "NEW.status = 'failed'")
 
     def mark(hands: Hands) -> None:
-        until(lambda: hands.states().get("team.copy") == {"failed", "up_for_reschedule"})
+        until(lambda: hands.states().get("team.copy") == {"failed", "up_for_reschedule"}, every=LOOK_SECONDS)
         hands.mark_run(state)
 
     with meanwhile(system, mark):

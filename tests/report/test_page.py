@@ -14,7 +14,7 @@ from pdi2.core.engines import postgres
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch import gate
 from pdi2.edge import POOL
-from stories import NO_WAIT, copy_and_verify, dump, enable, many_ids, migrate, plan, stop_old_writes
+from stories import NO_WAIT, copy_and_verify, dump, enable, many_ids, migrate_together, plan, stop_old_writes
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
 
@@ -166,7 +166,7 @@ def test_who_may_not_read_the_dag_sees_nothing(system: System, app: Any, path: s
 def test_who_may_read_the_dag_reads_and_thereby_changes_nothing(system: System, app: Any, name: str) -> None:
     many_ids(system, 10)
     ledger = system.ledger()
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     ledger.keep_certificate({"of-run-1.json": "{}", "of-run-1.html": "<!doctype html>"})
     before = dump(system)
     visitor = Visitor(app, name)
@@ -524,7 +524,7 @@ def test_a_failed_run_says_why_and_where_it_stopped(system: System, viewer: Visi
 
 def test_a_rollback_is_told(system: System, viewer: Visitor) -> None:
     ledger = system.ledger()
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     gate.roll_back(system.ledger("rollback"))
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import AUDIT, FILL, ROLLBACK, ROOT, System
+from conftest import AUDIT, FILL, ROLLBACK, ROOT, System, dags
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.report import certificate, progress, reporting, runbook, telling, verdict
 from pdi2.core.state.ledger import Ledger
@@ -28,7 +28,7 @@ from stories import (
     enable,
     insert_truth,
     many_ids,
-    migrate,
+    migrate_together,
     plan,
     stop_old_writes,
     two_ids_each,
@@ -74,7 +74,7 @@ def test_the_first_line_says_which_table_is_read_and_what_can_no_longer_be_undon
 ) -> None:
     settings = Settings(settle_seconds=0, read_cache_seconds=900)
     assert first_line(viewer)["topic"] == "No migration has run"
-    migrate(system, ledger, settings)
+    migrate_together(system, ledger, settings)
     assert "Nothing is irreversible before old writes stop" in first_line(viewer)["text"]
     gate.switch_reads(ledger, system.warehouse(), settings)
 
@@ -99,7 +99,7 @@ def test_without_instance_settings_it_says_before_the_switch_that_it_is_irrevers
 ) -> None:
     """PostHog 1.32 and 1.33 have none, and stop writing the old table by themselves."""
     system.postgres.execute("DROP TABLE posthog_instancesetting")
-    migrate(system, ledger, Settings(settle_seconds=0, read_cache_seconds=900))
+    migrate_together(system, ledger, Settings(settle_seconds=0, read_cache_seconds=900))
 
     assert "The switch is irreversible" in first_line(viewer)["text"]
     gate.certify(ledger, system.warehouse(), NO_WAIT)
@@ -118,7 +118,7 @@ def test_without_instance_settings_it_says_before_the_switch_that_it_is_irrevers
 def test_after_the_switch_it_is_an_alarm_if_the_old_table_alone_is_written(
     system: System, viewer: Visitor, ledger: Ledger, stopped: bool
 ) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     if stopped:
         stop_old_writes(system, ledger)
@@ -133,7 +133,7 @@ def test_after_the_switch_it_is_an_alarm_if_the_old_table_alone_is_written(
 def test_after_a_rollback_it_says_to_restart_posthogs_processes(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     gate.roll_back(system.ledger(f"{ROLLBACK} one"))
 
@@ -145,7 +145,7 @@ def test_after_a_rollback_it_says_to_restart_posthogs_processes(
 
 def test_a_switch_that_stays_open_to_a_rollback_says_so(system: System, viewer: Visitor, ledger: Ledger) -> None:
     settings = Settings(settle_seconds=0, read_cache_seconds=900, stop_old_writes=False)
-    migrate(system, ledger, settings)
+    migrate_together(system, ledger, settings)
     gate.switch_reads(ledger, system.warehouse(), settings)
 
     told = first_line(viewer)
@@ -155,7 +155,7 @@ def test_a_switch_that_stays_open_to_a_rollback_says_so(system: System, viewer: 
 
 
 def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     system.postgres.execute(
         "INSERT INTO posthog_instancesetting (key, raw_value) VALUES"
         " ('constance:posthog:PERSON_DISTINCT_ID_READS', '\"new\"')"
@@ -169,9 +169,6 @@ def test_switches_that_disagree_are_an_alarm(system: System, viewer: Visitor, le
 def test_while_a_run_checks_nobody_is_told_to_trigger_another(
     system: System, viewer: Visitor, ledger: Ledger, request: pytest.FixtureRequest, before: str
 ) -> None:
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-
     if before != "nothing":
         enable(system, ledger)
     if before == "failed":
@@ -182,8 +179,7 @@ def test_while_a_run_checks_nobody_is_told_to_trigger_another(
     told = first_line(viewer)
 
     assert (told["tone"], told["topic"], told["do"]) == ("good", "A run is checking", "Nothing: a run is checking.")
-    with create_session() as session:
-        session.query(DagRun).filter_by(run_id=run_id).update({"state": "failed"})
+    set_run(run_id, state="failed")
     assert first_line(viewer)["topic"] == "A run could not begin"
 
 
@@ -206,7 +202,7 @@ def test_reads_that_somebody_returns_by_hand_are_safe_only_while_the_old_table_i
     system: System, viewer: Visitor, ledger: Ledger, stopped: bool
 ) -> None:
     """PostHog's page has a rollback of its own. 1.32 stops writing the old table by itself."""
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     if stopped:
         stop_old_writes(system, ledger)
@@ -230,7 +226,7 @@ def test_a_switch_that_somebody_else_made_is_an_alarm_on_the_page_and_in_the_cer
 ) -> None:
     """PostHog's own runner completes the row, or a person does: readers use the new table from then on."""
     many_ids(system, 500)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.certify(ledger, system.warehouse(), NO_WAIT)
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()")
     if "reads" in system.switches():
@@ -259,7 +255,7 @@ def test_a_switch_that_somebody_else_made_is_no_alarm_once_an_audit_of_every_tea
     look, repair = (Settings(in_flight_seconds=0, repair=repair) for repair in (False, True))
     some = Settings(in_flight_seconds=0, repair=False, team_ids=(7,))
     two_ids_each(system, 7, 8)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     audit(system, look)  # of before the switch
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, progress = 100, finished_at = now()")
     set_switch(system.postgres, READS, "new")
@@ -293,7 +289,7 @@ def test_drift_after_the_switch_is_an_alarm_until_an_audit_finds_it_gone(
 ) -> None:
     look = Settings(in_flight_seconds=0, repair=False)
     two_ids_each(system, 7, 8)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     stop_old_writes(system, ledger)
     ledger.end_run("completed")
@@ -607,7 +603,7 @@ def test_a_passing_failure_is_none_once_the_run_has_ended_well(
     system: System, viewer: Visitor, ledger: Ledger, outcome: str, told: list[str]
 ) -> None:
     many_ids(system, 500)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     ledger.record("task_failed", task="team.copy", error="ClickHouse error 241 (MEMORY): a retry got through")
     ledger.end_run(outcome)
 
@@ -619,7 +615,7 @@ def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger:
     enable(system, ledger)
     ledger.record("task_failed", task="plan_teams", error="no such table")
     ledger.end_run("failed")
-    migrate(system, system.ledger(f"{FILL} the next"))
+    migrate_together(system, system.ledger(f"{FILL} the next"))
 
     seen = viewer.get("/status", dag=FILL, run="a run that Airflow has forgotten").json()
 
@@ -632,15 +628,43 @@ def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger:
     assert viewer.get("/status", dag=FILL, run="nobody's").status_code == 404
 
 
-def _up_for_retry(run: Any, ended: datetime, reason: str | None = None) -> None:
-    """The states and columns that Airflow 3.3's execution API writes for RetryDecision.retry, and before as far."""
-    from airflow.models.dagrun import DagRun
+@pytest.fixture
+def in_airflow(running: str) -> str:
+    """The id of a run that Airflow knows with its tasks, of which the first has ended well."""
     from airflow.models.taskinstance import TaskInstance
     from airflow.utils.session import create_session
 
     with create_session() as session:
-        session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
-        task = session.query(TaskInstance).filter_by(run_id=run.run_id, task_id="prove_dual_writes").one()
+        session.add_all(TaskInstance(task, None, run_id=running) for task in dags()[FILL].tasks)
+    set_tasks(running, "preflight", state="success")
+    return running
+
+
+def set_run(run_id: str, **columns: Any) -> None:
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.query(DagRun).filter_by(run_id=run_id).update(columns)
+
+
+def set_tasks(run_id: str, *task_ids: str, **columns: Any) -> None:
+    """All tasks of the run if none is named."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        of_run = session.query(TaskInstance).filter_by(run_id=run_id)
+        (of_run.filter(TaskInstance.task_id.in_(task_ids)) if task_ids else of_run).update(columns)
+
+
+def _up_for_retry(run_id: str, ended: datetime, reason: str | None = None) -> None:
+    """The states and columns that Airflow 3.3's execution API writes for RetryDecision.retry, and before as far."""
+    from airflow.models.taskinstance import TaskInstance
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        task = session.query(TaskInstance).filter_by(run_id=run_id, task_id="prove_dual_writes").one()
         number = max(2, task.try_number + 1)
         task.state, task.try_number, task.max_tries, task.end_date = "up_for_retry", number, 6, ended
         if reason:
@@ -650,7 +674,7 @@ def _up_for_retry(run: Any, ended: datetime, reason: str | None = None) -> None:
 
 @pytest.mark.slow
 class TestAirflow:
-    """What only Airflow knows, after real runs in it."""
+    """What only Airflow knows, from real runs in it or, where its columns say it all, from rows of its models."""
 
     def test_a_run_of_another_dag_is_nobodys(self, system: System, viewer: Visitor) -> None:
         """Whoever sees the page may read our DAGs, and perhaps no other."""
@@ -696,22 +720,22 @@ class TestAirflow:
 
     @pytest.mark.parametrize("stop_old_writes", [True, False])
     def test_the_tab_of_a_dry_run_speaks_of_that_run_while_another_one_migrates(
-        self, system: System, viewer: Visitor, ledger: Ledger, stop_old_writes: bool
+        self, system: System, viewer: Visitor, ledger: Ledger, running: str, stop_old_writes: bool
     ) -> None:
         settings = Settings(settle_seconds=0, read_cache_seconds=900, stop_old_writes=stop_old_writes)
         many_ids(system, 500)
-        run = system.run(dry_run=True)
-        migrate(system, ledger, settings)
+        set_run(running, state="success", conf={"dry_run": True})
+        migrate_together(system, ledger, settings)
 
-        told = first_line(viewer, dag=FILL, run=run.run_id)
+        told = first_line(viewer, dag=FILL, run=running)
         assert told["text"].endswith("nothing is lost. This run has changed nothing.")
         assert "page Migration" in told["do"]
         gate.switch_reads(ledger, system.warehouse(), settings)
-        told = first_line(viewer, dag=FILL, run=run.run_id)
+        told = first_line(viewer, dag=FILL, run=running)
         assert told == first_line(viewer)
         assert bool(told["until"]) is stop_old_writes
         gate.roll_back(system.ledger(f"{ROLLBACK} one"))
-        assert first_line(viewer, dag=FILL, run=run.run_id)["topic"] == "Rolled back"
+        assert first_line(viewer, dag=FILL, run=running)["topic"] == "Rolled back"
 
     def test_an_audit_with_repair_is_not_told_as_a_run_that_changed_nothing(
         self, system: System, viewer: Visitor, ledger: Ledger
@@ -720,7 +744,7 @@ class TestAirflow:
         from airflow.utils.session import create_session
 
         many_ids(system, 500)
-        migrate(system, ledger)
+        migrate_together(system, ledger)
         with create_session() as session:
             for repair in (True, False):
                 conf = {"repair": repair}
@@ -766,12 +790,11 @@ class TestAirflow:
 
     @explained
     def test_retries_are_told_with_their_cause_and_when_the_next_is_due(
-        self, system: System, viewer: Visitor, ledger: Ledger
+        self, system: System, viewer: Visitor, in_airflow: str
     ) -> None:
-        run = system.run(dry_run=True)
-        enable(system, system.ledger(f"{FILL} {run.run_id}"))
+        enable(system, system.ledger(f"{FILL} {in_airflow}"))
         ended = datetime.now(UTC).replace(microsecond=0)
-        _up_for_retry(run, ended, AWAY)
+        _up_for_retry(in_airflow, ended, AWAY)
 
         seen = viewer.get("/status").json()
 
@@ -784,29 +807,31 @@ class TestAirflow:
         assert seen["verdict"]["topic"] == "An engine does not answer"
 
     @explained
-    def test_an_engine_that_answered_others_since_is_not_told_as_away(self, system: System, viewer: Visitor) -> None:
-        run = system.run(dry_run=True)
-        ledger = system.ledger(f"{FILL} {run.run_id}")
+    def test_an_engine_that_answered_others_since_is_not_told_as_away(
+        self, system: System, viewer: Visitor, in_airflow: str
+    ) -> None:
+        ledger = system.ledger(f"{FILL} {in_airflow}")
         many_ids(system, 500)
         enable(system, ledger)
         plan(system, ledger)
-        _up_for_retry(run, datetime.now(UTC) - timedelta(minutes=1), AWAY)
+        _up_for_retry(in_airflow, datetime.now(UTC) - timedelta(minutes=1), AWAY)
         away = first_line(viewer)["topic"]
         copy_team(ledger, system.warehouse(), 7)
         answered = first_line(viewer)["topic"]
-        _up_for_retry(run, datetime.now(UTC) + timedelta(seconds=1), AWAY)
+        _up_for_retry(in_airflow, datetime.now(UTC) + timedelta(seconds=1), AWAY)
         away_again = first_line(viewer)["topic"]
 
         assert answered == "Tasks are up for retry"
         assert away == away_again == "An engine does not answer"
 
-    def test_a_retry_whose_cause_airflow_does_not_know_is_told(self, system: System, viewer: Visitor) -> None:
+    def test_a_retry_whose_cause_airflow_does_not_know_is_told(
+        self, system: System, viewer: Visitor, in_airflow: str
+    ) -> None:
         """As after a kill, and always before Airflow 3.3."""
         from pdi2.edge.runs import UNEXPLAINED
 
-        run = system.run(dry_run=True)
-        enable(system, system.ledger(f"{FILL} {run.run_id}"))
-        _up_for_retry(run, datetime.now(UTC))
+        enable(system, system.ledger(f"{FILL} {in_airflow}"))
+        _up_for_retry(in_airflow, datetime.now(UTC))
 
         seen = viewer.get("/status").json()
 
@@ -816,41 +841,28 @@ class TestAirflow:
         assert retrying["causes"] == [{"cause": UNEXPLAINED, "tasks": 1}]
 
     def test_a_team_that_failed_for_good_is_told_in_the_first_line_while_the_run_goes_on(
-        self, system: System, viewer: Visitor
+        self, system: System, viewer: Visitor, in_airflow: str
     ) -> None:
-        from airflow.models.dagrun import DagRun
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-
-        run = system.run(dry_run=True)
-        ledger = system.ledger(f"{FILL} {run.run_id}")
+        ledger = system.ledger(f"{FILL} {in_airflow}")
         enable(system, ledger)
         ledger.plan({7: 10, 8: 10})
         ledger.set_failed([7], "the disk is full")
         topics = []
         for state in ("failed", None):  # None: somebody cleared it
-            with create_session() as session:
-                session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
-                of_run = session.query(TaskInstance).filter_by(run_id=run.run_id, task_id="team.copy")
-                of_run.update({"state": state})
+            set_tasks(in_airflow, "team.copy", state=state)
             topics.append(first_line(viewer)["topic"])
 
         assert topics[0] == "Something failed, the rest goes on"
         assert topics[1] != topics[0]
 
-    def test_tasks_that_failed_before_they_reached_the_ledger_are_named(self, system: System, viewer: Visitor) -> None:
+    def test_tasks_that_failed_before_they_reached_the_ledger_are_named(
+        self, system: System, viewer: Visitor, in_airflow: str
+    ) -> None:
         """They were killed, or had no Postgres. The gate's own failure only counts the teams."""
-        from airflow.models.dagrun import DagRun
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-
-        run = system.run(dry_run=True)
-        ledger = system.ledger(f"{FILL} {run.run_id}")
+        ledger = system.ledger(f"{FILL} {in_airflow}")
         enable(system, ledger)
-        with create_session() as session:
-            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "failed"})
-            of_run = session.query(TaskInstance).filter_by(run_id=run.run_id)
-            of_run.filter(TaskInstance.task_id.in_(["team.copy", "certify"])).update({"state": "failed"})
+        set_run(in_airflow, state="failed")
+        set_tasks(in_airflow, "team.copy", "certify", state="failed")
 
         def failures() -> list[str]:
             return sorted(one["task"] for one in viewer.get("/status").json()["failures"])
@@ -864,23 +876,17 @@ class TestAirflow:
         assert failures() == ["certify", "team.copy"]
 
     @pytest.mark.parametrize("owns", [True, False])
-    def test_a_run_of_which_airflow_begins_no_task_is_told(self, system: System, viewer: Visitor, owns: bool) -> None:
+    def test_a_run_of_which_airflow_begins_no_task_is_told(
+        self, system: System, viewer: Visitor, in_airflow: str, owns: bool
+    ) -> None:
         """The scheduler or the workers are down, or no slot is free. Nobody records that."""
-        from airflow.models.dagrun import DagRun
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-
-        run = system.run(dry_run=True)
         if owns:
-            enable(system, system.ledger(f"{FILL} {run.run_id}"))
+            enable(system, system.ledger(f"{FILL} {in_airflow}"))
         still = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=6)
 
         def told(state: str, since: datetime) -> dict[str, Any]:
-            with create_session() as session:
-                session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
-                of_run = session.query(TaskInstance).filter_by(run_id=run.run_id)
-                of_run.update({"updated_at": since})
-                of_run.filter_by(task_id="team.copy").update({"state": state, "updated_at": since})
+            set_tasks(in_airflow, "team.copy", state=state)
+            set_tasks(in_airflow, updated_at=since)
             return first_line(viewer)
 
         stuck = told("scheduled", still)
@@ -890,59 +896,57 @@ class TestAirflow:
         fine = {told("scheduled", datetime.now(UTC))["topic"], told("running", still)["topic"]}
         assert fine == {"Running" if owns else "A run is checking"}
 
-    def test_a_run_that_waits_for_its_turn_does_not_stand_still(self, system: System, viewer: Visitor) -> None:
+    def test_a_run_that_waits_for_its_turn_does_not_stand_still(
+        self, system: System, viewer: Visitor, in_airflow: str
+    ) -> None:
         from airflow.models.dagrun import DagRun
         from airflow.models.taskinstance import TaskInstance
         from airflow.utils.session import create_session
 
-        run, next_run = system.run(dry_run=True), system.run(dry_run=True)
-        enable(system, system.ledger(f"{FILL} {run.run_id}"))
+        enable(system, system.ledger(f"{FILL} {in_airflow}"))
         with create_session() as session:
-            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
-            session.query(DagRun).filter_by(run_id=next_run.run_id).update(
-                {"state": "queued", "queued_at": datetime.now(UTC)}
-            )
-            of_next = session.query(TaskInstance).filter_by(run_id=next_run.run_id)
-            of_next.update({"updated_at": datetime.now(UTC) - timedelta(minutes=6)})
+            session.add(DagRun(FILL, "the_next", run_type="manual", state="queued"))
+            session.flush()
+            session.add_all(TaskInstance(task, None, run_id="the_next") for task in dags()[FILL].tasks)
+        set_tasks("the_next", updated_at=datetime.now(UTC) - timedelta(minutes=6))
 
         assert first_line(viewer)["topic"] == "Running"
 
     @pytest.mark.parametrize("owns", [True, False])
-    def test_a_dag_that_is_paused_in_airflow_is_told(self, system: System, viewer: Visitor, owns: bool) -> None:
+    def test_a_dag_that_is_paused_in_airflow_is_told(
+        self, system: System, viewer: Visitor, in_airflow: str, owns: bool
+    ) -> None:
         """A run that was triggered by API stays queued then, for ever."""
+        from airflow.dag_processing.bundles.manager import DagBundlesManager
         from airflow.models.dag import DagModel
-        from airflow.models.dagrun import DagRun
         from airflow.utils.session import create_session
 
-        run = system.run(dry_run=True)
+        DagBundlesManager().sync_bundles_to_db()
         if owns:
-            enable(system, system.ledger(f"{FILL} {run.run_id}"))
+            enable(system, system.ledger(f"{FILL} {in_airflow}"))
+        set_run(in_airflow, state="queued")
         topics = []
         for paused in (True, False):
             with create_session() as session:
-                session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "queued"})
-                session.query(DagModel).filter_by(dag_id=FILL).update({"is_paused": paused})
+                session.merge(DagModel(dag_id=FILL, bundle_name="dags-folder", is_paused=paused))
             topics.append(first_line(viewer)["topic"])
 
         assert topics == ["The DAG is paused in Airflow", "Running" if owns else "A run is checking"]
 
     def test_a_missing_pool_is_told_first_where_copies_would_need_it(
-        self, system: System, viewer: Visitor, ledger: Ledger
+        self, system: System, viewer: Visitor, running: str
     ) -> None:
-        from airflow.models.dagrun import DagRun
         from airflow.models.pool import Pool
         from airflow.utils.session import create_session
 
         many_ids(system, 500)
-        run = system.run(dry_run=True)
-        ledger = system.ledger(f"{FILL} {run.run_id}")
+        ledger = system.ledger(f"{FILL} {running}")
         enable(system, ledger)
         ledger.record("dual_writes_proven", links=0, seconds=0)
         plan(system, ledger)
         seen = []
         for there in (True, False):
             with create_session() as session:
-                session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
                 session.query(Pool).filter_by(pool=POOL).delete()
                 if there:
                     session.add(Pool(pool=POOL, slots=2, include_deferred=False))
@@ -956,8 +960,6 @@ class TestAirflow:
     ) -> None:
         """It copies again, so it is told as running, and can be paused."""
         from airflow.models.pool import Pool
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
 
         Pool.create_or_update_pool(POOL, slots=2, description="", include_deferred=False)
         many_ids(system, 500)
@@ -981,25 +983,19 @@ class TestAirflow:
         assert viewer.get("/runs").json()["lines"][0]["outcome"] == "queued"
         assert admin.post("/pause").status_code == 204
         assert viewer.get("/status").json()["verdict"]["topic"] == "Paused"
-        with create_session() as session:
-            of_run = session.query(TaskInstance).filter_by(run_id=run.run_id)
-            of_run.filter(TaskInstance.task_id != "report").update({"state": "failed"})
+        set_tasks(run.run_id, *dags()[FILL].task_dict.keys() - {"report"}, state="failed")
         assert not viewer.get("/status").json()["alive"], "only its report is left"
 
     def test_a_run_that_only_ends_old_writes_is_told_and_can_be_paused(
         self, system: System, viewer: Visitor, admin: Visitor
     ) -> None:
         """It owns nothing of the ledger, and what it does is irreversible."""
-        from airflow.models.dagrun import DagRun
-        from airflow.utils.session import create_session
-
         many_ids(system, 500)
         earlier_run(system, stop_old_writes=False)
         run = system.run(read_cache_seconds=1)
         ended = viewer.get("/status").json()["verdict"]
         outcome = viewer.get("/runs").json()["lines"][0]["outcome"]
-        with create_session() as session:  # as it was before its last task
-            session.query(DagRun).filter_by(run_id=run.run_id).update({"state": "running"})
+        set_run(run.run_id, state="running")  # as it was before its last task
         system.postgres.execute("UPDATE posthog_instancesetting SET raw_value = '\"both\"' WHERE key LIKE '%_WRITES'")
         finished_at = system.value("SELECT finished_at FROM posthog_asyncmigration")
 
@@ -1017,9 +1013,11 @@ class TestAirflow:
         assert ended["topic"] == "Old writes have stopped"
         assert outcome == "old writes stopped"
 
-    def test_a_run_that_airflow_ended_without_a_report_is_not_running(self, system: System, viewer: Visitor) -> None:
-        run = system.run(dry_run=True)
-        enable(system, system.ledger(f"{FILL} {run.run_id}"))
+    def test_a_run_that_airflow_ended_without_a_report_is_not_running(
+        self, system: System, viewer: Visitor, running: str
+    ) -> None:
+        set_run(running, state="success")
+        enable(system, system.ledger(f"{FILL} {running}"))
 
         seen = viewer.get("/status").json()
 
@@ -1051,7 +1049,7 @@ def test_the_audit_log_reads_as_sentences_and_shows_milestones_first(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:
     many_ids(system, 500)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     gate.certify(ledger, system.warehouse(), NO_WAIT)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     certificate.draw_up(ledger, reporting.close_run(ledger, NO_WAIT))

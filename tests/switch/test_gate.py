@@ -41,7 +41,7 @@ from stories import (
     insert_new,
     insert_truth,
     merge,
-    migrate,
+    migrate_together,
     plan,
     stop_old_writes,
     two_ids_each,
@@ -86,7 +86,7 @@ def unchanged(system: System, error: type[MigrationError], work: Callable[[], ob
 
 
 def test_verified_teams_are_certified_and_switched(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     certificate = judge(system, ledger)
     assert (certificate["teams"], certificate["rows_source"], certificate["rows_copied"]) == (3, 6, 6)
     assert system.switches() == {"reads": "old", "writes": "both"}
@@ -152,7 +152,7 @@ def test_a_long_list_is_cut_short_and_counted(system: System, ledger: Ledger) ->
 
 @pytest.mark.parametrize("where", ["Postgres", Table.OLD, Table.NEW])
 def test_a_team_that_appears_after_the_plan_is_not_forgotten(system: System, ledger: Ledger, where: str) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     judge(system, ledger)
     if where == "Postgres":
         insert_truth(system, ALICE, 0, "id", 100)
@@ -191,7 +191,7 @@ def test_a_team_that_vanishes_after_the_plan_keeps_no_gate_shut(system: System, 
 
 
 def test_a_run_without_a_plan_certifies_nothing(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     again = system.ledger("the next run")
     enable(system, again)
     unchanged(system, GateError, lambda: judge(system, again), "made no plan.*first task that failed")
@@ -220,7 +220,7 @@ def test_a_trial_whose_switch_is_started_by_hand_switches_nothing(system: System
 
 @pytest.mark.parametrize("settings", [TRIAL, Settings(dry_run=True)], ids=["trial", "dry run"])
 def test_no_trial_ends_old_writes(system: System, ledger: Ledger, settings: Settings) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch(system, ledger)
     unchanged(system, GateError, lambda: old_writes_end(ledger, settings), "which switches nothing")
     assert check(ledger, system.warehouse(), settings, []).verdict is Verdict.NOTHING
@@ -233,7 +233,7 @@ def test_a_dry_run_whose_dual_write_is_started_by_hand_writes_nothing(system: Sy
 
 @pytest.mark.parametrize("status", [0, 1, 3, 4, 6])
 def test_a_row_that_somebody_else_changed_stops_the_switch(system: System, ledger: Ledger, status: int) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     judge(system, ledger)
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = %s", [status])
     told = "was STARTING when this run last saw it and is now .*Nothing was switched.*trigger a new run"
@@ -244,7 +244,7 @@ def test_a_row_that_somebody_else_changed_stops_the_switch(system: System, ledge
 @pytest.mark.parametrize("last", ["nothing", "an earlier run's proof", "missed", "turned on anew"])
 def test_the_gate_asks_the_ledger_for_the_proof_of_the_dual_write(system: System, ledger: Ledger, last: str) -> None:
     """Somebody marked prove_dual_writes as a success in Airflow."""
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     if last == "an earlier run's proof":
         ledger = system.ledger("the next run")
         enable(system, ledger)
@@ -265,7 +265,7 @@ def test_the_gate_asks_the_ledger_for_the_proof_of_the_dual_write(system: System
 @pytest.mark.parametrize("how", ["set back", "upgraded"])
 def test_reads_stay_where_the_new_table_is_no_longer_written(system: System, ledger: Ledger, how: str) -> None:
     """Verify and the recheck mend what the new table misses, so no team is red by it."""
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     if how == "set back":
         set_switch(system.postgres, WRITES, "old")
     else:
@@ -285,7 +285,7 @@ def test_reads_stay_where_the_new_table_is_no_longer_written(system: System, led
 def test_reads_stay_where_the_new_table_stops_being_written_during_the_recheck(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
 
     def set_back(*_: object) -> dict[str, Any]:
         set_switch(system.postgres, WRITES, "old")
@@ -298,20 +298,20 @@ def test_reads_stay_where_the_new_table_stops_being_written_during_the_recheck(
 
 
 def test_a_row_that_is_gone_stops_the_switch(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     system.postgres.execute("DELETE FROM posthog_asyncmigration")
     unchanged(system, ChangedElsewhereError, lambda: switch(system, ledger), "now gone")
 
 
 def test_a_row_that_somebody_else_completed_is_not_taken_for_our_switch(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2")
     unchanged(system, ChangedElsewhereError, lambda: switch(system, ledger), "completed by somebody else")
 
 
 def test_old_writes_do_not_end_by_a_switch_that_somebody_else_made(system: System, ledger: Ledger) -> None:
     """Somebody may mark the red switch_reads as done, because the row is complete."""
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, finished_at = now()")
     unchanged(
         system, GateError, lambda: old_writes_end(ledger, NO_WAIT), "completed by somebody else.*old writes go on"
@@ -349,7 +349,7 @@ def test_a_mutation_that_began_after_preflight_is_waited_for_and_what_it_removed
 
 @pytest.mark.skipif(bool(ENGINE), reason="there no mutation outlives its statement")
 def test_a_mutation_that_fails_keeps_the_gate_shut(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     alter = "ALTER TABLE person_distinct_id2 UPDATE _offset = throwIf(1, 'no such luck') WHERE 1"
     with pytest.raises(Exception, match="no such luck"):
         system.clickhouse.command(alter, settings={"mutations_sync": 2})
@@ -362,7 +362,7 @@ def test_a_mutation_that_fails_keeps_the_gate_shut(system: System, ledger: Ledge
 
 
 def test_a_switch_that_fails_in_the_middle_switches_nothing(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     when_recorded(system, "event", "NEW.what = 'reads_switched'", "RAISE 'the disk is full'")
     before = dump(system)
     with pytest.raises(Exception, match="the disk is full"):
@@ -371,7 +371,7 @@ def test_a_switch_that_fails_in_the_middle_switches_nothing(system: System, ledg
 
 
 def test_the_switch_happens_once(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch(system, ledger)
     once = dump(system)
     switch(system, ledger)
@@ -379,7 +379,7 @@ def test_the_switch_happens_once(system: System, ledger: Ledger) -> None:
 
 
 def test_old_writes_go_on_until_no_reader_can_need_them(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     not_yet = "Reads are not, or no longer, on the new table.*old writes go on"
     unchanged(system, GateError, lambda: old_writes_end(ledger, NO_WAIT), not_yet)
     before = datetime.now(UTC)
@@ -393,7 +393,7 @@ def test_old_writes_go_on_until_no_reader_can_need_them(system: System, ledger: 
 
 def test_the_time_of_old_writes_counts_from_the_commit_of_the_switch(system: System, ledger: Ledger) -> None:
     """Its transaction may wait for a lock, or its commit for a standby; readers see the old table until then."""
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     system.postgres.execute(
         """
         CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NULL; END $$;
@@ -413,11 +413,11 @@ def test_the_time_of_old_writes_counts_from_the_commit_of_the_switch(system: Sys
 
 def test_old_writes_end_by_no_run_that_another_one_followed(system: System, ledger: Ledger) -> None:
     """It switched and was rolled back; then a run with stop_old_writes off switched; then its task is cleared."""
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch(system, ledger)
     roll_back(system.ledger("the rollback"))
     later = system.ledger("a later run")
-    migrate(system, later)
+    migrate_together(system, later)
     switch(system, later)
 
     unchanged(system, GateError, lambda: old_writes_end(ledger, NO_WAIT), "A later run has taken the migration over")
@@ -430,7 +430,7 @@ def test_old_writes_end_by_no_run_that_another_one_followed(system: System, ledg
 
 def test_where_the_commit_was_not_recorded_the_time_counts_anew(system: System, ledger: Ledger) -> None:
     """The worker died right after the commit, or an earlier release made the switch."""
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch(system, ledger)
     forget = "DELETE FROM pdi2_migration.event WHERE what = 'switch_committed'"
     system.postgres.execute(forget)
@@ -443,7 +443,7 @@ def test_where_the_commit_was_not_recorded_the_time_counts_anew(system: System, 
 
 
 def test_old_writes_stop_only_once_reads_are_switched(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     unchanged(system, ChangedElsewhereError, lambda: stop_old_writes(system, ledger), "is now STARTING")
 
 
@@ -451,14 +451,14 @@ def test_a_rollback_before_the_switch_has_nothing_to_do(system: System, ledger: 
     before = dump(system)
     assert "old table already" in roll_back(ledger)
     assert dump(system) == before
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     before = dump(system)
     assert "old table already" in roll_back(system.ledger("the rollback"))
     assert dump(system) == before
 
 
 def test_a_rollback_returns_reads_while_both_tables_are_written(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch(system, ledger)
     writer = system.writer()
     moved = writer.create(TEAM, "after the switch")
@@ -484,7 +484,7 @@ def test_a_rollback_returns_reads_while_both_tables_are_written(system: System, 
 
 def test_a_rollback_waits_for_no_session_of_a_host_that_died(system: System, ledger: Ledger) -> None:
     """And what its task still does, if it is alive after all, changes nothing that anybody reads."""
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch(system, ledger)
     hold(ledger)
 
@@ -505,7 +505,7 @@ def test_a_rollback_waits_for_no_session_of_a_host_that_died(system: System, led
 def test_a_rollback_that_would_lose_writes_is_refused(system: System, ledger: Ledger, older: bool) -> None:
     if older:
         system.postgres.execute("DROP TABLE posthog_instancesetting")
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch(system, ledger)
     if not older:
         stop_old_writes(system, ledger)
@@ -515,7 +515,7 @@ def test_a_rollback_that_would_lose_writes_is_refused(system: System, ledger: Le
 
 
 def test_a_rollback_that_meets_the_end_of_old_writes_loses_none(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch(system, ledger)
 
     class Slow(Ledger):
@@ -530,7 +530,7 @@ def test_a_rollback_that_meets_the_end_of_old_writes_loses_none(system: System, 
 
 @pytest.mark.parametrize("status", [1, 2])
 def test_a_dual_write_that_is_enabled_by_hand_undoes_no_switch(system: System, ledger: Ledger, status: int) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch(system, ledger)
     stop_old_writes(system, ledger)
     system.postgres.execute("UPDATE posthog_asyncmigration SET status = %s", [status])
@@ -538,7 +538,7 @@ def test_a_dual_write_that_is_enabled_by_hand_undoes_no_switch(system: System, l
 
 
 def test_migrating_again_after_a_rollback_verifies_every_team_again(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch(system, ledger)
     roll_back(system.ledger("the rollback"))
     slices = system.value("SELECT count(*) FROM pdi2_migration.slice")
@@ -591,7 +591,7 @@ def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: Sys
 def test_a_failure_of_a_team_that_a_later_try_got_through_is_not_told_to_administrators(
     system: System, ledger: Ledger
 ) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     ledger.record("task_failed", task="team.copy", error="a retry helped")
 
     assert close_run(ledger, NO_WAIT)["outcome"] == "failed"
@@ -618,7 +618,7 @@ def test_a_run_whose_failed_tasks_are_cleared_after_its_report_goes_on_to_the_sw
 
 
 def test_a_rejected_run_whose_approval_is_given_after_all_switches(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     ledger.record("switch_rejected", by="ann")
     assert close_run(ledger, NO_WAIT)["outcome"] == "rejected"
     assert system.status() == 3
@@ -672,7 +672,7 @@ def test_a_trial_that_passed_is_no_failure(system: System, ledger: Ledger) -> No
 
 def test_a_team_of_postgres_without_ids_needs_nothing(system: System, ledger: Ledger) -> None:
     add_teams(system, 100)
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     assert judge(system, ledger)["teams"] == 3
 
 
@@ -680,7 +680,7 @@ APPROVED = Settings(settle_seconds=0, read_cache_seconds=0, require_approval=Tru
 
 
 def test_the_gate_asks_the_ledger_for_the_approval(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger, APPROVED)
+    migrate_together(system, ledger, APPROVED)
 
     def refused() -> None:
         unchanged(system, GateError, lambda: switch(system, ledger, APPROVED), "This run requires an approval")
@@ -702,7 +702,7 @@ def test_the_gate_asks_the_ledger_for_the_approval(system: System, ledger: Ledge
 
 
 def test_a_later_run_does_not_switch_by_the_approval_of_an_earlier_one(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger, APPROVED)
+    migrate_together(system, ledger, APPROVED)
     judge(system, ledger, APPROVED)
     ledger.record("switch_approved", by="ann")
     again = system.ledger("the next run")
@@ -713,7 +713,7 @@ def test_a_later_run_does_not_switch_by_the_approval_of_an_earlier_one(system: S
 
 
 def test_a_pause_holds_the_switch_and_the_end_of_old_writes_but_no_rollback(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     ledger.record("paused")
     with pytest.raises(WaitError, match="The switch of reads waits: a test paused"):
         switch(system, ledger)
@@ -737,7 +737,7 @@ def test_the_way_back_is_told_before_and_after_the_switch(system: System, ledger
     assert "for 900 s" in told(True, 900)[2]
     assert told(True, 0)[:2] == (False, False)
     assert "as long as both tables are written" in told(False, 900)[2]
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     judge(system, ledger)
     assert told(NO_WAIT.stop_old_writes, NO_WAIT.read_cache_seconds)[2] in for_approval(ledger)
     switch(system, ledger)
@@ -752,7 +752,7 @@ def test_the_way_back_is_told_before_and_after_the_switch(system: System, ledger
 def test_without_instance_settings_the_switch_itself_ends_the_way_back(system: System, ledger: Ledger) -> None:
     """As in PostHog 1.32 and 1.33: a new process that sees the row complete writes only the new table."""
     system.postgres.execute("DROP TABLE posthog_instancesetting")
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     judge(system, ledger)
     for stop in (True, False):
         back = way_back(Switches(system.postgres), stop, 900)

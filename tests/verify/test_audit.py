@@ -22,7 +22,7 @@ from stories import (
     enable,
     insert_new,
     insert_truth,
-    migrate,
+    migrate_together,
     plan,
     stop_merges,
     stop_old_writes,
@@ -46,7 +46,7 @@ def ledger(system: System) -> Ledger:
 
 @pytest.fixture
 def switched(system: System, ledger: Ledger) -> Ledger:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     switch_reads(ledger, system.warehouse(), NO_WAIT)
     return ledger
 
@@ -272,7 +272,7 @@ def test_a_rollback_during_an_audit_ends_its_repairs(system: System, switched: L
 
 
 def test_an_audit_does_not_hold_up_a_migration(system: System, ledger: Ledger) -> None:
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     at_work = system.ledger("the audit")
     auditing.plan(at_work, system.warehouse(), LOOK, most_batches=2)
     again = system.ledger("the next run")
@@ -294,7 +294,7 @@ def test_an_audit_repairs_nothing_unless_it_is_asked_to() -> None:
 
 def test_what_an_audit_finds_before_the_switch_is_repaired_by_it(system: System, ledger: Ledger) -> None:
     """A consumer lost a row that had arrived: nothing has changed in Postgres, and nothing new is in the table."""
-    migrate(system, ledger)
+    migrate_together(system, ledger)
     system.clickhouse.command("DELETE FROM person_distinct_id2 WHERE distinct_id = 'other'")
     with pytest.raises(DriftError, match="2 ids drifted"):
         audit(system)
