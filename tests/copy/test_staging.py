@@ -96,12 +96,12 @@ def killed() -> None:
 
 
 def test_tables_of_killed_copies_are_found_and_dropped(system: System) -> None:
-    for name in ("staging_7", "staging_minus_1_rows", "staged_by_somebody_else"):
+    for name in ("staging_7", "staging_minus_1_rows", "staging_of_somebody_else"):
         system.clickhouse.command(f"CREATE TABLE person_distinct_id2_{name} AS person_distinct_id2")
 
     staging.forget_all(system.warehouse())
 
-    kept = [Table.OLD, Table.NEW, f"{Table.NEW}_staged_by_somebody_else"]
+    kept = [Table.OLD, Table.NEW, f"{Table.NEW}_staging_of_somebody_else"]
     assert [row[0] for row in answer(system, TABLES)] == kept
 
 

@@ -274,3 +274,20 @@ def test_every_team_is_in_one_batch(teams: int, most_batches: int) -> None:
     assert len(batches) >= min(most_batches, large), "what is not small shares a task only where it must"
     if teams <= most_batches:
         assert [batch.team_ids for batch in batches] == [[team_id] for team_id in rows]
+
+
+def test_teams_may_be_partitions(system: System) -> None:
+    """ClickHouse lets an insert write 100 of them by default (max_partitions_per_insert_block)."""
+    team_ids = list(range(1, 121))
+    insert_old(system, [event("+A1", team_id=team_id) for team_id in team_ids])
+    for team_id in team_ids:
+        insert_truth(system, BOB, 1, "id", team_id)
+    [[created]] = system.clickhouse.query("SHOW CREATE TABLE person_distinct_id2").result_rows
+    system.clickhouse.command("DROP TABLE person_distinct_id2 SYNC")
+    system.clickhouse.command(created.replace("ORDER BY", "PARTITION BY team_id ORDER BY"))
+    ledger = system.ledger()
+    enable(system, ledger)
+    plan(system, ledger)
+    copy_together(ledger, system.warehouse(), team_ids)
+    assert verify_together(ledger, system.warehouse(), team_ids, NO_WAIT) == []
+    assert system.disagreements() == {}

@@ -139,3 +139,13 @@ def test_an_unfinished_mutation_is_waited_for_and_a_failed_one_is_told(system: S
     ):
         check(system.ledger(), system.warehouse(), Settings(), [])
     system.clickhouse.command(f"KILL MUTATION WHERE database = '{system.database}'")
+
+
+def test_views_that_would_get_a_part_of_what_is_copied_are_told(system: System) -> None:
+    assert "Materialized views" not in check(system.ledger(), system.warehouse(), Settings(), []).message
+    system.clickhouse.command(
+        "CREATE MATERIALIZED VIEW ids_per_team ENGINE = SummingMergeTree ORDER BY team_id "
+        "AS SELECT team_id, count() AS ids FROM person_distinct_id2 GROUP BY team_id"
+    )
+    told = f"Materialized views read person_distinct_id2: {system.database}.ids_per_team."
+    assert told in check(system.ledger(), system.warehouse(), Settings(), []).message

@@ -9,7 +9,7 @@ import pytest
 from conftest import ENGINE, System
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, WaitError, reaction
-from pdi2.core.plan.preflight import Verdict, check
+from pdi2.core.plan.preflight import PreflightError, Verdict, check
 from pdi2.core.report.certificate import for_approval
 from pdi2.core.report.reporting import close_run
 from pdi2.core.report.way_back import way_back
@@ -38,7 +38,9 @@ from stories import (
     dump,
     enable,
     end_session,
+    event,
     insert_new,
+    insert_old,
     insert_truth,
     merge,
     migrate_together,
@@ -49,7 +51,7 @@ from stories import (
 )
 
 from demo.schema import Table
-from demo.switches import WRITES, set_switch
+from demo.switches import READS, WRITES, set_switch
 
 TEAMS = (TEAM, TEAM + 1, TEAM + 2)
 TRIAL = Settings(team_ids=(TEAM,), settle_seconds=0, read_cache_seconds=0)
@@ -359,6 +361,65 @@ def test_a_mutation_that_fails_keeps_the_gate_shut(system: System, ledger: Ledge
     assert system.switches()["reads"] == "old"
     system.clickhouse.command(f"KILL MUTATION WHERE database = '{system.database}'")
     switch(system, ledger)
+
+
+def missed_link(system: System, distinct_id: str) -> None:
+    """What reaches Postgres and the old table while the consumer of the new one stands still."""
+    now = system.clickhouse.command("SELECT toUnixTimestamp(now())")
+    insert_old(system, [{**event("+A1", distinct_id), "_timestamp": now}])
+    insert_truth(system, ALICE, 0, distinct_id)
+
+
+def test_a_dual_write_that_broke_since_its_proof_puts_the_switch_off(system: System, ledger: Ledger) -> None:
+    """And the end of old writes. Both go on by themselves once what was missed is there."""
+    migrate_together(system, ledger)
+    system.postgres.execute(
+        "UPDATE pdi2_migration.event SET detail = jsonb_set(detail, '{enabled_at}', '1') "
+        "WHERE what = 'dual_writes_enabled'"
+    )
+    for number in range(2):
+        missed_link(system, f"new {number}")
+        told = f'1 link of the last 3600 s reached .*"new {number}".*Reads stay on the old table'
+        with pytest.raises(WaitError, match=told):
+            switch(system, ledger)
+        assert system.switches()["reads"] == "old"
+        assert system.disagreements() == {}
+    switch(system, ledger)
+
+    missed_link(system, "newer")
+    with pytest.raises(WaitError, match='"newer".*old writes go on, and a rollback stays possible'):
+        stop_old_writes(system, ledger)
+    assert system.switches() == {"reads": "new", "writes": "both"}
+    insert_new(system, ALICE, 0, "newer")
+    stop_old_writes(system, ledger)
+    assert system.switches() == {"reads": "new", "writes": "new"}
+
+
+@pytest.mark.parametrize("setting", [WRITES, READS])
+def test_the_way_back_is_not_closed_where_somebody_set_a_switch_back(
+    system: System, ledger: Ledger, setting: str
+) -> None:
+    migrate_together(system, ledger)
+    switch(system, ledger)
+    set_switch(system.postgres, setting, "old")
+    told = "somebody set one of them back by hand"
+    unchanged(system, GateError, lambda: stop_old_writes(system, ledger), f"{told}.*Old writes were not ended")
+    with pytest.raises(PreflightError, match=told):
+        check(system.ledger("the next run"), system.warehouse(), NO_WAIT, [])
+
+
+def test_the_way_back_is_not_closed_while_the_new_table_answers_wrongly(system: System, ledger: Ledger) -> None:
+    migrate_together(system, ledger)
+    switch(system, ledger)
+    system.postgres.execute(
+        "INSERT INTO pdi2_migration.finding (team_id, distinct_id, kind, repaired) VALUES (%s, 'id', 'missing', false)",
+        [TEAM],
+    )
+    with pytest.raises(WaitError, match="answers wrongly \\(team 7\\), so old writes go on"):
+        stop_old_writes(system, ledger)
+    ledger.settle_findings(None)
+    stop_old_writes(system, ledger)
+    assert system.switches()["writes"] == "new"
 
 
 def test_a_switch_that_fails_in_the_middle_switches_nothing(system: System, ledger: Ledger) -> None:

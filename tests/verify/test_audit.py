@@ -151,6 +151,13 @@ def test_a_repair_that_is_asked_for_is_done_and_told(system: System, switched: L
     assert (found.drift, found.findings) == (0, {}), "each audit for itself"
 
 
+def test_deletions_that_posthog_told_nobody_blame_no_consumer(system: System, switched: Ledger) -> None:
+    """PostHog 1.33's Person.delete tells ClickHouse of no distinct_id."""
+    system.postgres.execute("DELETE FROM posthog_persondistinctid WHERE distinct_id = 'other'")
+    with pytest.raises(DriftError, match="to 1.33 tells ClickHouse nothing.*the repair is all.*other releases: find"):
+        audit(system)
+
+
 def test_drift_of_an_earlier_audit_is_not_told_again(system: System, switched: Ledger) -> None:
     writer = system.writer()
     carol = writer.create(TEAM, "carol's")

@@ -246,7 +246,13 @@ def test_a_change_on_its_way_is_no_finding(system: System, ledger: Ledger, monke
 
 
 @pytest.mark.parametrize(
-    "mark", ["NULL", "jsonb_set(mark, '{xid}', '999999999999')", "jsonb_set(mark, '{xid}', '-9999999999')"]
+    "mark",
+    [
+        "NULL",
+        "jsonb_set(mark, '{xid}', '999999999999')",
+        "jsonb_set(mark, '{xid}', '-9999999999')",
+        "jsonb_set(mark, '{server}', '\"another\"')",
+    ],
 )
 def test_where_the_mark_tells_nothing_the_team_is_compared_as_a_whole(
     system: System, ledger: Ledger, mark: str

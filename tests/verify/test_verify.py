@@ -18,11 +18,12 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import Teams
 from pdi2.core.verify.digesting import digests, old_differs, suspects
-from pdi2.core.verify.verifying import verify_team
+from pdi2.core.verify.verifying import compare, verify_team
 from stories import (
     ALICE,
     BOB,
     CAROL,
+    MEGABYTE,
     NO_WAIT,
     PERSONS,
     TEAM,
@@ -531,6 +532,45 @@ def test_a_comparison_needs_little_memory_whatever_the_parts(
     assert sum(bucket.contradictory for bucket in found.seen.values()) == 1
     assert sum(map(len, suspects(system.postgres, small, team, found))) == parts * rows
     assert old_differs(small, team)[TEAM] == pytest.approx(parts * rows, rel=0.03)  # an estimate
+
+
+def test_a_gap_in_the_new_table_is_listed_in_portions(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranges are cut by the new table's rows, and all that a gap lacks falls into one of them."""
+    monkeypatch.setattr("pdi2.core.verify.digesting.LISTED_AT_ONCE", 50)
+    insert_truth(system, ALICE, 0, "000")
+    system.postgres.execute(
+        "INSERT INTO posthog_persondistinctid (team_id, distinct_id, person_id, version) "
+        "SELECT team_id, lpad(n::text, 3, '0'), person_id, 0 "
+        "FROM posthog_persondistinctid, generate_series(1, 499) AS n"
+    )
+    insert_new(system, ALICE, 0, *(f"{number:03}" for number in range(0, 500, 100)), "049x", "260x", "999")
+    found = list(suspects(system.postgres, system.warehouse(), Teams((TEAM,), 8)))
+    assert max(map(len, found)) <= 60
+    wrong = [f"{number:03}" for number in range(500) if number % 100] + ["049x", "260x", "999"]
+    assert sorted(key for keys in found for key in keys) == sorted((TEAM, one.encode()) for one in wrong)
+    assert sum(map(len, found)) == len(wrong), "none is listed twice"
+
+
+def test_the_old_readers_errors_are_not_counted_where_memory_does_not_suffice(
+    system: System, ledger: Ledger, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Short(Warehouse):
+        """A deleted project, say, with far more rows in the old table than in the new one."""
+
+        def rows(self, name: str, *rest: Any) -> Any:
+            settings = {"max_memory_usage": 100_000} if name == "old_differs" else {}
+            return super().rows(name, rest[0] if rest else None, settings)
+
+    insert_old(system, [event("+A1")])
+    insert_truth(system, ALICE)
+    insert_new(system, ALICE, 0)
+    warehouse = Short(system.client, "a test", 200 * MEGABYTE)
+    system.opened.append(warehouse)
+    compared = compare(ledger, warehouse, Teams((TEAM,), 1), NO_WAIT)
+    assert (compared.found, compared.old_differs) == ({}, None)
+    assert "was not counted: ClickHouse error 241" in caplog.text
 
 
 def test_a_comparison_that_takes_long_says_how_far_it_is(
