@@ -200,8 +200,8 @@ def test_a_standby_is_one_line_of_preflight(
 def test_no_task_works_by_what_a_standby_says(system: System, monkeypatch: pytest.MonkeyPatch, opened: Any) -> None:
     """A failover in the middle of a run makes the primary a standby, and what lags behind there would be repaired."""
     run = SimpleNamespace(dag_id=AUDIT, run_id="a run", conf={})
-    for module in (connections, audit):
-        monkeypatch.setattr(module, "get_current_context", lambda: {"dag_run": run, "params": {}})
+    context = {"dag_run": run, "params": {}, "task": SimpleNamespace()}
+    monkeypatch.setattr(connections, "get_current_context", lambda: context)
     enable(system, system.ledger(f"{AUDIT} a run"))
     with opened("verify"):
         system.postgres.execute(f"ALTER DATABASE {system.database} SET default_transaction_read_only = on")
