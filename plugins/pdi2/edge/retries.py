@@ -30,8 +30,8 @@ EXHAUSTED = (
 def hopeless(error: BaseException) -> str | None:
     """Why a retry cannot help, and what to do next; None if it may help.
 
-    It may after Airflow's own failures: it says that a connection does not exist whenever the secrets backend or the
-    API server did not answer, and a task that took too long goes on from its checkpoint.
+    A retry may help after Airflow's own failures, because Airflow says that a connection does not exist whenever the
+    secrets backend or the API server did not answer. A task that took too long goes on from its checkpoint.
     """
     if isinstance(error, OF_AIRFLOW) or not isinstance(error, Exception) or uncut(error) is Reaction.RETRY:
         return None
@@ -45,7 +45,7 @@ if RetryPolicy is not None:
     from airflow.sdk.definitions.retry_policy import RetryDecision
 
     class RetryWhatHelps(RetryPolicy):
-        """Retries after a growing, jittered delay if a cluster was busy or a connection was lost; otherwise never."""
+        """Retries what may pass: after a growing, jittered delay, or after ten minutes where it passes slowly."""
 
         def evaluate(
             self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
@@ -57,7 +57,7 @@ if RetryPolicy is not None:
             delay = LONGEST_DELAY if waits(exception) else min(FIRST_DELAY * 2 ** (try_number - 1), LONGEST_DELAY)
             delay *= random.uniform(0.75, 1.25)  # noqa: S311
             return RetryDecision.retry(
-                delay, f"Try {try_number} met a passing failure, and Airflow tries again: {describe(exception)}"
+                delay, f"Try {try_number} met a failure that may pass, and Airflow tries again: {describe(exception)}"
             )
 
     def last_words(context: Context) -> None:
@@ -130,5 +130,5 @@ def raise_together(failures: list[Exception]) -> None:
     if len(failures) == 1:
         raise failures[0]
     if failures:
-        kind = BusyError if any(uncut(one) is Reaction.RETRY for one in failures) else MigrationError
+        kind = BusyError if any(hopeless(one) is None for one in failures) else MigrationError
         raise kind("\n".join(describe(one) for one in failures))

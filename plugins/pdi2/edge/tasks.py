@@ -152,7 +152,7 @@ def verify(batch: dict[str, Any]) -> dict[str, Any]:
     with open_ledger() as ledger:
         copied = ledger.ended(batch["team_ids"])
     if not copied:
-        raise AirflowSkipException("No team of this batch is left to verify; the copy task says why.")
+        raise AirflowSkipException("No team of this batch has been copied, see the copy task.")
     _each_team(
         {**batch, "team_ids": [team_id for team_id in batch["team_ids"] if team_id in copied]},
         "verify",

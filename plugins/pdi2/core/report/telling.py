@@ -156,6 +156,7 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "switch_put_off": lambda detail: (
         f"The switch was put off: {detail['reason']}" if detail["reason"] else "The switch is put off no longer."
     ),
+    "links_missed": lambda detail: f"{detail['found']}: the dual write does not work any more.",
     "old_writes_put_off": lambda detail: detail["reason"] or "The end of old writes is put off no longer.",
     "mutation_seen": lambda detail: f"Somebody changed person_distinct_id2 by a mutation: {detail['command']}.",
     "reads_switched": _switched,

@@ -1,7 +1,8 @@
-"""Who may work: one run owns the migration, and one process works on a team. Both by advisory locks of Postgres.
+"""Who may work: one run owns the migration, and one process works on a team.
 
-Each task holds the migration's lock, shared, while it runs, and a run that claims the migration must find it free. So
-two runs never work at once, and a process that was killed leaves nothing to clean up.
+The newest row of `run` names the owner, and advisory locks of Postgres show who is running. Each task holds the
+migration's lock, shared, while it runs, and a run that claims the migration must find it free. So two runs never work
+at once, and a process that was killed leaves nothing to clean up.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ from pdi2.core.state.settings import Settings
 
 AT_WORK = (
     "Another run of this migration is running at this moment (it holds the advisory lock). Nothing was changed. "
-    "Wait until it has ended, then trigger this run again."
+    "Airflow tries again; where it has given up, wait until the other run has ended, and trigger this one again."
 )
 
 
@@ -44,7 +45,7 @@ def settings_of_run(ledger: Ledger) -> Settings | None:
 def claim(ledger: Ledger, settings: Mapping[str, Any], alone: bool = True) -> None:
     """Makes this run the owner, within the caller's transaction. Raises BusyError if another run is running.
 
-    Unless `alone`, it goes on then: only where nothing that a task of the other run still does can matter.
+    With `alone=False` it goes on regardless. Use that only where the other run's tasks can do no harm.
 
     If the previous owner is between two tasks, its next task sees that it lost the migration, and stops.
     """

@@ -90,8 +90,8 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "maximum": 64 * 1024 * MEBIBYTE,
         "section": FOLDED,
         "title": "Memory limit per ClickHouse statement (bytes)",
-        "description": "No statement of the migration uses more, and slices are sized by it. 200000000 is 200 MB; "
-        "from 50 MiB to 64 GiB. How many copies run at once is the number of slots of the pool pdi2_copies.",
+        "description": "The limit of each statement that reads or writes rows. Slices are sized by it. 200000000 is "
+        "200 MB; from 50 MiB to 64 GiB. How many copies run at once is the number of slots of the pool pdi2_copies.",
     },
     "read_cache_seconds": {
         "default": 900,

@@ -15,11 +15,13 @@ from pdi2.core.state.words import counted, quoted
 from pdi2.core.verify.comparing import text_of, truths
 
 ENABLED = "dual_writes_enabled"
+MISSED = "links_missed"
 EXAMPLES = 5
 MOST_KNOWN = 10_000
 WATCHED_AGAIN_SECONDS = 3_600
 MOST_LINKS = 100_000
-"""Before the switch, links of the last WATCHED_AGAIN_SECONDS are looked at, or of less if there are more than this."""
+"""Before the switch, links of the last WATCHED_AGAIN_SECONDS are looked at; if there are more than MOST_LINKS, only the
+newest of them."""
 FUTURE_SECONDS = 7 * 86_400
 """A link stamped at most this far in the future may still come into a window of this migration."""
 
@@ -40,7 +42,7 @@ class Miss(NamedTuple):
 
 
 class DualWriteError(MigrationError):
-    """A writer ignores the switch: it writes only the old table."""
+    """The dual write cannot be enabled, or not be proven."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
                 "else's run. Nothing was changed. Trigger a new run: its preflight says what is left to do."
             )
         if not switches.left_by_us(row) or not switches.both_are_written():
-            # After a rollback or PostHog's own runner, whose rows (version 0, of 1970) no recheck would look at.
+            # As after a rollback or a run of PostHog's own runner, whose rows of 1970 no recheck would look at.
             ledger.verify_all_again()
         switches.set_writes("both")
         switches.change(Status(row.status), Status.STARTING)
@@ -100,8 +102,8 @@ def _baseline(warehouse: Warehouse) -> dict[str, Any]:
 def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observation:
     """Looks at a window of `settle_seconds` (0: of the default's length) that ended one in-flight allowance ago.
 
-    Raises DualWriteError with counts and examples if a miss is still in the window after
-    `settings.proof_limit_seconds`.
+    Raises DualWriteError with counts and examples if, after `settings.proof_limit_seconds`, a miss is still in the
+    window, or Postgres's new ids have still not reached the old table.
     """
     enabled = ledger.latest(ENABLED)
     started = ledger.latest_of_run("run_started")
@@ -124,7 +126,7 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     if not links and _newest_is_late(ledger, warehouse, started):
         return _late(ledger, settings, now, started["at"])
     if links:
-        message = f"Proven: {counted(links, 'link')} written in the last {end - start} s, each of them in both tables."
+        message = f"Proven: {counted(links, 'link')} written in the last {end - start} s, and the new table lacks none."
     else:
         message = (
             f"Nothing was written in the last {max(0, end - start)} s, so nothing was proven. Going on, because an "
@@ -135,24 +137,29 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
 
 
 def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | None:
-    """What shows that the dual write has broken since its proof: links of the last hour that the new table lacks.
+    """Why nothing should be switched now: links of the last hour or less that the new table lacks.
 
-    None if there are none. What the recheck or an audit repairs is no miss any more.
+    None if it lacks none, and if a link has reached both tables since one was missed: what a recheck or an audit
+    repairs is no miss any more, but says nothing about the consumer.
     """
     enabled = ledger.latest(ENABLED) or {"enabled_at": 0, "known": []}
     end = int(warehouse.rows("now")[0][0] - settings.in_flight)
     start = max(enabled["enabled_at"], end - WATCHED_AGAIN_SECONDS)
     while start < end and _links(warehouse, start, end) > MOST_LINKS:
         start = (start + end + 1) // 2
-    if start >= end:
-        return None
-    misses = _evidence(ledger, _misses(warehouse, start, end, list(map(int, enabled["known"]))))
-    if not misses:
-        return None
-    return (
-        f"{counted(misses[0].total, 'link')} of the last {end - start} s reached person_distinct_id and not "
-        f"person_distinct_id2: {_listed(misses)}. Readers of the new table would miss what comes next."
-    )
+    before = ledger.latest_of_run(MISSED)
+    misses = _evidence(ledger, _misses(warehouse, start, end, list(map(int, enabled["known"])))) if start < end else []
+    if misses:
+        found = f"{counted(misses[0].total, 'link')} reached person_distinct_id and not person_distinct_id2"
+        if before is None or before["at"] < misses[0].written_at:
+            ledger.record(MISSED, at=misses[0].written_at, found=found)
+        return f"{found}: {_listed(misses)}. Readers of the new table would miss what comes next."
+    if before and not _links(warehouse, before["at"], max(end, before["at"])):
+        return (
+            f"{before['found']}, the last of them at {datetime.fromtimestamp(before['at'], UTC)}. No link has come "
+            "since, so nothing shows that both tables are written again."
+        )
+    return None
 
 
 def _links(warehouse: Warehouse, start: int, end: int) -> int:
@@ -175,7 +182,7 @@ def _newest_is_late(ledger: Ledger, warehouse: Warehouse, started: dict[str, Any
 
 
 def _late(ledger: Ledger, settings: Settings, now: int, started_at: int) -> Observation:
-    """An idle system proves nothing and loses nothing; one whose writes are still to come is not idle."""
+    """Waits for links that Postgres shows to be on their way; raises DualWriteError once they are overdue."""
     message = (
         "Postgres has new ids since this run began, and person_distinct_id has no link in the window of the proof."
     )
@@ -230,7 +237,7 @@ def _misses(warehouse: Warehouse, start: int, end: int, known: list[int]) -> lis
 
 
 def _evidence(ledger: Ledger, misses: list[Miss]) -> list[Miss]:
-    """The misses without those that no writer can be blamed for.
+    """The misses that a writer is to blame for.
 
     PostHog 1.31 to 1.33 delete an id without a tombstone, and an id that comes back starts again at version 0. Its new
     row is written, but a merge drops it in favour of an old row whose version is no smaller.

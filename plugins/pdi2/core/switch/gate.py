@@ -21,7 +21,7 @@ from pdi2.core.verify.verifying import verify_changes
 
 LISTED = 20
 PUT_OFF = "switch_put_off"
-GOES_ON = "This goes on by itself once links reach both tables again: look at the consumer of person_distinct_id2."
+GOES_ON = "This goes on by itself once a new link reaches both tables: look at the consumer of person_distinct_id2."
 
 
 class GateError(MigrationError):
@@ -47,7 +47,8 @@ def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[st
 def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
     if ledger.latest_of_run("planned") is None:
         raise NoPlanError("This run made no plan, so there is nothing to certify. See the first task that failed.")
-    _check_dual_writes(ledger)
+    if not Switches(ledger.connection).reads_are_new():  # else it was checked, and old writes may have ended since
+        _check_dual_writes(ledger)
     teams = {team.team_id: team for team in ledger.teams()}
     wanted = chosen(known(ledger, warehouse), settings)
     missing = [reason for team_id in wanted if (reason := not_verified(team_id, teams.get(team_id)))]
@@ -69,12 +70,12 @@ def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str
 
 
 def _check_dual_writes(ledger: Ledger) -> None:
-    """What verify and the recheck repair would hide that the new table gets no new links."""
+    """Checks the dual write itself: repairs can make a table look right that no longer receives new links."""
     switches = Switches(ledger.connection)
     if not switches.both_are_written():
         raise GateError(
             "The application does not write both tables any more (PERSON_DISTINCT_ID_WRITES is "
-            f"{switches.writes() or 'not set'}), so readers of the new table would miss what comes next. "
+            f"{switches.writes() or 'not set'}), so one of them misses what comes next. "
             "Reads stay on the old table, and what is copied is kept. Find out who changed the setting (an "
             "administrator, a restore, an upgrade of PostHog), and trigger a new run: it turns the dual write on, "
             "proves it, and verifies every team again."
@@ -101,8 +102,9 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
 
     The switch is one transaction: it checks the gate once more, sets the row to CompletedSuccessfully and reads to
     "new", and records an event. Raises GateError if a team is not verified, a required approval is missing, somebody
-    ended the dual write or the run is a trial, BusyError if somebody's mutation of the new table fails, and WaitError
-    if one goes on or the migration is paused.
+    ended the dual write or the run is a trial; BusyError if somebody's mutation of the new table fails; WaitError if
+    one is unfinished, a link was missed, replicas lag or the migration is paused; ChangedElsewhereError if somebody
+    else changed the row.
     """
     _refuse_trials(settings)
     switches = Switches(ledger.connection)
@@ -156,7 +158,7 @@ def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
 
 
 def _put_off(ledger: Ledger, reason: str | None, what: str = PUT_OFF) -> None:
-    """Raises WaitError if there is a reason to wait. The ledger has the newest reason, or that there is none."""
+    """Raises WaitError if there is a reason to wait. The ledger is told when the reason changes, or has gone."""
     if reason != (ledger.latest_of_run(what) or {}).get("reason"):
         ledger.record(what, reason=reason)
     if reason:
@@ -177,7 +179,7 @@ def _check_approval(ledger: Ledger, settings: Settings) -> None:
 
 def _left_at(ledger: Ledger, switches: Switches) -> Status:
     """The status that this run left the row in: Errored if it was reported as failed or rejected and went on after its
-    tasks were cleared, else Starting. A row that somebody else has left Errored meanwhile is none of this run's."""
+    tasks were cleared, else Starting. If somebody else set the row to Errored, this run must not change it."""
     run, row = ledger.current_run(), switches.row()
     elsewhere = row and row.status == Status.ERRORED and not switches.left_by_us(row)
     return Status.ERRORED if run and run.outcome in (FAILED, REJECTED) and not elsewhere else Status.STARTING
@@ -209,11 +211,11 @@ def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
 
 
 def _refuse_if_followed(ledger: Ledger) -> None:
-    """Whether old writes end is for the run to say that switched. One that only ends old writes has claimed nothing."""
+    """Only the newest run decides whether old writes end. A run that only ends them has claimed nothing."""
     if postgres.value(ledger.connection, "run_followed", {"airflow_run": ledger.airflow_run}):
         raise GateError(
-            "A later run has taken the migration over, so whether old writes end is no longer for this run's "
-            "parameters to say. Nothing was changed: old writes go on as that run left them. To end them, trigger the "
+            "A later run has taken the migration over, so this run's parameters no longer decide whether old writes "
+            "end. Nothing was changed: old writes go on as that run left them. To end them, trigger the "
             "DAG anew with stop_old_writes on."
         )
 
@@ -221,8 +223,8 @@ def _refuse_if_followed(ledger: Ledger) -> None:
 def stop_old_writes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
     """Stops old writes; from then on there is no way back.
 
-    Raises WaitError if the migration is paused, or if the new table answers wrongly or gets no new links, and GateError
-    if somebody set a setting back.
+    Raises WaitError if the migration is paused, the new table answers wrongly or a link was missed, and GateError if
+    somebody set a setting back.
     """
     switches = Switches(ledger.connection)
     if switches.writes() == "both":  # without settings the application ends its own old writes, whatever we say
@@ -251,7 +253,7 @@ def _why_the_way_back_is_needed(ledger: Ledger, warehouse: Warehouse, settings: 
 
 
 def roll_back(ledger: Ledger) -> str:
-    """Returns reads to the old table at once; writes go on to both. Raises RollbackError if old writes have stopped."""
+    """Sets reads back to the old table; writes go on to both. Raises RollbackError if old writes have stopped."""
     switches = Switches(ledger.connection)
     row = switches.row()
     if row is None or row.status != Status.COMPLETED_SUCCESSFULLY:

@@ -1,9 +1,10 @@
 """Finds what changed in teams since they were verified, so that the switch need not compare everything again.
 
-Every row in Postgres names the transaction that wrote it (xmin), which a plain scan finds without hashing. Deleted rows
-show because fewer of the earlier rows are left: such a team is compared as a whole. So is every team that was verified
-before a mutation of the new table, because what somebody's ALTER or DELETE removed leaves no newer row, and every team
-of which the new table has fewer rows than a reader saw ids: a part was detached, dropped or lost with a replica.
+Every row in Postgres names the transaction that wrote it (xmin), so a plain scan finds changed rows without hashing.
+Deleted rows show because fewer of the earlier rows are left: such a team is compared as a whole. So is every team that
+was verified before a mutation of the new table, because what somebody's ALTER or DELETE removed leaves no newer row,
+and every team that has fewer rows in the new table than it had ids when it was verified: a part was detached, dropped
+or lost with a replica.
 """
 
 import logging
@@ -32,7 +33,7 @@ def now(ledger: Ledger, warehouse: Warehouse) -> dict[str, Any]:
     """Where both databases stand: ClickHouse's time in seconds, and Postgres's transaction and server. Call it before
     the first look at a team.
 
-    While somebody's mutation goes on, ClickHouse stands where it began.
+    While somebody's mutation is running, its start counts as ClickHouse's time.
     """
     going = (one.began for one in mutations.somebodys(ledger, warehouse) if not one.is_done)
     at = min([warehouse.rows("now")[0][0], *going])
@@ -46,9 +47,9 @@ def mark(before: dict[str, Any], first: Digests, team_id: int) -> dict[str, Any]
     return {**before, "rows": rows, "ids": str(ids), "last": last}
 
 
-def unchanged_since(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> tuple[dict[int, int], set[int]]:
-    """By team, the time in seconds since when rows in the new table count as changes, and the teams to compare as a
-    whole, because their changes cannot be told or an audit has left open findings in them."""
+def changes_since(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> tuple[dict[int, int], set[int]]:
+    """By team, the time in seconds from which rows in the new table count as changed; and the teams to compare as a
+    whole, because their changes cannot be determined or an audit has left findings open."""
     doubtful = ledger.verified_with_open_findings()
     mutated_at = mutations.last_begun(ledger)
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
@@ -77,7 +78,8 @@ def suspected(ledger: Ledger, warehouse: Warehouse, since: dict[int, int], as_a_
         ids += len(portion)
         yield portion
     log.info(
-        "Since the verification %s ids changed; %s teams are compared as a whole: %s",
+        "%s ids are looked at again, as changed since the verification or repaired before; %s teams are compared as a "
+        "whole, such as %s",
         f"{ids:,}",
         len(as_a_whole),
         sorted(as_a_whole)[:20],
@@ -87,8 +89,8 @@ def suspected(ledger: Ledger, warehouse: Warehouse, since: dict[int, int], as_a_
 
 
 def _changed(ledger: Ledger, warehouse: Warehouse, since: dict[int, int]) -> dict[int, set[bytes]]:
-    """By team, the ids that were written in Postgres or the new table since then, whoever wrote them, and those that
-    were ever repaired: a part that is lost takes the repair with it, and what was wrong shows again.
+    """By team, the ids that were written in Postgres or the new table since its time, whoever wrote them, and every id
+    that was ever repaired: if a part is lost, its repair is lost too.
 
     Of a team with more than MOST_CHANGED of them, not all are listed.
     """

@@ -1,4 +1,4 @@
-"""Settles for single ids whether they are wrong, and repairs the new table where they are. Writes nothing else."""
+"""Decides id by id whether a difference is real, and repairs the new table where it is. Writes nothing else."""
 
 import gc
 import logging
@@ -62,7 +62,7 @@ def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], 
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Searching many differences for reference cycles, which they never have, took 40 % of the CPU time."""
+    """Turns off the search for reference cycles, which differences never have: it took 40 % of the CPU time."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -73,7 +73,7 @@ def _without_collector() -> Iterator[None]:
 
 
 def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> list[Difference]:
-    """Returns the ids whose repair did not hold, or still waits for a DELETE after REMOVAL_SECONDS.
+    """Returns the ids whose repair did not hold, or whose DELETE is still pending after REMOVAL_SECONDS.
 
     Until a row with a higher version is gone, a merge may let it swallow what we or the application inserted below it.
     What was swallowed is inserted again.
@@ -104,7 +104,7 @@ def _unrepaired(ledger: Ledger, left: list[Difference]) -> MigrationError:
     examples = ", ".join(quoted(one.distinct_id) for one in left[:EXAMPLES])
     reads = "are on the new table already" if Switches(ledger.connection).reads_are_new() else "stay on the old table"
     kind: type[MigrationError] = VerifyError
-    then = "Trigger the run again: only what is not verified is looked at."
+    then = "Trigger the run again: it looks only at what is left."
     if waiting := sum(has_to_go(one) for one in left):
         kind = BusyError
         then = (

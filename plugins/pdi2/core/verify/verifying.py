@@ -15,7 +15,7 @@ from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import Teams, together
 from pdi2.core.state.switches import Switches
 from pdi2.core.verify.digesting import Digests, by_team, digests, old_differs, suspects
-from pdi2.core.verify.rechecking import mark, now, suspected, unchanged_since
+from pdi2.core.verify.rechecking import changes_since, mark, now, suspected
 from pdi2.core.verify.settling import settle
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def compare(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settin
 
 
 def _wrong_in_old(warehouse: Warehouse, teams: Teams) -> Counter[int] | None:
-    """This is only information, so no comparison fails for it."""
+    """Only information, so it is left out where it does not fit into memory."""
     try:
         return old_differs(warehouse, teams)
     except DatabaseError as error:
@@ -120,7 +120,7 @@ def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
     Teams with open findings, such as those of an audit, are compared as a whole. Raises VerifyError if some remain.
     """
     began = now(ledger, warehouse)
-    since, as_a_whole = unchanged_since(ledger, warehouse, settings)
+    since, as_a_whole = changes_since(ledger, warehouse, settings)
     found = settle(ledger, warehouse, suspected(ledger, warehouse, since, as_a_whole), settings)
     ledger.compared_again(as_a_whole, began)
     return found
