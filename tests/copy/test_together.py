@@ -10,6 +10,7 @@ from conftest import LiveSystem, System
 from pdi2.core.copy.copying import CopyError, copy_team, copy_together
 from pdi2.core.engines.failures import BusyError, WaitError
 from pdi2.core.plan import planning
+from pdi2.core.report.reporting import close_run
 from pdi2.core.state.ledger import Ledger, Team
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import SMALL_ROWS, TEAMS_AT_ONCE, Teams, aggregated_at_once, together
@@ -291,3 +292,23 @@ def test_teams_may_be_partitions(system: System) -> None:
     copy_together(ledger, system.warehouse(), team_ids)
     assert verify_together(ledger, system.warehouse(), team_ids, NO_WAIT) == []
     assert system.disagreements() == {}
+
+
+def test_a_run_that_plans_again_gets_no_fewer_tasks(system: System) -> None:
+    """Airflow 3.1 and 3.2 take a mapped task that has become shorter for a deadlock."""
+    insert_old(system, [event("+A1", team_id=team_id) for team_id in (1, 2, 3)])
+    for team_id in (1, 2, 3):
+        insert_truth(system, ALICE, 0, "id", team_id)
+    ledger, warehouse = system.ledger(), system.warehouse()
+    enable(system, ledger)
+    assert len(planning.freeze(ledger, warehouse, NO_WAIT, 100)) == 3
+    copy_team(ledger, warehouse, 1)
+    verify_team(ledger, warehouse, 1, NO_WAIT)
+    close_run(ledger, NO_WAIT)
+
+    enable(system, ledger)
+    again = planning.freeze(ledger, warehouse, NO_WAIT, 100)
+    assert sorted(batch.team_ids for batch in again) == [[], [2], [3]]
+    assert again[-1].label == "verified already"
+    enable(system, another := system.ledger("the next run"))
+    assert len(planning.freeze(another, warehouse, NO_WAIT, 100)) == 2

@@ -672,6 +672,18 @@ def _up_for_retry(run_id: str, ended: datetime, reason: str | None = None) -> No
         task.prepare_db_for_next_try(session)
 
 
+def test_old_writes_that_wait_say_why(system: System, viewer: Visitor, ledger: Ledger) -> None:
+    migrate_together(system, ledger)
+    gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
+    ledger.record("old_writes_put_off", reason="1 link reached person_distinct_id alone.")
+    told = first_line(viewer)
+    assert (told["tone"], told["topic"]) == ("bad", "Old writes wait")
+    assert "a rollback is possible. 1 link reached" in told["text"]
+    assert told["runbook"]["about"] == "Old writes wait"
+    ledger.record("old_writes_put_off", reason=None)
+    assert first_line(viewer)["topic"] == "Reads are switched, both tables are written"
+
+
 @pytest.mark.slow
 class TestAirflow:
     """What only Airflow knows, from real runs in it or, where its columns say it all, from rows of its models."""

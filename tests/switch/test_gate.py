@@ -47,6 +47,7 @@ from stories import (
     plan,
     stop_old_writes,
     two_ids_each,
+    until,
     when_recorded,
 )
 
@@ -370,29 +371,49 @@ def missed_link(system: System, distinct_id: str) -> None:
     insert_truth(system, ALICE, 0, distinct_id)
 
 
-def test_a_dual_write_that_broke_since_its_proof_puts_the_switch_off(system: System, ledger: Ledger) -> None:
-    """And the end of old writes. Both go on by themselves once what was missed is there."""
+def link_in_both(system: System, distinct_id: str) -> None:
+    missed_link(system, distinct_id)
+    insert_new(system, ALICE, 0, distinct_id)
+
+
+def test_a_dual_write_that_broke_since_its_proof_puts_the_switch_off(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the end of old writes. Only a link that reaches both tables shows that the consumer works again."""
     migrate_together(system, ledger)
     system.postgres.execute(
         "UPDATE pdi2_migration.event SET detail = jsonb_set(detail, '{enabled_at}', '1') "
         "WHERE what = 'dual_writes_enabled'"
     )
-    for number in range(2):
-        missed_link(system, f"new {number}")
-        told = f'1 link of the last 3600 s reached .*"new {number}".*Reads stay on the old table'
-        with pytest.raises(WaitError, match=told):
-            switch(system, ledger)
-        assert system.switches()["reads"] == "old"
-        assert system.disagreements() == {}
+    missed_link(system, "new")
+    with pytest.raises(WaitError, match='1 link reached .*"new".*Reads stay on the old table, and what was missed is'):
+        switch(system, ledger)
+    assert system.disagreements() == {}, "it is repaired, which says nothing about the consumer"
+    with pytest.raises(WaitError, match="1 link reached .*No link has come since.*Reads stay on the old table"):
+        switch(system, ledger)
+    assert system.switches()["reads"] == "old"
+    wait_for_the_next_second(system)
+    link_in_both(system, "works again")
     switch(system, ledger)
+    assert ledger.latest_of_run(PUT_OFF) == {"reason": None}
 
+    wait_for_the_next_second(system)
     missed_link(system, "newer")
-    with pytest.raises(WaitError, match='"newer".*old writes go on, and a rollback stays possible'):
-        stop_old_writes(system, ledger)
+    for _ in range(2):
+        with pytest.raises(WaitError, match='"newer".*old writes go on, and a rollback stays possible'):
+            stop_old_writes(system, ledger)
+        monkeypatch.setattr("pdi2.core.switch.dual_writes.WATCHED_AGAIN_SECONDS", 0)  # as if an hour had passed
     assert system.switches() == {"reads": "new", "writes": "both"}
+    wait_for_the_next_second(system)
     insert_new(system, ALICE, 0, "newer")
+    link_in_both(system, "works too")
     stop_old_writes(system, ledger)
     assert system.switches() == {"reads": "new", "writes": "new"}
+
+
+def wait_for_the_next_second(system: System) -> None:
+    begin = system.clickhouse.command("SELECT toUnixTimestamp(now())")
+    until(lambda: system.clickhouse.command("SELECT toUnixTimestamp(now())") > begin)
 
 
 @pytest.mark.parametrize("setting", [WRITES, READS])
@@ -406,6 +427,17 @@ def test_the_way_back_is_not_closed_where_somebody_set_a_switch_back(
     unchanged(system, GateError, lambda: stop_old_writes(system, ledger), f"{told}.*Old writes were not ended")
     with pytest.raises(PreflightError, match=told):
         check(system.ledger("the next run"), system.warehouse(), NO_WAIT, [])
+
+
+def test_no_rollback_to_an_old_table_that_missed_updates_whatever_the_setting_says(
+    system: System, ledger: Ledger
+) -> None:
+    migrate_together(system, ledger)
+    switch(system, ledger)
+    stop_old_writes(system, ledger)
+    set_switch(system.postgres, WRITES, "both")
+    told = 'Old writes have stopped .*is now "both".*lacks what came since'
+    unchanged(system, RollbackError, lambda: roll_back(system.ledger("the rollback")), told)
 
 
 def test_the_way_back_is_not_closed_while_the_new_table_answers_wrongly(system: System, ledger: Ledger) -> None:

@@ -294,6 +294,29 @@ def test_each_teams_changes_count_from_its_own_verification(
     assert (OTHER, "new", "resurrected", True) in findings(system)
 
 
+def test_a_team_that_was_compared_as_a_whole_is_known_as_it_was_then(system: System, ledger: Ledger) -> None:
+    """The switch was put off, and an id that is newer than the verification was deleted, as PostHog 1.33 deletes."""
+    insert_truth(system, ALICE, 0, "newer")
+    system.postgres.execute("UPDATE pdi2_migration.team SET mark = mark || '{\"rows\": 99}'")
+    assert verify_changes(ledger, system.warehouse(), NO_WAIT) == {"missing": 1}
+    assert verify_changes(ledger, system.warehouse(), NO_WAIT) == {}
+    system.postgres.execute("DELETE FROM posthog_persondistinctid WHERE distinct_id = 'newer'")
+    assert switch(system, ledger).teams == {TEAM}
+    assert system.disagreements() == {}
+
+
+def test_many_repairs_are_compared_as_a_whole_once(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdi2.core.verify.rechecking.MOST_CHANGED", 1)
+    system.postgres.execute(
+        "INSERT INTO pdi2_migration.finding (team_id, distinct_id, kind, repaired, found_at) SELECT %s, n::text, "
+        "'missing', true, now() - days FROM generate_series(1, 3) AS n, (VALUES (interval '2 days')) AS ago (days)",
+        [OTHER],
+    )
+    assert switch(system, ledger).teams == set(), "repaired before the last verification, which saw them"
+
+
 def test_a_repair_that_is_lost_with_its_part_is_made_again(system: System, ledger: Ledger) -> None:
     """ClickHouse does not fsync inserts by default, so a crash of the host can take the newest parts."""
     relink(system)

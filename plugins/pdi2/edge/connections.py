@@ -24,6 +24,7 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import NotOwnerError, hold, settings_of_run
 from pdi2.core.state.settings import SCHEMA, Settings
 from pdi2.core.switch.gate import NoPlanError
+from pdi2.edge import SETTINGS
 from pdi2.edge.compat import AirflowRescheduleException
 
 CLICKHOUSE = "posthog_clickhouse"
@@ -92,9 +93,12 @@ def current_settings(schema: Mapping[str, Mapping[str, Any]] = SCHEMA) -> Settin
 
 
 def settings_of(ledger: Ledger) -> Settings:
-    """The run's settings. Airflow reads `[pdi2] defaults` anew for every task, on the worker that runs it, so what the
-    ledger has kept since the run began counts more."""
-    return settings_of_run(ledger) or current_settings()
+    """The run's settings as the ledger has kept them, or as preflight saw them, because Airflow reads `[pdi2] defaults`
+    anew for every task, on the worker that runs it."""
+    if kept := settings_of_run(ledger):
+        return kept
+    seen = get_current_context()["ti"].xcom_pull(task_ids="preflight", key=SETTINGS)
+    return Settings.from_dict(seen) if seen else current_settings()
 
 
 @contextmanager

@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Asset, PokeReturnValue, get_current_context
 
+from pdi2.core.cluster.ours import catch_up
 from pdi2.core.cluster.pressure import wait_while_paused
 from pdi2.core.copy.copying import copy_team, copy_together
 from pdi2.core.copy.staging import forget_all
@@ -17,13 +19,13 @@ from pdi2.core.plan import planning
 from pdi2.core.plan import preflight as checks
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.state.ownership import alone_with
+from pdi2.core.state.ownership import alone_with, settings_of_run
 from pdi2.core.state.settings import Settings, SettingsError
 from pdi2.core.state.slices import named
 from pdi2.core.state.switches import Switches
 from pdi2.core.switch import dual_writes, gate, payoff
 from pdi2.core.verify.verifying import verify_team, verify_together
-from pdi2.edge import END, OLD_WRITES_END, POOL, VERDICT, figures
+from pdi2.edge import END, OLD_WRITES_END, POOL, SETTINGS, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
 from pdi2.edge.connections import (
     Workbench,
@@ -71,6 +73,7 @@ def preflight() -> str:
     with ExitStack() as stack:
         try:
             ledger, warehouse = reach(found, stack)
+            settings = (ledger and settings_of_run(ledger)) or settings
             result = checks.check(ledger, warehouse, settings, found)
         except Exception as error:
             tell("problems", getattr(error, "problems", [describe(error)]))
@@ -82,6 +85,7 @@ def preflight() -> str:
             if back.until:
                 tell(OLD_WRITES_END, back.until.isoformat())
     tell("message", result.message)
+    tell(SETTINGS, asdict(settings))
     # As an XCom of its own, because a branch that skips tasks leaves no return value.
     tell(VERDICT, str(result.verdict))
     return FOLLOWED_BY[result.verdict]
@@ -152,7 +156,7 @@ def verify(batch: dict[str, Any]) -> dict[str, Any]:
     with open_ledger() as ledger:
         copied = ledger.ended(batch["team_ids"])
     if not copied:
-        raise AirflowSkipException("No team of this batch has been copied, see the copy task.")
+        raise AirflowSkipException("No team of this batch is copied, so none can be verified. The copy task says why.")
     _each_team(
         {**batch, "team_ids": [team_id for team_id in batch["team_ids"] if team_id in copied]},
         "verify",
@@ -199,10 +203,11 @@ def stop_old_writes() -> PokeReturnValue:
             return PokeReturnValue(is_done=False)
         try:
             with open_warehouse("stop_old_writes", settings.max_memory_usage) as warehouse:
+                catch_up(warehouse)
                 gate.stop_old_writes(ledger, warehouse, settings)
         except WaitError as wait:
             log.warning("%s", wait)
-            return PokeReturnValue(is_done=False)
+            raise put_off() from wait
     return PokeReturnValue(is_done=True)
 
 

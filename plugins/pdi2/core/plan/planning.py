@@ -17,6 +17,7 @@ from pdi2.core.engines.clickhouse import Cost, Warehouse
 from pdi2.core.state.ledger import Ledger, TeamStatus
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import SMALL_ROWS, TEAMS_AT_ONCE, Slice, cut, named
+from pdi2.core.state.switches import COPY_SHARE
 from pdi2.core.state.words import counted
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batche
     A run that plans again gets no fewer batches than before, if need be empty ones: Airflow 3.1 and 3.2 end a run as
     deadlocked in which a mapped task has become shorter.
     """
-    before = ledger.latest_of_run("planned") or {}
+    before = ledger.latest("planned") or {}
+    fewest = before.get("batches", 0) if before.get("run") == ledger.airflow_run else 0
     wanted = chosen(known(ledger, warehouse), settings)
     ledger.plan(wanted)
     left = {
@@ -83,9 +85,10 @@ def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batche
     }
     _leave_out(ledger, gone(ledger.connection, left))
     batches = share_out(left, most_batches)
-    batches += [Batch([], 0)] * (before.get("batches", 0) - len(batches))
+    batches += [Batch([], 0)] * (fewest - len(batches))
     ledger.record(
         "planned",
+        run=ledger.airflow_run,
         teams=len(left),
         rows=sum(left.values()),
         verified_before=len(wanted) - len(left),
@@ -158,6 +161,8 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
     warehouse.rows("simple_ids_seen", sample.parameters)
     told = time.monotonic() - started
     seconds_a_row = told / min(max(left[largest], 1), budget.range_rows) * COPY_TO_TELLING
+    copying = sum(left.values()) * seconds_a_row
+    verifying = copying * (1 - COPY_SHARE) / COPY_SHARE
     slices = sum(math.ceil(max(count, 1) * seconds_a_row / SLICE_SECONDS) for count in left.values())
     old_rows, old_bytes = warehouse.rows("size")[0]
     size = sum(left.values()) * (old_bytes / max(old_rows, 1))
@@ -167,7 +172,7 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
     return (
         f"Dry run: {counted(len(rows), 'team')}, {len(rows) - len(left):,} of them verified already; "
         f"{counted(sum(left.values()), 'row')} to copy in about {counted(slices, 'slice')}.\n"
-        f"Copying takes about {sum(left.values()) * seconds_a_row:,.0f} s of one task, at most "
+        f"Copying takes about {copying:,.0f} s of one task, and verifying about {verifying:,.0f} s; at most "
         f"{budget.memory / 1e6:,.0f} MB of memory per statement and about {size / 1e6:,.0f} MB of disk. Nothing was "
         f"written. The largest teams:\n{labels}" + (f"\n{_not_copied(left_out)}" if left_out else "")
     )

@@ -22,6 +22,9 @@ MILESTONES = [
 TOLD_BY_DEFAULT = [
     *MILESTONES,
     "dual_writes_missed",
+    "links_missed",
+    "switch_put_off",
+    "old_writes_put_off",
     "task_failed",
     "not_marked_errored",
     "paused",

@@ -127,6 +127,13 @@ def _after_the_switch(
             "Nothing. Keep the audit scheduled, and the old table: PostHog deletes with its help.",
             "Old writes have stopped",
         )
+    if reason := airflow.get("old_writes_wait"):
+        return Verdict(
+            "bad",
+            f"{text} Old writes wait, and a rollback is possible. {reason}",
+            "Do what that says, or roll back.",
+            "Old writes wait",
+        )
     settings = (run or {}).get("settings") or {}
     until = airflow.get("old_writes_end")
     if alive and settings.get("stop_old_writes") and switch["finished_at"]:

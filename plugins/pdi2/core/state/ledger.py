@@ -238,11 +238,11 @@ class Ledger:
     def verified_with_open_findings(self) -> set[int]:
         return {team_id for (team_id,) in self._execute("findings_open")}
 
-    def compared_again(self, team_ids: Iterable[int], where: Mapping[str, Any]) -> None:
-        """The teams agree with Postgres as a whole as of `where` both databases stood: their findings are closed, and
-        another try of the switch need not compare them as a whole."""
-        self._execute("team_compared_again", {"team_ids": list(team_ids), "stood": Jsonb(dict(where))})
-        self.settle_findings(team_ids)
+    def compared_again(self, marks: Mapping[int, Mapping[str, Any]]) -> None:
+        """The teams agree with Postgres as a whole, as their new marks say: their findings are closed, and another try
+        of the switch need not compare them as a whole."""
+        self._execute("team_compared_again", {"marks": Jsonb(dict(marks))})
+        self.settle_findings(marks)
 
     def settle_findings(self, team_ids: Iterable[int] | None, found_before: datetime | None = None) -> None:
         """Closes the findings of teams (None: all) that agree with Postgres, but for those since `found_before`."""

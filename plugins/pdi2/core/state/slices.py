@@ -17,6 +17,8 @@ from pdi2.core.state.words import quoted
 OLD_TABLE, NEW_TABLE = "person_distinct_id", "person_distinct_id2"
 UNKNOWN_FUNCTION = 46
 SAMPLES_A_SLICE = 32
+MOST_SAMPLES = 500_000
+"""Of a range, in 200 MB: 640,000 fitted, and 960,000 did not."""
 GRANULE_ROWS = 8_192
 FEWEST_ROWS = 1_000
 """A slice that meets the memory limit is halved, but not below this."""
@@ -122,7 +124,8 @@ def cut(warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int, table
     parts = {part for _, _, of_granules in index for part in of_granules}
     bounds = _bounds(index, rows)
     if (len(bounds) + 1) * rows < rows_in_whole / 2 or len(parts) * GRANULE_ROWS > rows / 2:
-        bounds = _sampled(warehouse, where, rows) or bounds
+        step = max(1, rows // SAMPLES_A_SLICE, rows_in_whole // MOST_SAMPLES)
+        bounds = _sampled(warehouse, where, step, rows) or bounds
     return [
         Slice(whole.team_id, lower, upper)
         for lower, upper in zip([whole.lower, *bounds], [*bounds, whole.upper], strict=True)
@@ -138,12 +141,11 @@ def _index(warehouse: Warehouse, where: Mapping[str, Any]) -> list[tuple[Any, ..
         raise
 
 
-def _sampled(warehouse: Warehouse, where: Mapping[str, Any], rows: int) -> list[bytes]:
+def _sampled(warehouse: Warehouse, where: Mapping[str, Any], step: int, rows: int) -> list[bytes]:
     """Bounds from reading all ids of the range; none if that exceeds the ClickHouse user's time limit.
 
     Then the bounds from the index must do.
     """
-    step = max(1, rows // SAMPLES_A_SLICE)
     try:
         return _bounds(warehouse.rows("sampled_bounds", {**where, "step": step}), rows)
     except DatabaseError as error:

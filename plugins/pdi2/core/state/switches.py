@@ -133,8 +133,9 @@ class Switches:
         return (
             f"The migration row says that the migration is complete, and yet PERSON_DISTINCT_ID_WRITES is "
             f'"{self.writes()}" and PERSON_DISTINCT_ID_READS is "{self.reads()}": somebody set one of them back by '
-            'hand. Find out who and why. Set them to "both" and "new", and trigger audit_person_distinct_id2 with '
-            '{"repair": true}: it writes what the new table missed. To go back, trigger rollback_person_distinct_id2.'
+            'hand. Find out who and why. Set the first to "both" (to "new" if old writes had stopped before) and the '
+            'second to "new", and trigger audit_person_distinct_id2 with {"repair": true}: it writes what the new '
+            "table missed."
         )
 
     def set_writes(self, value: str) -> None:

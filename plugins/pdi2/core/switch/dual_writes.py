@@ -20,8 +20,8 @@ EXAMPLES = 5
 MOST_KNOWN = 10_000
 WATCHED_AGAIN_SECONDS = 3_600
 MOST_LINKS = 100_000
-"""Before the switch, links of the last WATCHED_AGAIN_SECONDS are looked at; if there are more than MOST_LINKS, only the
-newest of them."""
+"""Before the switch, links of the last WATCHED_AGAIN_SECONDS are looked at. Of any window only about the newest
+MOST_LINKS are: 150,000 did not always fit into the default memory."""
 FUTURE_SECONDS = 7 * 86_400
 """A link stamped at most this far in the future may still come into a window of this migration."""
 
@@ -62,6 +62,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
         )
     ledger.create()
     switches = Switches(ledger.connection)
+    known = _of_the_future(warehouse)  # which reads the old table, and may take longer than a transaction may
     with ledger.transaction():
         switches.create_row()
         row = switches.row()
@@ -79,24 +80,25 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
             ledger.verify_all_again()
         switches.set_writes("both")
         switches.change(Status(row.status), Status.STARTING)
+        now = warehouse.rows("now")[0][0]
         if was != "both" or ledger.latest(ENABLED) is None:
-            ledger.record(ENABLED, **_baseline(warehouse), writes_before=was)
+            ledger.record(ENABLED, enabled_at=now, known=known, writes_before=was)
         newest, *_ = _newest_id(ledger)
-        ledger.record("run_started", at=warehouse.rows("now")[0][0], newest_id=newest, settings=asdict(settings))
+        ledger.record("run_started", at=now, newest_id=newest, settings=asdict(settings))
     switches.follow_ledger()
 
 
-def _baseline(warehouse: Warehouse) -> dict[str, Any]:
-    """Now by ClickHouse's clock, and the links already stamped later than now: they prove no missed write."""
-    (enabled_at,) = warehouse.rows("now")[0]
-    future = _misses(warehouse, enabled_at, enabled_at + FUTURE_SECONDS, [])
+def _of_the_future(warehouse: Warehouse) -> list[str]:
+    """The links that are stamped later than now, by their hashes: they will show no missed write."""
+    (now,) = warehouse.rows("now")[0]
+    future = _misses(warehouse, now, now + FUTURE_SECONDS, [])
     if len(future) > MOST_KNOWN:
         raise DualWriteError(
             f"More than {MOST_KNOWN:,} links in person_distinct_id carry a time after now: a writer's clock, "
             "or ClickHouse's, is wrong, and the dual write cannot be proven. Nothing was changed. Set the clock "
             "right, wait until those times have passed, and trigger the run again."
         )
-    return {"enabled_at": enabled_at, "known": [str(miss.event) for miss in future]}
+    return [str(miss.event) for miss in future]
 
 
 def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observation:
@@ -112,9 +114,9 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     (now,) = warehouse.rows("now")[0]
     end = int(now - settings.in_flight)
     window = settings.settle_seconds or Settings.settle_seconds  # dual writes may have been on for weeks
-    start = max(enabled["enabled_at"], end - window)
+    start = _newest_links(warehouse, min(end, max(enabled["enabled_at"], end - window)), end)
     known = [int(event) for event in enabled["known"]]
-    misses = _evidence(ledger, _misses(warehouse, start, end, known)) if end > start else []
+    misses = _evidence(ledger, _misses(warehouse, start, end, known))
     window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds
     if misses:
         return _missed(ledger, misses, settings, now, started["at"])
@@ -122,17 +124,17 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         left = settings.settle_seconds - (end - enabled["enabled_at"])
         _watch(ledger, now + left, "No miss so far. Links are watched until the window of the proof is full.")
         return Observation(False, f"No miss so far. The window is full in {left:.0f} s.")
-    links = _links(warehouse, start, max(start, end))
+    links = _links(warehouse, start, end)
     if not links and _newest_is_late(ledger, warehouse, started):
         return _late(ledger, settings, now, started["at"])
     if links:
         message = f"Proven: {counted(links, 'link')} written in the last {end - start} s, and the new table lacks none."
     else:
         message = (
-            f"Nothing was written in the last {max(0, end - start)} s, so nothing was proven. Going on, because an "
+            f"Nothing was written in the last {end - start} s, so nothing was proven. Going on, because an "
             "idle system loses nothing: verify compares every team with Postgres."
         )
-    ledger.record("dual_writes_proven", links=links, seconds=max(0, end - start))
+    ledger.record("dual_writes_proven", links=links, seconds=end - start)
     return Observation(True, message)
 
 
@@ -143,23 +145,31 @@ def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | No
     repairs is no miss any more, but says nothing about the consumer.
     """
     enabled = ledger.latest(ENABLED) or {"enabled_at": 0, "known": []}
+    before = ledger.latest_of_run(MISSED)
     end = int(warehouse.rows("now")[0][0] - settings.in_flight)
     start = max(enabled["enabled_at"], end - WATCHED_AGAIN_SECONDS)
-    while start < end and _links(warehouse, start, end) > MOST_LINKS:
-        start = (start + end + 1) // 2
-    before = ledger.latest_of_run(MISSED)
-    misses = _evidence(ledger, _misses(warehouse, start, end, list(map(int, enabled["known"])))) if start < end else []
+    if before:
+        start = min(start, before["since"])
+    start = _newest_links(warehouse, min(start, end), end)
+    misses = _evidence(ledger, _misses(warehouse, start, end, list(map(int, enabled["known"]))))
     if misses:
         found = f"{counted(misses[0].total, 'link')} reached person_distinct_id and not person_distinct_id2"
         if before is None or before["at"] < misses[0].written_at:
-            ledger.record(MISSED, at=misses[0].written_at, found=found)
+            ledger.record(MISSED, since=start, at=misses[0].written_at, found=found)
         return f"{found}: {_listed(misses)}. Readers of the new table would miss what comes next."
-    if before and not _links(warehouse, before["at"], max(end, before["at"])):
+    if before and not _links(warehouse, before["at"], end):
         return (
             f"{before['found']}, the last of them at {datetime.fromtimestamp(before['at'], UTC)}. No link has come "
             "since, so nothing shows that both tables are written again."
         )
     return None
+
+
+def _newest_links(warehouse: Warehouse, start: int, end: int) -> int:
+    """The start of the window, moved so that it has at most about MOST_LINKS links: more would not fit into memory."""
+    while (links := _links(warehouse, start, end)) > MOST_LINKS:
+        start = end - (end - start) * MOST_LINKS // links
+    return start
 
 
 def _links(warehouse: Warehouse, start: int, end: int) -> int:

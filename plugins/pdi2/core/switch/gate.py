@@ -117,12 +117,12 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
         _check_approval(ledger, settings)
         _judge(ledger, warehouse, settings)
         _wait_for_mutations(ledger, warehouse)
-        missed = dual_writes.missed(ledger, warehouse, settings)  # before the recheck repairs it
-        rechecked = verify_changes(ledger, warehouse, settings)
-        _put_off(ledger, missed and f"{missed} Reads stay on the old table, and what was missed is repaired. {GOES_ON}")
     except WaitError:
         replicas.end_wait(ledger)
         raise
+    missed = dual_writes.missed(ledger, warehouse, settings)  # before the recheck repairs it
+    rechecked = verify_changes(ledger, warehouse, settings)
+    _put_off(ledger, missed and f"{missed} Reads stay on the old table, and what was missed is repaired. {GOES_ON}")
     everywhere = replicas.wait_for_all(ledger, warehouse)
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
@@ -154,7 +154,8 @@ def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
             f"table. {' '.join(failing)} If this run has given up meanwhile, trigger it again: what the mutation may "
             "have changed is compared, and then reads are switched."
         )
-    _put_off(ledger, mutations.unfinished(found))
+    if busy := mutations.unfinished(found):
+        _put_off(ledger, busy)
 
 
 def _put_off(ledger: Ledger, reason: str | None, what: str = PUT_OFF) -> None:
@@ -226,6 +227,7 @@ def stop_old_writes(ledger: Ledger, warehouse: Warehouse, settings: Settings) ->
     Raises WaitError if the migration is paused, the new table answers wrongly or a link was missed, and GateError if
     somebody set a setting back.
     """
+    refuse_while_paused(ledger, "The end of old writes")
     switches = Switches(ledger.connection)
     if switches.writes() == "both":  # without settings the application ends its own old writes, whatever we say
         _put_off(ledger, _why_the_way_back_is_needed(ledger, warehouse, settings), "old_writes_put_off")
@@ -246,7 +248,7 @@ def _why_the_way_back_is_needed(ledger: Ledger, warehouse: Warehouse, settings: 
     if wrong := ledger.verified_with_open_findings():
         return (
             f"An audit found that the new table answers wrongly ({named(sorted(wrong))}), so old writes go on, and a "
-            "rollback stays possible. Find out which writer or consumer loses rows, then trigger "
+            "rollback stays possible. Find out why, then trigger "
             'audit_person_distinct_id2 with {"repair": true}: old writes end after that.'
         )
     return None
@@ -265,12 +267,12 @@ def roll_back(ledger: Ledger) -> str:
             "old table lacks what came since, and reading it would lose updates. Nothing was changed. To go back, "
             "restore the old table from Postgres first."
         )
-    _refuse_to_lose_updates(switches)
+    _refuse_to_lose_updates(ledger, switches)
     ledger.create()
     with ledger.transaction():
         claim(ledger, {}, alone=False)  # a session of a host that died must not hold up the way back
         switches.change(Status.COMPLETED_SUCCESSFULLY, Status.ROLLED_BACK)
-        _refuse_to_lose_updates(switches)  # a run that was ending old writes may have locked the row until now
+        _refuse_to_lose_updates(ledger, switches)  # a run that was ending old writes may have locked the row until now
         switches.set_reads("old")
         ledger.record("rolled_back")
         ledger.end_run("rolled back")
@@ -280,10 +282,11 @@ def roll_back(ledger: Ledger) -> str:
     )
 
 
-def _refuse_to_lose_updates(switches: Switches) -> None:
-    if switches.writes() != "both":
+def _refuse_to_lose_updates(ledger: Ledger, switches: Switches) -> None:
+    ended = ledger.exists() and postgres.value(ledger.connection, "old_writes_ended")
+    if ended or switches.writes() != "both":
         raise RollbackError(
-            f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is "{switches.writes()}"), so the old table lacks '
+            f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is now "{switches.writes()}"), so the old table lacks '
             "what came since, and reading it would lose updates. Nothing was changed. The new table agrees with "
             "Postgres: stay on it. To be able to go back next time, run the migration with stop_old_writes off."
         )

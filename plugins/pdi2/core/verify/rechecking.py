@@ -8,9 +8,11 @@ or lost with a replica.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from more_itertools import constrained_batches
 from psycopg.rows import dict_row
 
 from pdi2.core.engines import postgres
@@ -18,9 +20,9 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.plan import mutations
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.state.slices import grouped
+from pdi2.core.state.slices import TEAMS_AT_ONCE, grouped
 from pdi2.core.verify.comparing import Key
-from pdi2.core.verify.digesting import Digests, in_memory_or_spilling, suspects
+from pdi2.core.verify.digesting import Digests, digests, in_memory_or_spilling, suspects
 from pdi2.core.verify.findings import as_bytes
 
 log = logging.getLogger(__name__)
@@ -47,57 +49,74 @@ def mark(before: dict[str, Any], first: Digests, team_id: int) -> dict[str, Any]
     return {**before, "rows": rows, "ids": str(ids), "last": last}
 
 
-def changes_since(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> tuple[dict[int, int], set[int]]:
-    """By team, the time in seconds from which rows in the new table count as changed; and the teams to compare as a
-    whole, because their changes cannot be determined or an audit has left findings open."""
+@dataclass
+class Changes:
+    """Of verified teams: where what changed since then can be told by `since`, and which are compared as a whole.
+
+    `since`: by team, the time in seconds from which rows in the new table count as changed. `rows`: how many rows of
+    Postgres changed. `whole`: by team, its new mark, once it was compared; empty before.
+    """
+
+    since: dict[int, int]
+    rows: dict[int, int]
+    whole: dict[int, dict[str, Any]]
+
+
+def changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Changes:
+    """A team is compared as a whole if its changes cannot be determined or an audit has left findings open in it."""
     doubtful = ledger.verified_with_open_findings()
     mutated_at = mutations.last_begun(ledger)
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
-    rows = dict(warehouse.rows("teams_of_new"))
+    there = dict(warehouse.rows("teams_of_new"))
     since = {
-        team_id: int(marked_at - settings.in_flight)
+        team_id: max(0, int(marked_at - settings.in_flight))
         for team_id, marked_at, changed, unknown, seen in teams
-        if not unknown and changed <= MOST_CHANGED and team_id not in doubtful and rows.get(team_id, 0) >= seen
+        if not unknown and changed <= MOST_CHANGED and team_id not in doubtful and there.get(team_id, 0) >= seen
+        if int(marked_at - settings.in_flight) > mutated_at
     }
-    since = {team_id: max(0, at) for team_id, at in since.items() if at > mutated_at}
-    return since, {team_id for team_id, *_ in teams if team_id not in since}
+    rows = {team_id: changed for team_id, _, changed, *_ in teams if team_id in since}
+    return Changes(since, rows, {team_id: {} for team_id, *_ in teams if team_id not in since})
 
 
-def suspected(ledger: Ledger, warehouse: Warehouse, since: dict[int, int], as_a_whole: set[int]) -> Iterator[set[Key]]:
-    """The changed ids, in portions, and of the teams in `as_a_whole` all ids that the digests suspect.
+def suspected(ledger: Ledger, warehouse: Warehouse, found: Changes, stood: dict[str, Any]) -> Iterator[set[Key]]:
+    """The changed ids, in portions, and of the teams in `found.whole` all ids that the digests suspect.
 
-    Adds to `as_a_whole` the teams with more than MOST_CHANGED changed ids.
+    Adds to `found.whole` the teams with more than MOST_CHANGED changed ids, and the marks as of `stood`.
     """
-    rows = {team.team_id: team.rows_source for team in ledger.teams([*since, *as_a_whole])}
     ids = 0
-    for teams in grouped({team_id: rows[team_id] for team_id in since}, warehouse.max_memory_usage):
-        changed = _changed(ledger, warehouse, {team_id: since[team_id] for team_id in teams.team_ids})
-        many = {team_id for team_id, found in changed.items() if len(found) > MOST_CHANGED}
-        as_a_whole |= many
+    for team_ids in constrained_batches(found.since, MOST_CHANGED, TEAMS_AT_ONCE, get_len=found.rows.get, strict=False):
+        changed = _changed(ledger, warehouse, found, team_ids)
+        many = {team_id for team_id, listed in changed.items() if len(listed) > MOST_CHANGED}
+        found.whole |= {team_id: {} for team_id in many}
         portion = {(team_id, id_) for team_id in changed.keys() - many for id_ in changed[team_id]}
         ids += len(portion)
         yield portion
     log.info(
-        "%s ids are looked at again, as changed since the verification or repaired before; %s teams are compared as a "
+        "%s ids are looked at again, as changed since the verification or repaired by it; %s teams are compared as a "
         "whole, such as %s",
         f"{ids:,}",
-        len(as_a_whole),
-        sorted(as_a_whole)[:20],
+        len(found.whole),
+        sorted(found.whole)[:20],
     )
-    for teams in grouped({team_id: rows[team_id] for team_id in as_a_whole}, warehouse.max_memory_usage):
-        yield from suspects(ledger.connection, warehouse, teams)
+    rows = {team.team_id: team.rows_source for team in ledger.teams(found.whole)}
+    for teams in grouped(rows, warehouse.max_memory_usage):
+        first = digests(ledger.connection, warehouse, teams)
+        found.whole |= {team_id: mark(stood, first, team_id) for team_id in teams.team_ids}
+        yield from suspects(ledger.connection, warehouse, teams, first)
 
 
-def _changed(ledger: Ledger, warehouse: Warehouse, since: dict[int, int]) -> dict[int, set[bytes]]:
-    """By team, the ids that were written in Postgres or the new table since its time, whoever wrote them, and every id
-    that was ever repaired: if a part is lost, its repair is lost too.
+def _changed(ledger: Ledger, warehouse: Warehouse, found: Changes, team_ids: Sequence[int]) -> dict[int, set[bytes]]:
+    """By team, the ids that were written in Postgres or the new table since its time, whoever wrote them, and the ids
+    that were repaired since: if a part is lost, its repairs are lost too.
 
     Of a team with more than MOST_CHANGED of them, not all are listed.
     """
-    changed = _touched(warehouse, since)
-    for team_id, distinct_id in postgres.execute(ledger.connection, "changed_ids", {"team_ids": list(since)}):
+    changed = _touched(warehouse, {team_id: found.since[team_id] for team_id in team_ids})
+    of_postgres = {"team_ids": [team_id for team_id in team_ids if found.rows[team_id]]}
+    for team_id, distinct_id in postgres.execute(ledger.connection, "changed_ids", of_postgres):
         changed.setdefault(team_id, set()).add(distinct_id.encode())
-    for team_id, distinct_id in postgres.execute(ledger.connection, "repaired_ids", {"team_ids": list(since)}):
+    repaired = {"team_ids": list(team_ids), "most": MOST_CHANGED + 1}
+    for team_id, distinct_id in postgres.execute(ledger.connection, "repaired_ids", repaired):
         changed.setdefault(team_id, set()).add(as_bytes(distinct_id))
     return changed
 

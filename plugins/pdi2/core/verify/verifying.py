@@ -15,7 +15,7 @@ from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import Teams, together
 from pdi2.core.state.switches import Switches
 from pdi2.core.verify.digesting import Digests, by_team, digests, old_differs, suspects
-from pdi2.core.verify.rechecking import changes_since, mark, now, suspected
+from pdi2.core.verify.rechecking import changes, mark, now, suspected
 from pdi2.core.verify.settling import settle
 
 log = logging.getLogger(__name__)
@@ -119,8 +119,8 @@ def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
 
     Teams with open findings, such as those of an audit, are compared as a whole. Raises VerifyError if some remain.
     """
-    began = now(ledger, warehouse)
-    since, as_a_whole = changes_since(ledger, warehouse, settings)
-    found = settle(ledger, warehouse, suspected(ledger, warehouse, since, as_a_whole), settings)
-    ledger.compared_again(as_a_whole, began)
+    stood = now(ledger, warehouse)
+    changed = changes(ledger, warehouse, settings)
+    found = settle(ledger, warehouse, suspected(ledger, warehouse, changed, stood), settings)
+    ledger.compared_again(changed.whole)
     return found

@@ -1,4 +1,4 @@
--- What the mark says of Postgres's rows stays: where rows are gone since then, the team is compared as a whole again.
 UPDATE pdi2_migration.team
-SET mark = mark || %(stood)s
-WHERE team_id = ANY(%(team_ids)s)
+SET mark = compared.mark
+FROM jsonb_each(%(marks)s) AS compared (team_id, mark)
+WHERE team.team_id = compared.team_id::bigint

@@ -1,7 +1,8 @@
 -- What happened to teams since they were verified: how many of their rows are newer, by the transaction that wrote
 -- them, and whether rows are gone, because a deleted row shows no transaction. If the mark says nothing (another
 -- server, or too long ago), everything counts as new. Both ages count back from the same transaction, which may be
--- newer than the snapshot's, and the age of a row that was frozen 2^31 transactions ago is negative. `seen`: how many ids a reader of the new table saw then.
+-- newer than the snapshot's, and the age of a row that was frozen 2^31 transactions ago is negative. `seen`: how many
+-- ids a reader of the new table saw then.
 WITH verified AS (
     SELECT team_id,
            mark ->> 'server' = (SELECT system_identifier::text FROM pg_control_system()) AS here,
@@ -25,5 +26,5 @@ SELECT verified.team_id,
        verified.seen
 FROM verified
 LEFT JOIN posthog_persondistinctid AS mapping ON mapping.team_id = verified.team_id
-GROUP BY verified.team_id, verified.marked_at, verified.here, verified.transactions, verified.mark_age, verified.rows, verified.ids,
-         verified.last, verified.seen
+GROUP BY verified.team_id, verified.marked_at, verified.here, verified.transactions, verified.mark_age, verified.rows,
+         verified.ids, verified.last, verified.seen
