@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import ParamValidationError
 from conftest import FILL, System
 from fastapi.testclient import TestClient
 from pdi2.core.state.settings import Settings
-from pdi2.edge import connections
+from pdi2.edge import connections, tasks
 from stories import accept, dump, earlier_run, refuse, until, when_recorded
 
 from demo.seed import Seeded, seed
@@ -204,7 +204,8 @@ def test_a_run_keeps_the_parameters_that_it_began_with(
     def parsed_there(*schema: Any) -> Settings:
         return replace(given(*schema), stop_old_writes=bool(system.ledger().current_run()))
 
-    monkeypatch.setattr(connections, "current_settings", parsed_there)
+    for module in (connections, tasks):
+        monkeypatch.setattr(module, "current_settings", parsed_there)
 
     assert system.run().state == "success"
     assert system.switches() == {"reads": "new", "writes": "both"}
