@@ -4,6 +4,7 @@
 import ast
 import hashlib
 import json
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -363,6 +364,20 @@ def test_a_message_leads_to_the_runbooks_row_of_what_comes_first_in_it() -> None
 
     assert runbook.row_of_message(gate_says)["about"] == "`N of M … not verified`"  # type: ignore[index]
     assert runbook.row_of_message("a text of nobody's") is None
+    assert runbook.row_of_message("the task `team.copy` and `approve` of an alarm") is None
+
+
+def test_a_long_text_cannot_hold_up_the_page() -> None:
+    def too_long(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(10)
+    try:
+        assert runbook.row_of_message(" of " * 1000) is None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_wait_that_a_person_may_have_to_end_is_told_in_the_first_line(
