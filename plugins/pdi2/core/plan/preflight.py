@@ -96,6 +96,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
 def _notes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
     """What does not stop the run, but people should know."""
     notes = postgres_checks.read_only(ledger.connection) if settings.dry_run else []
+    notes += postgres_checks.open_schemas(ledger.connection)
     before = Switches(ledger.connection).row(DEPENDENCY)
     if before and before.status != Status.COMPLETED_SUCCESSFULLY:
         notes.append(
