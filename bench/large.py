@@ -37,8 +37,8 @@ SELECT rowNumberInAllBlocks() + 1, {} FROM (SELECT * FROM person_distinct_id2 OR
 PROCESSES = multiprocessing.get_context("spawn")
 
 
-def connect(port: int) -> Client:
-    return clickhouse_connect.get_client(host="127.0.0.1", port=port)
+def connect(address: dict[str, Any]) -> Client:
+    return clickhouse_connect.get_client(**address)
 
 
 def fill_postgres(client: Client, uri: embedded.Postgres) -> None:
@@ -57,13 +57,13 @@ def fill_postgres(client: Client, uri: embedded.Postgres) -> None:
         connection.execute("ANALYZE posthog_person, posthog_persondistinctid")
 
 
-def step(name: str, port: int, uri: str, rows: int, answer: Any) -> None:
+def step(name: str, address: dict[str, Any], uri: str, rows: int, answer: Any) -> None:
     """One step, which runs in its own process."""
     import psycopg
 
     with (
         psycopg.connect(uri, autocommit=True) as connection,
-        Warehouse(lambda: connect(port), name, SETTINGS.max_memory_usage) as warehouse,
+        Warehouse(lambda: connect(address), name, SETTINGS.max_memory_usage) as warehouse,
     ):
         ledger = Ledger(connection, "bench", "bench")
         with warehouse.measured() as cost:
@@ -79,9 +79,9 @@ def step(name: str, port: int, uri: str, rows: int, answer: Any) -> None:
         answer.put((cost, int(peak) * 1024))
 
 
-def measured(name: str, port: int, uri: str, rows: int) -> tuple[Cost, int]:
+def measured(name: str, address: dict[str, Any], uri: str, rows: int) -> tuple[Cost, int]:
     answer = PROCESSES.SimpleQueue()
-    process = PROCESSES.Process(target=step, args=(name, port, uri, rows, answer))
+    process = PROCESSES.Process(target=step, args=(name, address, uri, rows, answer))
     process.start()
     process.join()
     if process.exitcode:
@@ -94,15 +94,15 @@ def migrate(rows: int, place: Path) -> list[dict[str, str]]:
 
     with embedded.running(place / "postgres") as postgres, clickhouse_server.running(place / "clickhouse") as server:
         postgres.create_database("posthog")
-        with postgres.connect("posthog") as connection, connect(server.port) as client:
+        with postgres.connect("posthog") as connection, connect(server.address) as client:
             create_postgres(connection)
             create_clickhouse(client)
             seeded = seed(client, rows, COMPLEX_PERCENT)
-            lines = [_line("copy", seeded, *measured("copy", server.port, postgres.uri("posthog"), seeded))]
+            lines = [_line("copy", seeded, *measured("copy", server.address, postgres.uri("posthog"), seeded))]
             began = time.monotonic()
             fill_postgres(client, postgres)
             print(f"{seeded:,} rows: Postgres was filled in {time.monotonic() - began:.0f} s", flush=True)
-            lines.append(_line("verify", seeded, *measured("verify", server.port, postgres.uri("posthog"), seeded)))
+            lines.append(_line("verify", seeded, *measured("verify", server.address, postgres.uri("posthog"), seeded)))
     return lines
 
 

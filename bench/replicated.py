@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from pdi2.core.engines.clickhouse import Cost, Warehouse
 
@@ -44,8 +43,7 @@ class OnReplicas(Bench):
         self.everywhere("person_distinct_id")
 
     def client(self, number: int, database: str) -> Client:
-        port = self.servers[number].port
-        return clickhouse_connect.get_client(host="127.0.0.1", port=port, database=database, send_receive_timeout=3600)
+        return self.servers[number].connect(database=database, send_receive_timeout=3600)
 
     def connect(self) -> Client:
         return self.client(0, self.database)

@@ -53,7 +53,7 @@ def compared(directory: Path, rows: int, runs: int) -> str:
         clickhouse_server.running(directory / "verify-clickhouse") as server,
     ):
         postgres.create_database("posthog")
-        with postgres.connect("posthog") as connection, connect(server.port) as client:
+        with postgres.connect("posthog") as connection, connect(server.address) as client:
             create_postgres(connection)
             create_clickhouse(client)
             seeded = seed(client, rows, COMPLEX_PERCENT)
@@ -62,11 +62,13 @@ def compared(directory: Path, rows: int, runs: int) -> str:
             ledger = Ledger(connection, "bench", "bench")
             ledger.create()
             ledger.plan({TEAM: seeded})
-            return _turns(connection, client, ledger, server.port, seeded, runs)
+            return _turns(connection, client, ledger, server.address, seeded, runs)
 
 
-def _turns(connection: psycopg.Connection[Any], client: Client, ledger: Ledger, port: int, rows: int, runs: int) -> str:
-    warehouse = Warehouse(lambda: connect(port), "verify", SETTINGS.max_memory_usage)
+def _turns(
+    connection: psycopg.Connection[Any], client: Client, ledger: Ledger, address: dict[str, Any], rows: int, runs: int
+) -> str:
+    warehouse = Warehouse(lambda: connect(address), "verify", SETTINGS.max_memory_usage)
     postgres_pass, clickhouse_pass = ONE_PASS
     found = []
     sides: dict[str, Callable[[], object]] = {

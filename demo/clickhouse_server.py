@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -70,7 +71,8 @@ class Server:
     path: Path
     port: int = 0
     user: str = "default"
-    password: str = ""
+    password: str = field(default_factory=secrets.token_urlsafe, repr=False)
+    """Of this machine's other users, none may read or change what is in it."""
     faults_token: str = ""
     max_memory: int = 0
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
@@ -99,11 +101,14 @@ class Server:
         names = ("port", "user", "password", "faults_token", "max_memory")
         return {name: getattr(self, name) for name in names} | {"path": str(self.path.resolve())}
 
+    @property
+    def address(self) -> dict[str, Any]:
+        """What a client of the official library needs to reach it."""
+        return {"host": "127.0.0.1", "port": self.port, "username": self.user, "password": self.password}
+
     def connect(self, **options: Any) -> Client:
         """A client of the official library; `options` are its own."""
-        return clickhouse_connect.get_client(
-            host="127.0.0.1", port=self.port, username=self.user, password=self.password, **options
-        )
+        return clickhouse_connect.get_client(**self.address, **options)
 
     def airflow_connection(self, database: str) -> dict[str, Any]:
         """Airflow's connection to `database`, ready for json.dumps."""

@@ -211,7 +211,13 @@ def run(
         with log.open("wb") as output:
             subprocess.run(["airflow", "db", "migrate"], env=environment, stdout=output, stderr=output, check=True)
         with traffic.running(
-            postgres.uri("posthog"), servers[-1].port, rate=rate, writers=writers, seed=seed, also=["silent"]
+            postgres.uri("posthog"),
+            servers[-1].port,
+            servers[-1].password,
+            rate=rate,
+            writers=writers,
+            seed=seed,
+            also=["silent"],
         ) as live:
             soak = Soak(
                 Scene(postgres, clickhouse, [one for one in others if isinstance(one, cluster.Replica)]),

@@ -83,7 +83,7 @@ def run(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> int
             servers[0].connect() as clickhouse,
         ):
             seeded = _prepare(postgres, clickhouse, rows, teams, seed, clock)
-            with traffic.running(server.uri("posthog"), servers[-1].port, **TRAFFIC) as live:
+            with traffic.running(server.uri("posthog"), servers[-1].port, servers[-1].password, **TRAFFIC) as live:
                 clock.tell(f"The application is live: {TRAFFIC['rate']} changes per second, every answer checked")
                 process = airflow_process.start(airflow.FILL, CONF)
                 clock.tell(f"Airflow runs the DAG {airflow.FILL}, its log is {log}")

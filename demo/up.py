@@ -44,10 +44,10 @@ def run(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bo
 
 
 def _start(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bool, replicas: int) -> int:
-    password, clickhouse_password = secrets.token_urlsafe(12), secrets.token_urlsafe(24)
+    password = secrets.token_urlsafe(12)
     with (
         embedded.running(directory / "postgres") as postgres,
-        cluster.servers(directory / "clickhouse", replicas, password=clickhouse_password) as servers,
+        cluster.servers(directory / "clickhouse", replicas) as servers,
     ):
         clickhouse = servers[0]
         console.print(f"Running: Postgres and {cluster.told(servers)}.")
@@ -67,7 +67,7 @@ def _start(rows: int, teams: int, directory: Path, port: int, rate: float, zipf:
             standalone = subprocess.Popen(
                 ["airflow", "standalone"], env=environment, stdout=output, stderr=output, start_new_session=True
             )
-            live = traffic.running(postgres.uri("posthog"), servers[-1].port, clickhouse_password, rate=rate)
+            live = traffic.running(postgres.uri("posthog"), servers[-1].port, servers[-1].password, rate=rate)
             try:
                 return _serve(standalone, live if rate else nullcontext(), rate, port, password, log)
             finally:
@@ -75,7 +75,10 @@ def _start(rows: int, teams: int, directory: Path, port: int, rate: float, zipf:
 
 
 def standalone_environment(directory: Path, postgres: embedded.Postgres, password: str, port: int) -> dict[str, str]:
-    """The environment for Airflow on the embedded Postgres, only on loopback, with passwords made for this run."""
+    """The environment for Airflow on the embedded Postgres, with passwords made for this run.
+
+    Its API listens on loopback alone. Its servers of logs listen on every interface, and answer signed tokens alone.
+    """
     home = directory / "airflow"
     home.mkdir()
     passwords = home / "passwords.json"

@@ -340,7 +340,7 @@ def replicated(
     if reason := f"PDI2_ENGINE is {ENGINE}" if ENGINE else cluster_engine.unknown():
         pytest.skip(f"{request.node.name} needs replicas: {reason}")
     server: cluster.Replica = request.getfixturevalue("replica_server")
-    address = {"host": "127.0.0.1", "port": server.port}
+    address = server.address
     database = f"replicated_{next(DATABASE_NUMBERS)}"
     postgres_server.create_database(database, template="posthog_template")
     replicas = []

@@ -52,7 +52,7 @@ def seeded(live: LiveSystem) -> LiveSystem:
 def application(system: LiveSystem, *habits: str) -> Iterator[traffic.Running]:
     """Live traffic that is already flowing."""
     with traffic.running(
-        system.uri, system.server.port, clickhouse_database=system.database,
+        system.uri, system.server.port, system.server.password, clickhouse_database=system.database,
         rate=RATE, writers=1, also=list(habits), flush_seconds=0.2, cache_seconds=0.2,
     ) as live:  # fmt: skip
         until(lambda: system.value("SELECT count(*) > 20 FROM posthog_persondistinctid WHERE distinct_id ^@ 'live'"))

@@ -183,7 +183,7 @@ def test_a_balancer_is_told() -> None:
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """A server that knows a cluster of two shards, `posthog`, and can reach neither shard."""
     with running(tmp_path_factory.mktemp("sharded")) as server:
-        yield {"host": "127.0.0.1", "port": server.port}
+        yield server.address
 
 
 class Relay(socketserver.ThreadingTCPServer):
@@ -214,8 +214,7 @@ def _pass_on(source: socket.socket, sink: socket.socket) -> None:
 def test_a_look_for_a_balancer_takes_a_new_connection_each_time(sharded: dict[str, Any]) -> None:
     with Relay(sharded["port"]) as relay:
         threading.Thread(target=relay.serve_forever, daemon=True).start()
-        port = relay.server_address[1]
-        connect = partial(clickhouse_connect.get_client, host="127.0.0.1", port=port)
+        connect = partial(clickhouse_connect.get_client, **sharded | {"port": relay.server_address[1]})
         with Warehouse(connect, "test", Settings().max_memory_usage) as warehouse:
             before = relay.taken
             assert len(warehouse.servers()) == 1

@@ -47,7 +47,7 @@ class ClusterSystem(System):
     zookeeper: ZooKeeper
 
     def lead_to(self, replica: cluster.Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.engine = {"host": "127.0.0.1", "port": replica.port}
+        self.engine = replica.address
         monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_CLICKHOUSE", json.dumps(replica.airflow_connection("posthog")))
 
     def wrong_on(self, replica: cluster.Replica) -> dict[int, set[str]]:
@@ -173,7 +173,7 @@ def application(system: ClusterSystem, replica: cluster.Replica, database: str) 
             engine = f"Distributed('posthog', 'posthog', '{table}', rand())"
             client.command(f"CREATE TABLE front.{table} AS posthog.{table} ENGINE = {engine}")
     options = {"clickhouse_database": database, "rate": 20, "cache_seconds": 1, "flush_seconds": 0.5}
-    with traffic.running(system.uri, replica.port, **options) as live:
+    with traffic.running(system.uri, replica.port, replica.password, **options) as live:
         yield live
 
 

@@ -197,6 +197,13 @@ def test_refuses_strangers(server: Server, user: str, password: str, status: int
     assert (response.status, response.headers["X-ClickHouse-Exception-Code"]) == (status, code)
 
 
+def test_a_server_has_a_password_of_its_own(tmp_path: Path) -> None:
+    """Any user of the machine reaches its port: `make demo` and `make soak` give it no password themselves."""
+    server, another = Server(tmp_path), Server(tmp_path)
+    assert len(server.password) > 20
+    assert server.password not in (another.password, repr(server))
+
+
 def test_a_session_keeps_settings_and_temporary_tables(server: Server) -> None:
     with server.connect(session_id="mine") as mine, server.connect(session_id="other") as other:
         mine.command("CREATE TEMPORARY TABLE kept (id UInt8)")

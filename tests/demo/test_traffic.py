@@ -31,7 +31,7 @@ def dual(live: LiveSystem) -> LiveSystem:
 
 def running(system: LiveSystem, **options: Any) -> Any:
     return traffic.running(
-        system.uri, system.server.port, clickhouse_database=system.database,
+        system.uri, system.server.port, system.server.password, clickhouse_database=system.database,
         rate=RATE, writers=1, flush_seconds=0.2, cache_seconds=0.2, **options,
     )  # fmt: skip
 

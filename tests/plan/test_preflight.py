@@ -478,6 +478,35 @@ def test_a_row_at_rest_may_begin(system: System, status: int) -> None:
     assert look(system).verdict is Verdict.MIGRATE
 
 
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_schema_in_which_everybody_may_create_is_noted(system: System, is_open: bool) -> None:
+    system.postgres.execute(
+        "GRANT CREATE ON SCHEMA public TO PUBLIC" if is_open else "REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+    )
+    seen = look(system)
+    assert seen.verdict is Verdict.MIGRATE
+    assert ("REVOKE CREATE ON SCHEMA public FROM PUBLIC" in seen.message) is is_open
+
+
+def test_functions_and_operators_that_somebody_made_for_varchar_are_not_run(system: System) -> None:
+    """Postgres has none for varchar, and takes an exact match in public before its own for text (CVE-2018-1058)."""
+    system.postgres.execute(
+        """
+        CREATE FUNCTION public.textsend(varchar) RETURNS bytea LANGUAGE plpgsql
+        AS $$ BEGIN RAISE 'it was run as the migration'; END $$;
+        CREATE FUNCTION public.equal(varchar, varchar) RETURNS bool LANGUAGE plpgsql
+        AS $$ BEGIN RAISE 'it was run as the migration'; END $$;
+        CREATE FUNCTION public.equal(varchar, text) RETURNS bool LANGUAGE plpgsql
+        AS $$ BEGIN RAISE 'it was run as the migration'; END $$;
+        CREATE OPERATOR public.= (FUNCTION = public.equal, LEFTARG = varchar, RIGHTARG = varchar);
+        CREATE OPERATOR public.= (FUNCTION = public.equal, LEFTARG = varchar, RIGHTARG = text);
+        """
+    )
+    insert_truth(system, ALICE, 1)
+    switched(system)
+    assert system.value("SELECT count(*) FROM pdi2_migration.finding WHERE repaired") == 1
+
+
 @pytest.mark.parametrize(("status", "noted"), [(0, True), (3, True), (6, True), (2, False), (None, False)])
 def test_the_migration_before_this_one_stops_nothing_and_is_told(
     system: System, status: int | None, noted: bool

@@ -15,7 +15,7 @@ import pytest
 from airflow.api_fastapi.app import create_app
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from conftest import FILL, NOTHING_TO_WAIT_FOR, System
+from conftest import FILL, NOTHING_TO_WAIT_FOR, ROOT, System
 from fastapi.testclient import TestClient
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report import certificate, reporting
@@ -23,6 +23,7 @@ from pdi2.core.state.ledger import Approval, Ledger
 from pdi2.core.state.ownership import claim
 from pdi2.core.state.settings import Settings
 from psycopg import OperationalError
+from stories import dump, enable
 from structlog.processors import format_exc_info
 from structlog.testing import capture_logs
 
@@ -103,6 +104,29 @@ def test_ten_thousand_teams_stay_readable(system: System, ledger: Ledger) -> Non
     assert len(html) < 5_000_000
 
 
+def test_the_runbooks_statements_remove_an_id_of_a_person_from_the_ledger(system: System, ledger: Ledger) -> None:
+    enable(system, ledger)
+    ledger.plan({7: 10})
+    for one in ("ann@example.com", "bob@example.com"):
+        finding = {"team_id": 7, "distinct_id": one, "kind": "stale", "repaired": False}
+        ledger.add_findings([{**finding, "old": None, "clickhouse": None, "postgres": None, "action": "left alone"}])
+    ledger.set_failed([7], 'the ids "ann@example.com" and "bob@example.com" differ')
+    ledger.record("task_failed", task="team.verify", error='the ids "ann@example.com" and "bob@example.com" differ')
+    add_slice = "INSERT INTO pdi2_migration.slice VALUES (7, '', %s, 1, 1), (7, %s, NULL, 1, 1)"
+    system.postgres.execute(add_slice, [b"ann@example.com"] * 2)
+    ledger.keep_certificate(certificate.draw_up(ledger, reporting.close_run(ledger, Settings())).files)
+    section = (ROOT / "docs" / "runbook.md").read_text().partition("## Removing a person's ids")[2]
+    statements = section.partition("```sql\n")[2].partition("```")[0]
+    assert "ann@example.com" in str(dump(system))
+
+    system.postgres.execute(statements.replace("THE ID", "ann@example.com").encode())
+
+    left = str(dump(system))
+    assert "ann@example.com" not in left
+    assert "bob@example.com" in left
+    assert system.value("SELECT count(*) FROM pdi2_migration.slice") == 0
+
+
 def test_nobody_approves_what_was_not_certified(ledger: Ledger) -> None:
     with pytest.raises(MigrationError, match=r"nothing to approve.*Clear the task certify"):
         certificate.for_approval(ledger)
@@ -138,6 +162,7 @@ class TestRuns:
         assert run.state == "success"
         [html, text] = sorted(place.iterdir())
         assert (html.suffix, text.suffix) == (".html", ".json")
+        assert [file.stat().st_mode & 0o777 for file in (html, text)] == [0o600, 0o600]
         written = system.ledger().latest("certificate_written")
         assert written["files"] == [text.name, html.name]
         assert written["json_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()

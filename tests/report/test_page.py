@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
 
@@ -369,6 +370,20 @@ def test_a_database_that_cannot_be_reached_is_told_without_its_address(
         assert "127.0.0.1" not in answer.text
         assert "secret" not in answer.text
         protected(answer)
+
+
+def test_four_readers_at_a_time_are_enough(system: System, viewer: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pdi2.edge.guard.WAIT_SECONDS", 0.1)
+    from pdi2.edge.guard import reading
+
+    with ExitStack() as others:
+        for _ in range(4):
+            others.enter_context(reading())
+        refused = viewer.get("/status")
+        assert (refused.status_code, "This page is busy" in refused.json()["detail"]) == (503, True)
+        protected(refused)
+    for _ in range(5):
+        assert viewer.get("/status").status_code == 200
 
 
 def test_a_role_with_the_time_limits_of_an_application_sees_the_page_and_acts(

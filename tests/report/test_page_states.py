@@ -4,6 +4,7 @@
 import ast
 import hashlib
 import json
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from pdi2.core.report import certificate, progress, reporting, runbook, telling,
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import COPY_SHARE, Switches
+from pdi2.core.state.words import quoted
 from pdi2.core.switch import gate
 from pdi2.core.verify import auditing
 from pdi2.core.verify.auditing import DriftError
@@ -36,6 +38,8 @@ from stories import (
 from test_page import Visitor, admin, app, running, viewer  # noqa: F401  (fixtures)
 
 from demo.switches import READS, WRITES, set_switch
+
+HOSTILE_ID = b'x" Postgres does not answer'
 
 pytestmark = pytest.mark.usefixtures("airflow_metadata")
 AWAY = "Try 2 met a passing failure: prove_dual_writes was stopped: ClickHouse does not answer: refused"
@@ -363,6 +367,32 @@ def test_a_message_leads_to_the_runbooks_row_of_what_comes_first_in_it() -> None
 
     assert runbook.row_of_message(gate_says)["about"] == "`N of M … not verified`"  # type: ignore[index]
     assert runbook.row_of_message("a text of nobody's") is None
+    assert runbook.row_of_message("the task `team.copy` and `approve` of an alarm") is None
+
+
+def test_an_id_that_reads_like_a_cause_is_none(system: System, viewer: Visitor, ledger: Ledger) -> None:
+    told = f"2 ids differ, such as {quoted(HOSTILE_ID)}."
+    enable(system, ledger)
+    ledger.plan({7: 10})
+    ledger.set_failed([7], told)
+
+    assert [one["cause"][:12] for one in viewer.get("/status").json()["failures"]] == ["N ids differ"]
+    assert telling.known_cause(told) is None
+    assert telling.cause(told).startswith("N ids differ")
+    assert telling.cause(f"{told} ClickHouse does not answer: {told}") == "ClickHouse does not answer"
+
+
+def test_a_long_text_cannot_hold_up_the_page() -> None:
+    def too_long(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(10)
+    try:
+        assert runbook.row_of_message(" of " * 1000) is None
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_wait_that_a_person_may_have_to_end_is_told_in_the_first_line(

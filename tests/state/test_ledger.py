@@ -38,6 +38,28 @@ def test_a_ledger_of_an_earlier_release_is_kept_and_gets_what_it_lacks(system: S
     assert rows == [("an old finding", True, None, None), ("id", True, "inserted", "1")]
 
 
+FINDING_OF_0_2 = """
+    DROP INDEX IF EXISTS pdi2_migration.finding_identity_by_id, pdi2_migration.finding_identity_by_hash;
+    CREATE UNIQUE INDEX finding_identity_by_hash
+        ON pdi2_migration.finding (team_id, hashtextextended(distinct_id, 0), kind)
+"""
+
+
+def test_two_ids_whose_hashes_were_made_to_collide_are_two_findings(system: System) -> None:
+    ids = ["riGp_58WAm-dwA8MXc2fKf_y-example.com", "FfJf-lC3oc2gc2MvCh6#`L-$-example.com"]
+    hashes = "SELECT count(DISTINCT hashtextextended(id, 0)) FROM unnest(%s::text[]) AS given (id)"
+    assert system.postgres.execute(hashes, [ids]).fetchone() == (1,)
+    system.ledger().create()
+    system.postgres.execute(FINDING_OF_0_2)
+    for distinct_id in [*ids, "😀" * 400]:
+        insert_truth(system, ALICE, 1, distinct_id)
+
+    migrate(system, system.ledger())
+
+    found = system.postgres.execute("SELECT distinct_id FROM pdi2_migration.finding WHERE repaired").fetchall()
+    assert {distinct_id for (distinct_id,) in found} == {*ids, "😀" * 400}
+
+
 def test_a_ledger_that_is_current_is_left_alone(system: System) -> None:
     ledger = system.ledger()
     ledger.create()

@@ -1,9 +1,10 @@
 """Who may work: two runs, two tasks of one run, and two processes at one team."""
 
+import psycopg
 import pytest
 from conftest import System
 from pdi2.core.engines.failures import BusyError, Reaction, WaitError, reaction
-from pdi2.core.state.ownership import NotOwnerError, alone_with, hold, is_free
+from pdi2.core.state.ownership import NotOwnerError, alone_with, held_by, hold, is_free
 from stories import dump, enable, end_session
 
 
@@ -23,6 +24,25 @@ def test_the_next_run_takes_over_and_the_first_one_stops(system: System) -> None
         hold(system.ledger("a run"))
     assert reaction(refused.value) is Reaction.FAIL
     assert dump(system) == before
+
+
+def test_whoever_holds_a_lock_is_named(system: System) -> None:
+    """Any session of that database can take them, and then no run may exist that could be waited for."""
+    ledger = system.ledger()
+    enable(system, ledger)
+    with psycopg.connect(system.uri, application_name='a "stranger"', autocommit=True) as stranger:
+        named = rf'held by process {stranger.info.backend_pid} of role postgres, connected since \d.*"a \\"stranger'
+        stranger.execute("SELECT pg_advisory_lock(hashtext('pdi2_migration'), 0)")
+        with pytest.raises(BusyError, match=f"is running.*{named}.*pg_terminate_backend"):
+            enable(system, system.ledger("the next run"))
+        with pytest.raises(NotOwnerError, match=f"is starting.*{named}"):
+            hold(ledger)
+        of_team = "SELECT pg_advisory_lock(hashtextextended('pdi2_migration team', %s))"
+        for team_id in (2, -3):
+            stranger.execute(of_team, [team_id])
+            with pytest.raises(WaitError, match=f"works on team {team_id}.*{named}"), alone_with(ledger, [team_id]):
+                pass
+        assert held_by(ledger, 4) == ""
 
 
 def test_a_run_that_never_claimed_the_migration_does_not_hold_it(system: System) -> None:

@@ -7,6 +7,7 @@ every answer forbid everything but the page's own files.
 
 import json
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,9 @@ from pdi2.edge.connections import POSTGRES
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5
+READERS = threading.BoundedSemaphore(4)
+"""Sessions of Postgres that one process of the API server reads with: PostHog needs the others."""
+WAIT_SECONDS = 3
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'",
@@ -114,12 +118,21 @@ def _connect() -> Any:
 @contextmanager
 def reading() -> Iterator[Connection[Any]]:
     """A read-only transaction that sees the ledger as of one moment."""
-    with sessions.begin(_connect) as connection:
-        connection.read_only = True
-        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
-        with connection.transaction():
-            postgres.execute(connection, "watch_limit")
-            yield connection
+    if not READERS.acquire(timeout=WAIT_SECONDS):
+        raise HTTPException(
+            503,
+            "This page is busy: it reads the ledger for four people at a time. Nothing was changed, and a migration "
+            "that is running goes on. The page asks again by itself.",
+        )
+    try:
+        with sessions.begin(_connect) as connection:
+            connection.read_only = True
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            with connection.transaction():
+                postgres.execute(connection, "watch_limit")
+                yield connection
+    finally:
+        READERS.release()
 
 
 @contextmanager

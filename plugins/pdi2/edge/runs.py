@@ -15,7 +15,7 @@ from airflow.utils.state import DagRunState, State, TaskInstanceState
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from pdi2.core.report.telling import CAUSE, cause
+from pdi2.core.report.telling import cause, known_cause
 from pdi2.edge import END, FILL, OLD_WRITES_END
 
 ROLLBACK = "rollback_person_distinct_id2"
@@ -81,7 +81,7 @@ def tasks(session: Session, dag_run: DagRun) -> dict[str, Any]:
     # Airflow forgets why a try failed as soon as the next one starts; until then the engine counts as away.
     not_yet = TaskInstance.state.in_((TaskInstanceState.UP_FOR_RETRY, *WAITING))
     reasons = session.scalars(select(TaskInstance.retry_reason).where(*of_run, not_yet)) if EXPLAINED else ()
-    away = Counter(hit.group(1) for reason in reasons if (hit := CAUSE.search(reason or "")) and hit.group(1))
+    away = Counter(hit.group(1) for reason in reasons if (hit := known_cause(reason or "")) and hit.group(1))
     return {
         "states": states,
         "retrying": _retrying(waiting) if waiting else None,

@@ -126,6 +126,16 @@ def row_security_problems(connection: Connection[Any]) -> dict[str, str]:
     }
 
 
+def open_schemas(connection: Connection[Any]) -> list[str]:
+    """Where any role could put what our statements, and the application's, would take for Postgres's own."""
+    return [
+        f"Every role of Postgres may create tables and functions in the schema {schema}, where this project and "
+        "PostHog look up theirs: who has any role could have theirs run instead. This run goes on. If no application "
+        f"needs it: REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC."
+        for (schema,) in postgres.execute(connection, "open_schemas")
+    ]
+
+
 def privilege_problems(connection: Connection[Any]) -> list[str]:
     needed = [(table, privilege) for table, privileges in PRIVILEGES.items() for privilege in privileges]
     tables, privileges = map(list, zip(*needed, strict=True))

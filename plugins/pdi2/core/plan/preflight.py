@@ -12,7 +12,7 @@ from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, desc
 from pdi2.core.plan import clickhouse_checks, cluster_checks, mutations, postgres_checks
 from pdi2.core.plan.planning import rows_by_team
 from pdi2.core.state.ledger import TRIAL_PASSED, Ledger, TeamStatus
-from pdi2.core.state.ownership import AT_WORK, is_free
+from pdi2.core.state.ownership import AT_WORK, held_by, is_free
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import NAME, Status, Switches
 from pdi2.core.state.words import counted
@@ -84,7 +84,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     if problems:
         raise PreflightError(problems)
     if not is_free(ledger):
-        raise BusyError(AT_WORK)
+        raise BusyError(AT_WORK + held_by(ledger))
     notes = _notes(ledger, warehouse, settings)
     if settings.dry_run:
         return Preflight(Verdict.PLAN_ONLY, "\n".join(["All checks passed. Dry run: only the plan follows.", *notes]))
@@ -96,6 +96,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
 def _notes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
     """What does not stop the run, but people should know."""
     notes = postgres_checks.read_only(ledger.connection) if settings.dry_run else []
+    notes += postgres_checks.open_schemas(ledger.connection)
     before = Switches(ledger.connection).row(DEPENDENCY)
     if before and before.status != Status.COMPLETED_SUCCESSFULLY:
         notes.append(

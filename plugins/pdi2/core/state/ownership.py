@@ -22,6 +22,17 @@ AT_WORK = (
 )
 
 
+def held_by(ledger: Ledger, team_id: int | None = None) -> str:
+    """Who has the migration's lock, or the team's: any session of that database can take it. Empty if nobody has."""
+    found = [one for (one,) in postgres.execute(ledger.connection, "lock_holders", {"team_id": team_id})]
+    if not found:
+        return ""
+    return (
+        f" The lock is held by {'; '.join(found)}. If that is no task of a run, end its session in Postgres: "
+        "SELECT pg_terminate_backend(process)."
+    )
+
+
 class NotOwnerError(MigrationError):
     """Another run is starting the migration, or has taken it over."""
 
@@ -53,7 +64,7 @@ def claim(ledger: Ledger, settings: Mapping[str, Any], alone: bool = True) -> No
     if current and is_owner(ledger) and not current.ended_at:
         return
     if not is_free(ledger) and alone:
-        raise BusyError(AT_WORK)
+        raise BusyError(AT_WORK + held_by(ledger))
     run = {"airflow_run": ledger.airflow_run, "actor": ledger.actor, "settings": Jsonb(dict(settings))}
     postgres.execute(ledger.connection, "run_claim", run)
 
@@ -63,7 +74,7 @@ def hold(ledger: Ledger) -> None:
     if not postgres.value(ledger.connection, "lock_try_shared"):
         raise NotOwnerError(
             "Another run of the migration is starting at this moment. Nothing was changed. "
-            "Wait until it has ended, then trigger this run again."
+            f"Wait until it has ended, then trigger this run again.{held_by(ledger)}"
         )
     refuse_unless_owner(ledger)
 
@@ -92,7 +103,7 @@ def alone_with(ledger: Ledger, team_ids: Iterable[int]) -> Iterator[None]:
                 raise WaitError(
                     f"Another process works on team {team_id}: an earlier try of this task, of which Airflow has "
                     "lost sight. This try changed nothing, and goes on by itself once that one has ended. If it "
-                    "does not end, end it on its worker, or its session in Postgres."
+                    f"does not end, end it on its worker, or its session in Postgres.{held_by(ledger, team_id)}"
                 )
         yield
     finally:

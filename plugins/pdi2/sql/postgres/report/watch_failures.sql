@@ -18,8 +18,8 @@ failed AS (
            OR NOT %(alive)s AND NOT EXISTS (SELECT FROM failed_team))
       AND (%(until)s::timestamptz IS NULL OR at < %(until)s)
 )
-SELECT coalesce(substring(error FROM 'ClickHouse error [0-9]+ \([A-Z_0-9]+\)'),
-                substring(error FROM '(ClickHouse|Postgres) does not answer')
+SELECT coalesce(substring(named FROM 'ClickHouse error [0-9]+ \([A-Z_0-9]+\)'),
+                substring(named FROM '(ClickHouse|Postgres) does not answer')
                     || ' does not answer',
                 left(regexp_replace(split_part(error, E'\n', 1), '\m[0-9]+([,.][0-9]+)*', 'N', 'g'), 200)) AS cause,
        count(DISTINCT team_id) AS teams,
@@ -28,6 +28,7 @@ SELECT coalesce(substring(error FROM 'ClickHouse error [0-9]+ \([A-Z_0-9]+\)'),
        min(at) AS at,
        left(min(error), 2000) AS error
 FROM failed
+CROSS JOIN LATERAL (SELECT regexp_replace(error, '"([^"\\]|\\.)*"', '', 'g')) AS unquoted (named)
 GROUP BY cause
 ORDER BY coalesce(min(task), '') IN ('certify', 'switch_reads'), min(at) NULLS FIRST, teams DESC
 LIMIT 10

@@ -73,10 +73,11 @@ ALTER TABLE pdi2_migration.finding
     ADD COLUMN IF NOT EXISTS old jsonb,
     ADD COLUMN IF NOT EXISTS action text,
     ADD COLUMN IF NOT EXISTS written jsonb;
--- By hash, because an id may be too long for an index. Not by md5, because servers in FIPS mode refuse it.
-CREATE UNIQUE INDEX IF NOT EXISTS finding_identity_by_hash
-    ON pdi2_migration.finding (team_id, hashtextextended(distinct_id, 0), kind);
-DROP INDEX IF EXISTS pdi2_migration.finding_identity;
+-- By what Postgres's varchar(400) can hold, because hashes can be made to collide, and by hash for what is longer, because
+-- that may be too long for an index. Not by md5, because servers in FIPS mode refuse it.
+CREATE UNIQUE INDEX IF NOT EXISTS finding_identity_by_id
+    ON pdi2_migration.finding (team_id, left(distinct_id, 400), hashtextextended(distinct_id, 0), kind);
+DROP INDEX IF EXISTS pdi2_migration.finding_identity, pdi2_migration.finding_identity_by_hash;
 
 CREATE TABLE IF NOT EXISTS pdi2_migration.event (
     id bigserial PRIMARY KEY,

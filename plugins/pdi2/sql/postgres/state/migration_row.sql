@@ -1,3 +1,3 @@
 SELECT id, status, progress, started_at, finished_at
 FROM posthog_asyncmigration
-WHERE name = %(name)s
+WHERE name::text = %(name)s

@@ -11,4 +11,4 @@ SET progress = (
         (SELECT jsonb_typeof(settings -> 'team_ids') <> 'array' OR settings -> 'team_ids' @> to_jsonb(team_id)
          FROM pdi2_migration.run ORDER BY id DESC LIMIT 1), true)
 )
-WHERE name = %(name)s AND status = 5
+WHERE name::text = %(name)s AND status = 5

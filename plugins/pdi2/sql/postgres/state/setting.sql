@@ -1,3 +1,3 @@
 SELECT raw_value::jsonb #>> '{}'
 FROM posthog_instancesetting
-WHERE key = %(key)s
+WHERE key::text = %(key)s
