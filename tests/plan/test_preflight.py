@@ -633,7 +633,7 @@ def test_another_run_at_work_is_waited_for(system: System) -> None:
     enable(system, owner)
     hold(owner)
     before = dump(system)
-    with pytest.raises(BusyError, match="holds the advisory lock.*Nothing was changed.*trigger this run again") as busy:
+    with pytest.raises(BusyError, match="holds the advisory lock.*Nothing was changed.*trigger this one again") as busy:
         look(system)
     assert reaction(busy.value) is Reaction.RETRY
     assert dump(system) == before
