@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Sequence
-from threading import Timer
+from threading import Thread
 from typing import Any
 from uuid import UUID
 
@@ -41,6 +41,7 @@ from stories import (
     seen,
     stop_merges,
     truth_and_old,
+    until,
 )
 
 from demo.schema import Table
@@ -560,8 +561,8 @@ def test_the_old_readers_errors_are_not_counted_where_memory_does_not_suffice(
         """A deleted project, say, with far more rows in the old table than in the new one."""
 
         def rows(self, name: str, *rest: Any) -> Any:
-            settings = {"max_memory_usage": 100_000} if name == "old_differs" else {}
-            return super().rows(name, rest[0] if rest else None, settings)
+            short = {"max_memory_usage": 100_000, "max_untracked_memory": 0} if name == "old_differs" else {}
+            return super().rows(name, rest[0] if rest else None, short)
 
     insert_old(system, [event("+A1")])
     insert_truth(system, ALICE)
@@ -587,14 +588,20 @@ def test_a_comparison_that_takes_long_says_how_far_it_is(
     other = system.ledger("somebody who locks").connection
     other.execute("BEGIN")
     other.execute("LOCK TABLE posthog_person IN ACCESS EXCLUSIVE MODE")
-    unlock = Timer(2, other.execute, ["ROLLBACK"])
-    unlock.start()
+    told = "Postgres still computes the digest of team 7"
+
+    def unlock() -> None:
+        until(lambda: told in caplog.text)
+        other.execute("ROLLBACK")
+
+    unlocking = Thread(target=unlock)
+    unlocking.start()
 
     digests(ledger.connection, system.warehouse(), Teams((TEAM,), 4_000))
 
-    unlock.join()
+    unlocking.join()
     assert re.search(r"Compared range \d of \d of team 7", caplog.text)
-    assert "Postgres still computes the digest of team 7" in caplog.text
+    assert told in caplog.text
 
 
 @pytest.mark.slow
