@@ -12,10 +12,10 @@ from demo.writer import Writer, deliver
 MOMENTS = {
     "between plan and copy": None,
     "after the ids are told apart": "told_apart",
-    "before the rows are counted": "copied",
+    "after the copies are counted": "copied",
     "before the proof": "now",
-    "during the proof": "digest_new",
-    "between its two passes": "new_of_buckets",
+    "after ClickHouse's first pass": "digest_new",
+    "during the second pass": "new_of_buckets",
     "before the repair": "new_of_ids",
 }
 

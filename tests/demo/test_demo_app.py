@@ -249,7 +249,7 @@ def test_without_instance_settings_the_row_is_the_switch(postgres: psycopg.Conne
     assert Switches(postgres).writes() == {Table.NEW}, "and again once it is restarted"
 
 
-def test_what_a_soak_strikes_at_is_what_the_migration_says() -> None:
+def test_the_soaks_fault_patterns_match_real_statements() -> None:
     """A pattern that matches no statement would be a fault that never happens. A copy may use a staging table."""
     tables: dict[str, str] = defaultdict(lambda: "person_distinct_id2_staging_7")
     for what, name in {"the copy": "copy_simple", "the comparison": "digest_new"}.items():
@@ -281,7 +281,7 @@ def everything(postgres: psycopg.Connection, clickhouse: Client, seeded: Seeded)
 
 
 @pytest.mark.slow
-def test_the_seed_is_the_same_for_the_same_seed(postgres_server: embedded.Postgres, clickhouse_path: str) -> None:
+def test_the_same_seed_number_gives_the_same_data(postgres_server: embedded.Postgres, clickhouse_path: str) -> None:
     found = []
     for number, chosen in enumerate([1, 1, 2]):
         name = f"seed_{number}"

@@ -110,7 +110,7 @@ def open_sessions(system: System, address: dict[str, Any], count: int) -> None:
                 pass
 
 
-def test_a_rollback_through_such_a_pool_says_so_too(
+def test_a_rollback_through_a_transaction_pool_is_refused(
     system: System,
     seeded: Seeded,
     postgres_server: embedded.Postgres,

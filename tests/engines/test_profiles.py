@@ -1,4 +1,4 @@
-"""Users' profiles cut no answer short without an error. If one forbids that, it is told before anything begins.
+"""No user's profile can silently truncate an answer. A profile that makes that impossible is reported by preflight.
 
 Most profiles are given as the settings of a connection, which act on a statement like those of its user's profile.
 If constraints, quotas or several disks matter, an engine of its own reads them from a real users.xml and config.xml.
@@ -268,7 +268,7 @@ def test_a_time_limit_is_met_with_smaller_slices(system: System) -> None:
         ("join_use_nulls", "1", 0, False),
     ],
 )
-def test_what_a_profile_sets_stays_where_it_does_as_well(name: str, value: str, wanted: Any, does: bool) -> None:
+def test_a_profiles_value_that_suffices_is_kept(name: str, value: str, wanted: Any, does: bool) -> None:
     """So no constraint on a harmless value is refused. With 0 expanded elements every statement fails (26.9)."""
     assert suffices(name, Setting(value, None, None, fixed=True), wanted) is does
 

@@ -141,7 +141,7 @@ def test_an_unfinished_mutation_is_waited_for_and_a_failed_one_is_told(system: S
     system.clickhouse.command(f"KILL MUTATION WHERE database = '{system.database}'")
 
 
-def test_views_that_would_get_a_part_of_what_is_copied_are_told(system: System) -> None:
+def test_views_that_would_see_only_part_of_the_copy_are_reported(system: System) -> None:
     assert "Materialized views" not in check(system.ledger(), system.warehouse(), Settings(), []).message
     system.clickhouse.command(
         "CREATE MATERIALIZED VIEW ids_per_team ENGINE = SummingMergeTree ORDER BY team_id "

@@ -45,7 +45,7 @@ OTHER = TEAM + 1
 
 @pytest.fixture
 def ledger(system: System) -> Ledger:
-    """Two teams of two ids each, verified some time ago: only the switch is left."""
+    """Two teams of two ids each, verified and ready for the switch."""
     stop_merges(system)
     two_ids_each(system, TEAM, OTHER)
     ledger = system.ledger()
@@ -91,8 +91,8 @@ def test_where_nothing_changed_nothing_is_compared(system: System, ledger: Ledge
     assert (warehouse.ids, warehouse.teams, rechecked(system)) == (set(), set(), {})
 
 
-@pytest.mark.skipif(LOCAL, reason="clickhouse-local of then has no system.mutations")
-def test_our_own_mutations_are_nobody_elses(system: System, ledger: Ledger) -> None:
+@pytest.mark.skipif(LOCAL, reason="clickhouse-local of that time has no system.mutations")
+def test_our_own_mutations_cause_no_recheck(system: System, ledger: Ledger) -> None:
     insert_new(system, BOB, 9, "id")
     warehouse = system.warehouse()
     assert verify_team(ledger, warehouse, TEAM, NO_WAIT) == {"ahead": 1}

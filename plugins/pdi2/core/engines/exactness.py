@@ -1,4 +1,4 @@
-"""Settings that make an answer complete and exact whatever the ClickHouse user's profile says, and how it forbids them.
+"""Settings that keep answers complete and exact under any ClickHouse user's profile, and what a profile may forbid.
 
 A profile's limits on rows and columns are lifted, because each statement has its own memory limit. A profile's time
 limit is kept: a statement that runs into it is cut smaller.

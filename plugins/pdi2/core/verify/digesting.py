@@ -202,7 +202,7 @@ def _flagged(keys: set[tuple[int, int]], mask: int) -> dict[str, Any]:
 
 
 def old_differs(warehouse: Warehouse, teams: Teams) -> Counter[int]:
-    """For about how many ids of each team the readers of the two tables see different persons.
+    """By team, the approximate number of ids for which the readers of the two tables see different persons.
 
     For a team of more than SAMPLED_IDS rows, this is an estimate from ids sampled by hash.
     """
