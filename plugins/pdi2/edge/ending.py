@@ -72,8 +72,7 @@ def _write_certificate(ledger: Ledger, report: dict[str, Any]) -> None:
         for name, text in drawn_up.files.items():
             file = folder / name
             if file.protocol in ("", "file"):  # it may name 1,000 ids of persons, so Airflow's user alone reads it
-                Path(file.path).touch()
-                Path(file.path).chmod(0o600)
+                Path(file.path).touch(mode=0o600)
             file.write_text(text, encoding="utf-8")
     except Exception as error:
         raise MigrationError(

@@ -127,13 +127,6 @@ def _after_the_switch(
             "Nothing. Keep the audit scheduled, and the old table: PostHog deletes with its help.",
             "Old writes have stopped",
         )
-    if reason := airflow.get("old_writes_wait"):
-        return Verdict(
-            "bad",
-            f"{text} Old writes wait, and a rollback is possible. {reason}",
-            "Do what that says, or roll back.",
-            "Old writes wait",
-        )
     settings = (run or {}).get("settings") or {}
     until = airflow.get("old_writes_end")
     if alive and settings.get("stop_old_writes") and switch["finished_at"]:
@@ -144,6 +137,13 @@ def _after_the_switch(
             f"{text} Somebody paused the migration, so old writes go on and a rollback is possible.",
             "Resume it when the time is right: old writes then stop, which is irreversible. Or roll back before that.",
             "Paused",
+        )
+    if until and (reason := airflow.get("old_writes_wait")):
+        return Verdict(
+            "bad",
+            f"{text} Old writes wait, and a rollback is possible. {reason}",
+            "Do what that says, or roll back.",
+            "Old writes wait",
         )
     if until:
         due = until <= datetime.now(UTC)  # a task may wait for its next try, or somebody may have killed the run

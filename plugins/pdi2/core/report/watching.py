@@ -97,7 +97,7 @@ def status(
     states = airflow.get("states", {})
     told["failed"] = any("failed" in counts for counts in states.values())  # no longer once they are cleared
     told["asked"] = any(wait.about == "approval" for wait in waits)
-    told["old_writes_wait"] = (_detail(happened, "old_writes_put_off") or {}).get("reason")
+    told["old_writes_wait"] = run["newest"] and (_detail(happened, "old_writes_put_off") or {}).get("reason")
     told["waits"] = any(wait.about in ("server", "misses") for wait in waits)
     return {
         **seen,

@@ -62,7 +62,8 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
         )
     ledger.create()
     switches = Switches(ledger.connection)
-    known = _of_the_future(warehouse)  # which reads the old table, and may take longer than a transaction may
+    begins = switches.writes() != "both" or ledger.latest(ENABLED) is None
+    known = _of_the_future(warehouse) if begins else []  # before the transaction: this reads the whole old table
     with ledger.transaction():
         switches.create_row()
         row = switches.row()
@@ -81,7 +82,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
         switches.set_writes("both")
         switches.change(Status(row.status), Status.STARTING)
         now = warehouse.rows("now")[0][0]
-        if was != "both" or ledger.latest(ENABLED) is None:
+        if begins or was != "both":
             ledger.record(ENABLED, enabled_at=now, known=known, writes_before=was)
         newest, *_ = _newest_id(ledger)
         ledger.record("run_started", at=now, newest_id=newest, settings=asdict(settings))
@@ -141,8 +142,8 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
 def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | None:
     """Why nothing should be switched now: links of the last hour or less that the new table lacks.
 
-    None if it lacks none, and if a link has reached both tables since one was missed: what a recheck or an audit
-    repairs is no miss any more, but says nothing about the consumer.
+    None if it lacks none, and if a link has reached both tables since one was missed and since the last repair: what a
+    recheck or an audit has written is no miss any more, but says nothing about the consumer.
     """
     enabled = ledger.latest(ENABLED) or {"enabled_at": 0, "known": []}
     before = ledger.latest_of_run(MISSED)
@@ -152,17 +153,24 @@ def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | No
         start = min(start, before["since"])
     start = _newest_links(warehouse, min(start, end), end)
     misses = _evidence(ledger, _misses(warehouse, start, end, list(map(int, enabled["known"]))))
+    there = truths(ledger.connection, ((miss.team_id, miss.distinct_id) for miss in misses))
+    misses = [miss for miss in misses if (miss.team_id, miss.distinct_id) in there]  # else nothing would repair it
     if misses:
         found = f"{counted(misses[0].total, 'link')} reached person_distinct_id and not person_distinct_id2"
         if before is None or before["at"] < misses[0].written_at:
             ledger.record(MISSED, since=start, at=misses[0].written_at, found=found)
         return f"{found}: {_listed(misses)}. Readers of the new table would miss what comes next."
-    if before and not _links(warehouse, before["at"], end):
+    if before and not _links(warehouse, max(before["at"], _last_repair(ledger)), end):
         return (
             f"{before['found']}, the last of them at {datetime.fromtimestamp(before['at'], UTC)}. No link has come "
             "since, so nothing shows that both tables are written again."
         )
     return None
+
+
+def _last_repair(ledger: Ledger) -> int:
+    """Seconds since the epoch; 0 if nothing was repaired."""
+    return int(postgres.value(ledger.connection, "last_repair") or 0)
 
 
 def _newest_links(warehouse: Warehouse, start: int, end: int) -> int:

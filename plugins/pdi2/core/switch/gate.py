@@ -122,6 +122,8 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
         raise
     missed = dual_writes.missed(ledger, warehouse, settings)  # before the recheck repairs it
     rechecked = verify_changes(ledger, warehouse, settings)
+    if missed:
+        replicas.end_wait(ledger)
     _put_off(ledger, missed and f"{missed} Reads stay on the old table, and what was missed is repaired. {GOES_ON}")
     everywhere = replicas.wait_for_all(ledger, warehouse)
     with ledger.transaction():
@@ -244,7 +246,10 @@ def stop_old_writes(ledger: Ledger, warehouse: Warehouse, settings: Settings) ->
 
 def _why_the_way_back_is_needed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | None:
     if missed := dual_writes.missed(ledger, warehouse, settings):
-        return f"{missed} So old writes go on, and a rollback stays possible. {GOES_ON}"
+        return (
+            f"{missed} So old writes go on, and a rollback stays possible. {GOES_ON} What does not come any more is "
+            'written by audit_person_distinct_id2 with {"repair": true}.'
+        )
     if wrong := ledger.verified_with_open_findings():
         return (
             f"An audit found that the new table answers wrongly ({named(sorted(wrong))}), so old writes go on, and a "

@@ -3,7 +3,7 @@
 SELECT team.team_id, repaired.distinct_id
 FROM pdi2_migration.team
 CROSS JOIN LATERAL (
-    SELECT distinct_id
+    SELECT DISTINCT distinct_id
     FROM pdi2_migration.finding
     WHERE finding.team_id = team.team_id
       AND repaired
