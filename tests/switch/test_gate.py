@@ -380,6 +380,7 @@ def test_a_dual_write_that_broke_since_its_proof_puts_the_switch_off(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the end of old writes. Only a link that reaches both tables shows that the consumer works again."""
+    monkeypatch.setattr("pdi2.core.switch.dual_writes.LATE_SECONDS", 0)
     migrate_together(system, ledger)
     system.postgres.execute(
         "UPDATE pdi2_migration.event SET detail = jsonb_set(detail, '{enabled_at}', '1') "
@@ -409,6 +410,18 @@ def test_a_dual_write_that_broke_since_its_proof_puts_the_switch_off(
     link_in_both(system, "works too")
     stop_old_writes(system, ledger)
     assert system.switches() == {"reads": "new", "writes": "new"}
+
+
+def test_a_link_that_is_a_little_late_puts_nothing_off(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate_together(system, ledger)
+    wait_for_the_next_second(system)
+    missed_link(system, "late")
+    monkeypatch.setattr("time.sleep", lambda seconds: insert_new(system, ALICE, 0, "late") if seconds == 5 else None)
+    switch(system, ledger)
+    assert system.switches()["reads"] == "new"
+    assert ledger.latest_of_run("links_missed") is None
 
 
 def wait_for_the_next_second(system: System) -> None:
