@@ -24,7 +24,7 @@ MOST_LINKS = 100_000
 """Before the switch, links of the last WATCHED_AGAIN_SECONDS are looked at. Of any window only about the newest
 MOST_LINKS are: 150,000 did not always fit into the default memory."""
 LATE_SECONDS = 5.0
-"""A link that comes to the new table a little later than allowed is not missed: a second look follows after this time."""
+"""A link that comes a little later than allowed is not missed: a second look follows after this time."""
 FUTURE_SECONDS = 7 * 86_400
 """A link stamped at most this far in the future may still come into a window of this migration."""
 
