@@ -90,6 +90,7 @@ PROFILES: dict[str, tuple[dict[str, Any], str]] = {
             "prefer_column_name_to_alias": 1,
             "extremes": 1,
             "data_type_default_nullable": 1,
+            "input_format_tsv_enum_as_number": 1,
         },
         "SELECT count() FROM person_distinct_id WHERE team_id = 99",
     ),
@@ -106,13 +107,24 @@ PROFILES: dict[str, tuple[dict[str, Any], str]] = {
     "expanded elements": ({"max_expanded_ast_elements": 200}, f"WITH {DOUBLED} SELECT a8 FROM person_distinct_id"),
     "subcolumns in DESCRIBE": ({"describe_include_subcolumns": 1}, DESCRIBE),
     "short DESCRIBE": ({"describe_compact_output": 1}, DESCRIBE),
+    "virtual columns in DESCRIBE": ({"describe_include_virtual_columns": 1}, DESCRIBE),
+    "WITH in no subquery": (
+        {"enable_global_with_statement": 0},
+        f"WITH ids AS ({IDS}) SELECT count() FROM ({IDS} WHERE distinct_id IN (SELECT distinct_id FROM ids))",
+    ),
     "tables not dropped": ({"max_table_size_to_drop": 1}, "DROP TABLE person_distinct_id SYNC"),
     "joins": ({"join_algorithm": "direct"}, f"SELECT count() FROM ({IDS}) AS a JOIN ({IDS}) AS b USING distinct_id"),
     "named tuples": (
         {"enable_named_columns_in_function_tuple": 1},
         "SELECT toTypeName((team_id, distinct_id)) FROM person_distinct_id",
     ),
-    "types in another format": ({"output_format_native_encode_types_in_binary_format": 1}, IDS),
+    "types in another format": (
+        {
+            "output_format_native_encode_types_in_binary_format": 1,
+            "input_format_native_decode_types_in_binary_format": 1,
+        },
+        IDS,
+    ),
 }  # fmt: skip
 
 

@@ -92,6 +92,10 @@ USUAL: dict[str, Any] = {
     "max_partitions_per_insert_block": 0,
     "describe_include_subcolumns": 0,
     "describe_compact_output": 0,
+    "describe_include_virtual_columns": 0,
+    "enable_global_with_statement": 1,
+    "input_format_native_decode_types_in_binary_format": 0,
+    "input_format_tsv_enum_as_number": 0,
 }
 """ClickHouse's own defaults that the statements rely on, to mean what they should or to run at all. One differs: an
 insert for many teams may reach more than 100 partitions."""
