@@ -104,7 +104,7 @@ def test_the_engines_of_posthog_are_taken(table: str, prefix: str) -> None:
         (
             "Distributed",
             "Distributed('posthog', 'd', 'local', rand())",
-            "it stands before d.local of the cluster posthog, and takes neither a DELETE nor a slice's parts. There "
+            "it only forwards to d.local of the cluster posthog, and takes neither a DELETE nor a slice's parts. There "
             "the table must be called person_distinct_id2 too. See",
         ),
         ("SharedReplacingMergeTree", "SharedReplacingMergeTree('/a', '{r}', version)", "ClickHouse Cloud"),

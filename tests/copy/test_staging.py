@@ -415,7 +415,7 @@ def test_a_slice_is_finished_though_a_replica_is_away_or_does_not_fetch(
 
     copy_team(replicated_ledger, replicated.warehouse(), TEAM)
 
-    assert "the other replicas do not have all yet" in caplog.text
+    assert "The other replicas do not have everything" in caplog.text
     assert slices(replicated) == 1
     assert answer(replicated, COPIED) == [(IDS, IDS)], "and no id twice"
     third.command(away.replace("DETACH", "ATTACH").replace("STOP", "START"))

@@ -175,7 +175,7 @@ TTLS = {
     ),
     "resets a value": (
         f"{NEW} MODIFY COLUMN _offset UInt64 TTL _timestamp + INTERVAL 9 DAY",
-        "TTL of column _offset of ClickHouse table person_distinct_id2 takes away values",
+        "TTL of column _offset of ClickHouse table person_distinct_id2 resets values",
     ),
     "only says so": (f"{NEW} MODIFY COLUMN _offset UInt64 COMMENT 'no TTL here '", None),
     "of the old table": ("ALTER TABLE person_distinct_id MODIFY TTL _timestamp + INTERVAL 90 DAY", None),

@@ -417,13 +417,13 @@ def test_a_wait_that_a_person_may_have_to_end_is_told_in_the_first_line(
     copy_and_verify(system, ledger, 7)
     assert topic() == "Running"
     gate.certify(ledger, system.warehouse(), NO_WAIT)
-    ledger.record("switch_put_off", reason="ClickHouse still carries out 1 mutation(s).")
+    ledger.record("switch_put_off", reason="ClickHouse is still carrying out 1 mutation of person_distinct_id2.")
     assert topic() == "It waits"
     ledger.record("switch_put_off", reason=None)
     assert topic() == "Running"
     assert viewer.get("/status").json()["waits"] == []
     [last, *_] = viewer.get("/events", milestones=False).json()["lines"]
-    assert last["text"] == "The switch is put off no longer."
+    assert last["text"] == "The switch is no longer put off."
 
 
 # How far
@@ -911,7 +911,7 @@ class TestAirflow:
 
         assert failures() == ["certify (1 task)", "team.copy (1 task)"]
         one, *_ = viewer.get("/status").json()["failures"]
-        assert (one["cause"][:6], one["runbook"]["about"]) == ("failed", "`could tell the ledger nothing`")
+        assert (one["cause"][:6], one["runbook"]["about"]) == ("failed", "`could not say why in the ledger`")
         ledger.record("task_failed", task="certify", error="1 of 1 team is not verified, so reads stay")
         assert failures() == ["certify", "team.copy (1 task)"]
         ledger.record("task_failed", task="team.copy", error="no space left")

@@ -4,7 +4,7 @@ import psycopg
 import pytest
 from conftest import System
 from pdi2.core.engines.failures import BusyError, Reaction, WaitError, reaction
-from pdi2.core.state.ownership import NotOwnerError, alone_with, held_by, hold, is_free
+from pdi2.core.state.ownership import NotOwnerError, alone_with, held_by, hold, try_lock
 from stories import dump, enable, end_session
 
 
@@ -58,11 +58,11 @@ def test_tasks_of_one_run_work_side_by_side(system: System) -> None:
     for task in tasks:
         hold(task)
     watcher = system.ledger()
-    assert not is_free(watcher)
+    assert not try_lock(watcher)
     end_session(system, tasks[0])
-    assert not is_free(watcher)
+    assert not try_lock(watcher)
     end_session(system, tasks[1])
-    assert is_free(watcher)
+    assert try_lock(watcher)
 
 
 def test_one_process_at_a_time_works_on_a_team(system: System) -> None:

@@ -273,7 +273,7 @@ def test_reads_stay_where_the_new_table_is_no_longer_written(system: System, led
         set_switch(system.postgres, WRITES, "old")
     else:
         system.postgres.execute("DELETE FROM posthog_instancesetting WHERE key = %s", [WRITES])
-    told = "does not write both tables any more.*Reads stay on the old table.*trigger a new run"
+    told = "no longer writes both tables.*Reads stay on the old table.*trigger a new run"
     unchanged(system, GateError, lambda: judge(system, ledger), told)
     unchanged(system, GateError, lambda: switch(system, ledger), told)
 
@@ -295,7 +295,7 @@ def test_reads_stay_where_the_new_table_stops_being_written_during_the_recheck(
         return {}
 
     monkeypatch.setattr("pdi2.core.cluster.replicas.wait_for_all", set_back)
-    with pytest.raises(GateError, match="does not write both tables any more"):
+    with pytest.raises(GateError, match="no longer writes both tables"):
         switch(system, ledger)
     assert (system.status(), system.switches()) == (5, {"reads": "old", "writes": "old"})
 
@@ -865,4 +865,7 @@ def test_without_instance_settings_the_switch_itself_ends_the_way_back(system: S
         assert "there is no way back: this release of PostHog" in back.text
     assert back.text in for_approval(ledger)
     switch(system, ledger)
-    assert "There is no way back any more" in way_back(Switches(system.postgres), False, 900).text
+    assert (
+        "There is no way back: the old table is no longer written."
+        in way_back(Switches(system.postgres), False, 900).text
+    )

@@ -135,7 +135,7 @@ def refuse_a_standby(ledger: Ledger) -> None:
     for reason in read_only(ledger.connection):
         raise BusyError(
             f"{reason} This task did nothing, because what a standby says may be out of date. Airflow tries again; "
-            "where it has given up, trigger the run again: it does only what is missing."
+            "if it has given up, trigger the run again: it does only what is missing."
         )
 
 

@@ -218,7 +218,7 @@ def _newer(session: Session, owner: dict[str, Any] | None) -> DagRun | None:
 
 
 def _told(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
-    """What the page tells of a run that does not own the ledger."""
+    """What the page says about a run that does not own the ledger."""
     if dag_run is None:
         return None
     told = runs.told(session, [dag_run]).get(runs.name(dag_run), {})
@@ -228,7 +228,7 @@ def _told(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
 def _untold(states: dict[str, dict[str, int]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Failures of tasks of which the ledger knows none: each try was killed, or could not reach Postgres."""
     known = {"team" if one["teams"] else one["task"].partition(".")[0] for one in told}
-    cause = "failed and could tell the ledger nothing: the task's log says why."
+    cause = "failed and could not say why in the ledger: see the task's log."
     return [
         {"task": f"{task} ({counted(tasks['failed'], 'task')})", "teams": 0, "cause": cause, "error": cause}
         | {"runbook": row_of_message(cause)}

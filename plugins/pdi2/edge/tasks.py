@@ -50,7 +50,7 @@ FOLLOWED_BY = {
 NEW_TABLE = Asset("person_distinct_id2")
 """Airflow's asset of the new table. It is updated only by the switch, with the certificate in the event."""
 POOL_NEEDED = (
-    f"The copies wait for slots of Airflow's pool {POOL}. Where none begins, look at Admin, Pools: a task in a pool "
+    f"The copies wait for slots of Airflow's pool {POOL}. If none begins, look at Admin, Pools: a task in a pool "
     "that does not exist is never scheduled, and Airflow does not say so. The plugin creates it as Airflow starts; by "
     f"hand: airflow pools set {POOL} 2 copies"
 )
@@ -147,7 +147,7 @@ def copy(batch: dict[str, Any]) -> dict[str, Any]:
         lambda bench, team_ids: copy_together(bench.ledger, bench.warehouse, team_ids),
         lambda bench, team_id: copy_team(bench.ledger, bench.warehouse, team_id),
     )
-    return _told(figures.of_copy, batch)
+    return _logged(figures.of_copy, batch)
 
 
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
@@ -163,7 +163,7 @@ def verify(batch: dict[str, Any]) -> dict[str, Any]:
         lambda bench, team_ids: verify_together(bench.ledger, bench.warehouse, team_ids, bench.settings),
         lambda bench, team_id: verify_team(bench.ledger, bench.warehouse, team_id, bench.settings),
     )
-    return _told(figures.of_verification, batch)
+    return _logged(figures.of_verification, batch)
 
 
 @task.short_circuit(trigger_rule="none_failed", ignore_downstream_trigger_rules=True)
@@ -229,7 +229,7 @@ def tell(key: str, value: Any) -> None:
     get_current_context()["ti"].xcom_push(key, value)
 
 
-def _told(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
+def _logged(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
     with open_ledger() as ledger:
         done = of(ledger, batch["team_ids"])
     log.info("%s: %s", batch["label"], done)

@@ -47,7 +47,7 @@ function show(seen) {
 
 const going = (other) => ["queued", "running"].includes(other?.state);
 const phase = (seen) => (seen.run ? seen.phase : ofRun ? `This run ${seen.airflow.repairs ? "is an audit with repair" : did(seen.other)}` : seen.other ? "No migration has changed anything yet" : "No migration has begun");
-const did = (other) => (other?.old_writes_end ? "does nothing but end old writes" : going(other) ? "has changed nothing yet" : "changed nothing");
+const did = (other) => (other?.old_writes_end ? "only ends old writes" : going(other) ? "has changed nothing yet" : "changed nothing");
 
 function about({ run, alive, now, links, airflow }) {
   const zone = `Times are in ${zoneName()}.`;
@@ -149,7 +149,7 @@ function sumOfFindings(kinds) {
   return words.length ? words.join("; ") : "None so far.";
 }
 
-// What was seen last stays, dimmed, with the time when it was seen.
+// What was last seen stays, dimmed, with its time.
 let seenAt;
 function trouble(error) {
   $("trouble").hidden = !error;

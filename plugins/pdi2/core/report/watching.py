@@ -42,9 +42,9 @@ def status(
     airflow: Mapping[str, Any],
     alive: bool,
 ) -> dict[str, Any]:
-    """A run, and the migration as a whole: the `newest` run decides which table is read, whichever is looked at.
+    """A run, and the migration as a whole: the `newest` run decides which table is read, whichever one is shown.
 
-    `run` is None if no run has begun, or if the one that is looked at never owned the ledger. `airflow` is what Airflow
+    `run` is None if no run has begun, or if the one that is shown never owned the ledger. `airflow` is what Airflow
     knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer run exists, there are no
     figures, because the ledger's teams have moved on.
     """
@@ -65,7 +65,7 @@ def status(
         "reads": switches.reads(),
         "by_somebody_else": somebody_else,
         "wrong": sum(count["remaining"] for count in findings.values()) if complete else 0,
-        # When the audit began that compared every team after the switch, if no id is wrong since.
+        # When the audit of every team after the switch began, if no id has been wrong since.
         "found_right": postgres.value(connection, "watch_audit", {"switched_at": finished_at})
         if there and somebody_else
         else None,
@@ -85,7 +85,7 @@ def status(
     period = {"since": run["started_at"], "until": run["until"]}
     happened = {line["what"]: line for line in _all(connection, "watch_milestones", period)}
     if alive:
-        happened.pop("report", None)  # of before its tasks were cleared
+        happened.pop("report", None)  # from before its tasks were cleared
     figures = None
     if run["newest"]:
         planned_at = happened["planned"]["at"] if "planned" in happened else None
