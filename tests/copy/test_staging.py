@@ -79,7 +79,7 @@ def test_a_slice_of_many_ranges_comes_at_once_and_leaves_no_table(system: System
     assert [row[0] for row in answer(system, TABLES)] == [Table.OLD, Table.NEW]
 
 
-def test_what_a_killed_copy_left_is_nobody_s(system: System, ledger: Ledger) -> None:
+def test_what_a_killed_copy_left_is_dropped_by_the_next_copy(system: System, ledger: Ledger) -> None:
     with pytest.raises(KeyboardInterrupt):
         copy_team(ledger, Meanwhile(system, "staging_parts", killed), TEAM)
     system.clickhouse.command("CREATE TABLE person_distinct_id2_staging_7 AS person_distinct_id2")

@@ -61,7 +61,7 @@ def configure(monkeypatch: pytest.MonkeyPatch, **options: str) -> Any:
     return DagBag(ROOT / "dags")
 
 
-def test_by_default_nothing_runs_by_itself_and_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_nothing_runs_by_itself_and_nobody_is_notified(monkeypatch: pytest.MonkeyPatch) -> None:
     bag = configure(monkeypatch)
 
     for dag in bag.dags.values():
@@ -195,7 +195,7 @@ class TestRuns:
         assert lines == {"The migration is complete already; there is nothing to do."}
         assert dump(system) == before
 
-    def test_a_failed_run_is_told_once_and_a_good_one_is_not(
+    def test_a_failed_run_is_notified_once_and_a_good_one_is_not(
         self, monkeypatch: pytest.MonkeyPatch, system: System, seeded: Seeded
     ) -> None:
         notices = {"notifier": NAMED, "notifier_kwargs": '{"to": "the night shift"}'}
@@ -236,7 +236,7 @@ class TestRuns:
         yield scheduler
         scheduler.forget()
 
-    def test_a_run_that_takes_too_long_is_told_by_airflows_deadline(self, scheduler: "Scheduler") -> None:
+    def test_airflows_deadline_notifies_of_a_run_that_takes_too_long(self, scheduler: "Scheduler") -> None:
         """This is what the scheduler does: it makes the deadline with the run, and the executor calls the callback."""
         [(run_id, queued_at)] = scheduler.make_due_runs()
 

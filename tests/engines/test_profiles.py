@@ -207,7 +207,7 @@ def test_the_query_cache_answers_nothing(story: System) -> None:
     assert dict(warehouse.rows("teams")) == counted | {TEAM: counted[TEAM] + 1}
 
 
-def test_a_connection_that_cuts_answers_short_does_not(story: System) -> None:
+def test_a_connection_with_limits_does_not_cut_answers_short(story: System) -> None:
     """clickhouse-connect adds its own LIMIT if its connection says `query_limit`."""
     story.engine = {**story.engine, "query_limit": 1}
     with story.client() as client:
@@ -367,7 +367,7 @@ CONSTRAINTS = {
 
 @real_engine
 @pytest.mark.parametrize(("profile", "told"), CONSTRAINTS.values(), ids=CONSTRAINTS.keys())
-def test_what_a_profile_forbids_is_told(tmp_path: Path, profile: str, told: list[str]) -> None:
+def test_what_a_profile_forbids_is_reported(tmp_path: Path, profile: str, told: list[str]) -> None:
     found = configured(tmp_path, profile_problems, profile=profile)
 
     assert len(found) == len(told)
@@ -384,7 +384,7 @@ def policy_problems(path: Path) -> list[str]:
 
 
 @real_engine
-def test_a_row_policy_that_hides_rows_is_told(tmp_path: Path) -> None:
+def test_a_row_policy_that_hides_rows_is_reported(tmp_path: Path) -> None:
     """The policy is in users.xml. CREATE ROW POLICY has the same effect on a statement (ClickHouse's documentation)."""
     policy = "<person_distinct_id><filter>team_id = 7</filter></person_distinct_id>"
 
@@ -459,7 +459,7 @@ def connected_to(path: Path) -> dict[str, str]:
 @pytest.mark.slow
 @real_engine
 @pytest.mark.parametrize(("profile", "told"), CLOSED.values(), ids=CLOSED.keys())
-def test_a_profile_with_which_nobody_can_connect_is_told(tmp_path: Path, profile: str, told: str) -> None:
+def test_a_profile_with_which_nobody_can_connect_is_reported(tmp_path: Path, profile: str, told: str) -> None:
     """The client library asks for the server's settings as it connects, and the profile forbids that."""
     problem = configured(tmp_path, told_of_a_closed_server, profile=profile)
 
@@ -547,7 +547,7 @@ def test_only_the_disks_of_the_new_tables_policy_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("enough", "full"), [(0.5, False), (2, True)])
-def test_a_disk_on_which_the_copy_would_wait_is_told_before(
+def test_a_disk_that_is_too_full_for_the_copy_is_reported_before_it(
     story: System, monkeypatch: pytest.MonkeyPatch, enough: float, full: bool
 ) -> None:
     """The disk is too full by its share, and has room for the copy. How much of it is enough in GB decides."""

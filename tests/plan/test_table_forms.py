@@ -114,7 +114,7 @@ def test_what_fills_the_tables_is_left_alone(form: System) -> None:
 
 
 @pytest.mark.skipif(bool(ENGINE), reason="there no mutation outlives its statement")
-def test_an_unfinished_mutation_is_waited_for_and_a_failed_one_is_told(system: System) -> None:
+def test_an_unfinished_mutation_is_waited_for_and_a_failed_one_is_reported(system: System) -> None:
     insert_old(system, [event("+A1")])
     insert_truth(system, ALICE)
     insert_new(system, ALICE, 0)

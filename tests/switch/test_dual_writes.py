@@ -132,7 +132,7 @@ def test_without_instance_settings_the_row_alone_is_changed(system: System, ledg
     assert look(system, ledger)[0]
 
 
-def test_all_or_nothing(system: System, ledger: Ledger) -> None:
+def test_dual_writes_are_turned_on_as_a_whole_or_not_at_all(system: System, ledger: Ledger) -> None:
     system.clickhouse.command("DROP TABLE person_distinct_id2")
     ledger.create()
     before = dump(system)
@@ -141,7 +141,7 @@ def test_all_or_nothing(system: System, ledger: Ledger) -> None:
     assert dump(system) == before
 
 
-def test_too_many_rows_from_the_future_are_told_with_a_next_step(system: System, ledger: Ledger) -> None:
+def test_too_many_rows_from_the_future_are_reported_with_a_next_step(system: System, ledger: Ledger) -> None:
     many_ids(system, 10_001, second="now() + 10000 + number")
     ledger.create()
     before = dump(system)
@@ -431,7 +431,7 @@ def test_an_id_that_comes_back_below_its_past_blames_no_writer(system: System, l
     assert look(system, ledger)[0]
 
 
-def test_a_writer_that_ignores_the_switch_is_told_though_others_bring_ids_back(system: System, ledger: Ledger) -> None:
+def test_a_writer_that_ignores_the_switch_is_named_though_others_bring_ids_back(system: System, ledger: Ledger) -> None:
     enabled_an_hour_ago(system, ledger)
     early, deaf = writer(system, BEFORE_THE_WINDOW), stale_writer(system, IN_THE_WINDOW)
     deaf.switches.writes = lambda: frozenset({Table.OLD})  # type: ignore[method-assign]

@@ -668,7 +668,7 @@ def test_migrating_again_after_a_rollback_verifies_every_team_again(system: Syst
     assert system.disagreements() == {}
 
 
-def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: System, ledger: Ledger) -> None:
+def test_administrators_see_a_failed_run_and_the_next_goes_on(system: System, ledger: Ledger) -> None:
     enable(system, ledger)
     plan(system, ledger)
     copy_and_verify(system, ledger, TEAM)
@@ -694,9 +694,7 @@ def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: Sys
     assert (system.status(), system.disagreements()) == (2, {})
 
 
-def test_a_failure_of_a_team_that_a_later_try_got_through_is_not_told_to_administrators(
-    system: System, ledger: Ledger
-) -> None:
+def test_administrators_do_not_see_a_failure_that_a_later_try_got_past(system: System, ledger: Ledger) -> None:
     migrate_together(system, ledger)
     ledger.record("task_failed", task="team.copy", error="a retry helped")
 
@@ -834,7 +832,7 @@ def test_a_pause_holds_the_switch_and_the_end_of_old_writes_but_no_rollback(syst
     assert system.switches() == {"reads": "old", "writes": "both"}
 
 
-def test_the_way_back_is_told_before_and_after_the_switch(system: System, ledger: Ledger) -> None:
+def test_the_way_back_is_shown_before_and_after_the_switch(system: System, ledger: Ledger) -> None:
     def told(stop: bool, cache: int) -> tuple[bool, bool, str]:
         back = way_back(Switches(system.postgres), stop, cache)
         return "can return reads" in back.text, back.until is not None, back.text

@@ -136,7 +136,7 @@ def test_drift_fails_the_audit_and_nothing_is_touched(system: System, switched: 
     assert all_but_the_audits_own(system) == before
 
 
-def test_a_repair_that_is_asked_for_is_done_and_told(system: System, switched: Ledger) -> None:
+def test_a_repair_that_is_asked_for_is_done_and_reported(system: System, switched: Ledger) -> None:
     drift(system)
     found, told = audit(system, REPAIR)
     assert found.findings == {
@@ -158,7 +158,7 @@ def test_deletions_that_posthog_told_nobody_blame_no_consumer(system: System, sw
         audit(system)
 
 
-def test_drift_of_an_earlier_audit_is_not_told_again(system: System, switched: Ledger) -> None:
+def test_drift_of_an_earlier_audit_is_not_reported_again(system: System, switched: Ledger) -> None:
     writer = system.writer()
     carol = writer.create(TEAM, "carol's")
     writer.flush()
@@ -224,7 +224,7 @@ def test_where_postgres_keeps_deleted_rows_no_audit_compares(
     assert dump(system) == before
 
 
-def test_some_teams_only(system: System, switched: Ledger) -> None:
+def test_an_audit_of_named_teams_compares_only_those(system: System, switched: Ledger) -> None:
     drift(system)
     only = Settings(in_flight_seconds=0, repair=False, team_ids=(OTHER,))
     with pytest.raises(DriftError, match="drifted from Postgres: 1"):
