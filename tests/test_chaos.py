@@ -234,7 +234,7 @@ def test_a_run_stops_clearly_and_the_next_one_finishes(
 
 
 def stopped(system: LiveSystem, *words: str) -> None:
-    """Checks that reads are where they were, and that PostHog's administrators are told what happened, where, what is
+    """Checks that reads are where they were, and that PostHog's administrators see what happened, where, what is
     safe and what to do."""
     assert system.status() == 3
     assert system.switches()["reads"] == "old"

@@ -1,4 +1,4 @@
-"""Clusters as one server knows them: what is told of replicas and errors, which shards and engines are refused."""
+"""Clusters as one server knows them: messages about replicas and errors, and which shards and engines are refused."""
 
 import socket
 import socketserver

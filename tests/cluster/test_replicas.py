@@ -1,4 +1,4 @@
-"""Three replicas in one process, with ClickHouse's TestKeeper: what a migration waits for, tells and refuses."""
+"""Three replicas in one process, with ClickHouse's TestKeeper: what a migration waits for, reports and refuses."""
 
 import json
 import re
@@ -381,7 +381,7 @@ def front(replicated: ReplicatedSystem) -> Iterator[Client]:
 def test_replicas_behind_distributed_tables_are_migrated(
     replicated: ReplicatedSystem, front: Client, airflow_metadata: None
 ) -> None:
-    """The application uses Distributed tables of the only shard. The migration is led to the tables behind them."""
+    """The application uses Distributed tables of the only shard. The migration is pointed at the tables behind them."""
     replicated.clickhouse = front
     connect = partial(clickhouse_connect.get_client, **replicated.engine, database=front.database)
     with Warehouse(connect, "in front", Settings().max_memory_usage) as warehouse:

@@ -311,7 +311,7 @@ def test_every_team_has_a_name_that_is_an_identifier(system: System, team_id: in
 
 @pytest.mark.parametrize("name", ["a b", "a`b", "a;DROP TABLE x", "", "1a", "größe", "A.b"])
 def test_an_identifier_that_would_need_quotes_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is no plain identifier"):
+    with pytest.raises(ValueError, match="would need quotes"):
         sql.clickhouse("drop", {"table": name})
 
 

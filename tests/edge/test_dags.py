@@ -357,7 +357,7 @@ def test_airflows_own_failures_are_retried() -> None:
 
 
 def test_no_task_has_a_time_limit_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A verification begins anew, and an approval's question ends, where Airflow ends each task after an hour."""
+    """If Airflow ended each task after an hour, a verification would begin anew, and an approval's question end."""
     monkeypatch.setenv("AIRFLOW__CORE__DEFAULT_TASK_EXECUTION_TIMEOUT", "3600")
     told = in_a_new_interpreter(
         "import json; from airflow.dag_processing.dagbag import DagBag; bag = DagBag('../dags');"

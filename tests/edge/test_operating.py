@@ -32,7 +32,7 @@ from demo import schema
 from demo.seed import Seeded, seed
 
 TOLD: list[str] = []
-"""What the function below was told."""
+"""What the function below was called with."""
 
 
 def tell(context: Any, **kwargs: Any) -> None:
@@ -48,7 +48,7 @@ NAMED = f"{__name__}.{tell.__name__}"
 
 
 @pytest.fixture(autouse=True)
-def nobody_told() -> Iterator[None]:
+def nobody_called() -> Iterator[None]:
     TOLD.clear()
     yield
     TOLD.clear()

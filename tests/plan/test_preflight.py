@@ -1,4 +1,4 @@
-"""What must hold before a migration may begin. Preflight tells every reason against it at once, and changes nothing."""
+"""What must hold before a migration may begin. Preflight names every reason against it at once, and changes nothing."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The migration page: who may see it, who may act, and what it tells."""
+"""The migration page: who may see it, who may act, and what it says."""
 
 import json
 import re

@@ -190,7 +190,7 @@ def test_while_a_run_checks_nobody_is_told_to_trigger_another(
 def test_a_run_that_airflow_does_not_know_is_not_shown_as_running(
     system: System, viewer: Visitor, ledger: Ledger, request: pytest.FixtureRequest
 ) -> None:
-    """Somebody deleted it, or it is of another Airflow."""
+    """Somebody deleted it, or it belongs to another Airflow."""
     enable(system, ledger)
     deleted = first_line(viewer)
     enable(system, system.ledger(f"{FILL} {request.getfixturevalue('running')}"))
@@ -1000,7 +1000,7 @@ class TestAirflow:
     def test_a_reported_run_whose_failed_tasks_are_cleared_goes_on(
         self, system: System, viewer: Visitor, admin: Visitor
     ) -> None:
-        """It copies again, so it is told as running, and can be paused."""
+        """It copies again, so it is shown as running, and can be paused."""
         from airflow.models.pool import Pool
 
         Pool.create_or_update_pool(POOL, slots=2, description="", include_deferred=False)

@@ -1,4 +1,4 @@
-"""Who may work: two runs, two tasks of one run, and two processes at one team."""
+"""Who may work: two runs, two tasks of one run, and two processes on one team."""
 
 import psycopg
 import pytest

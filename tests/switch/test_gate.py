@@ -267,7 +267,7 @@ def test_the_gate_asks_the_ledger_for_the_proof_of_the_dual_write(system: System
 
 @pytest.mark.parametrize("how", ["set back", "upgraded"])
 def test_reads_stay_where_the_new_table_is_no_longer_written(system: System, ledger: Ledger, how: str) -> None:
-    """Verify and the recheck mend what the new table misses, so no team is red by it."""
+    """Verify and the recheck repair what the new table misses, so no team fails because of it."""
     migrate_together(system, ledger)
     if how == "set back":
         set_switch(system.postgres, WRITES, "old")
@@ -365,7 +365,7 @@ def test_a_mutation_that_fails_keeps_the_gate_shut(system: System, ledger: Ledge
 
 
 def missed_link(system: System, distinct_id: str) -> None:
-    """What reaches Postgres and the old table while the consumer of the new one stands still."""
+    """What reaches Postgres and the old table while the consumer of the new one is down."""
     now = system.clickhouse.command("SELECT toUnixTimestamp(now())")
     insert_old(system, [{**event("+A1", distinct_id), "_timestamp": now}])
     insert_truth(system, ALICE, 0, distinct_id)
@@ -742,7 +742,7 @@ POSTHOG_STOPPED = {
 
 @pytest.mark.parametrize("left", POSTHOG_STOPPED.values(), ids=POSTHOG_STOPPED)
 def test_after_posthogs_own_runner_every_team_is_verified_again(system: System, ledger: Ledger, left: str) -> None:
-    """Its rows have version 0 and a time of 1970: they stand above our copies, and no recheck would look at them."""
+    """Its rows have version 0 and a time of 1970: they hide our copies, and no recheck would look at them."""
     system.postgres.execute("UPDATE posthog_persondistinctid SET version = 1")
     enable(system, ledger)
     plan(system, ledger)

@@ -134,7 +134,7 @@ def test_every_run_is_listed_and_its_certificate_opens_and_downloads(person: Per
 
 
 def test_the_tab_of_a_run_is_about_that_run(person: Person, page: Page) -> None:
-    """The run is a dry run. After it, the page itself still tells of the rollback."""
+    """The run is a dry run. After it, the page itself still shows the rollback."""
     run_id = trigger(person, dry_run=True)
     tab = person.page.context.new_page()
     tab.goto(f"{person.up.address}/dags/{FILL}/runs/{quote(run_id, safe='')}/plugin/migration-of-run")

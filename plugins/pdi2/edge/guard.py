@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5
 READERS = threading.BoundedSemaphore(4)
-"""Sessions of Postgres that one process of the API server reads with: PostHog needs the others."""
+"""How many Postgres sessions a process of the API server reads with: PostHog needs the others."""
 WAIT_SECONDS = 3
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "

@@ -226,7 +226,7 @@ def _told(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
 
 
 def _untold(states: dict[str, dict[str, int]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Failures of tasks of which the ledger knows none: each try was killed, or could not reach Postgres."""
+    """Failures that the ledger does not know: each try of the task was killed, or could not reach Postgres."""
     known = {"team" if one["teams"] else one["task"].partition(".")[0] for one in told}
     cause = "failed and could not say why in the ledger: see the task's log."
     return [

@@ -34,7 +34,7 @@ def clickhouse(name: str, parameters: Mapping[str, Any] | None = None) -> str:
                 return f"'{value}'"
             return str(format_query_value(value))
         if found[2] == "Identifier" and not SIMPLE.fullmatch(value):
-            raise ValueError(f"{value!r} is no plain identifier.")
+            raise ValueError(f'"{value}" would need quotes as an identifier.')
         return str(value)
 
     return PUT_IN.sub(text_of, _text("clickhouse", name))
