@@ -63,9 +63,7 @@ def unreadable(request: Request, error: Exception) -> JSONResponse:
     """Logs the cause, and does not show it, because it may name hosts and users."""
     log.error("The migration page cannot read the ledger", exc_info=error)
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
-        return _unavailable(
-            "There is no ledger yet, or it is of an earlier release: the next run adds what is missing."
-        )
+        return _unavailable("There is no ledger yet, or it is of an earlier release: the next run adds what it lacks.")
     return _unavailable(
         f"The ledger cannot be read through the Airflow connection {POSTGRES} ({type(error).__name__}). "
         "Nothing was changed, and a migration that is running goes on. The API server's log has the cause."
