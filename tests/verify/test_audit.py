@@ -51,7 +51,7 @@ def switched(system: System, ledger: Ledger) -> Ledger:
     return ledger
 
 
-@pytest.fixture(params=[2, 1], ids=["a task a team", "teams share a task"], autouse=True)
+@pytest.fixture(params=[2, 1], ids=["a task per team", "teams share a task"], autouse=True)
 def most_batches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "MOST_BATCHES", request.param)
 

@@ -131,7 +131,7 @@ def opened(purpose: str) -> Iterator[Workbench]:
 
 
 def refuse_a_standby(ledger: Ledger) -> None:
-    """Raises BusyError where nothing can be written, as after a failover: a repair comes before the first write."""
+    """Raises BusyError if nothing can be written, as after a failover: a repair comes before the first write."""
     for reason in read_only(ledger.connection):
         raise BusyError(
             f"{reason} This task did nothing, because what a standby says may be out of date. Airflow tries again; "

@@ -95,7 +95,7 @@ def same_origin(request: Request) -> None:
     if not origin.netloc or origin.netloc not in (request.headers["host"], urlsplit(API_BASE_URL).netloc):
         raise HTTPException(
             403,
-            "Nothing was changed: the browser's address is not Airflow's, as where a proxy changes the host. Set "
+            "Nothing was changed: the browser's address is not Airflow's, as behind a proxy that changes it. Set "
             "base_url in section [api] of Airflow's configuration to the address that browsers use.",
         )
 

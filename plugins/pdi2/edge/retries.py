@@ -45,7 +45,7 @@ if RetryPolicy is not None:
     from airflow.sdk.definitions.retry_policy import RetryDecision
 
     class RetryWhatHelps(RetryPolicy):
-        """Retries what may pass: after a growing, jittered delay, or after ten minutes where it passes slowly."""
+        """Retries what may pass: after a growing, jittered delay, or after ten minutes if it passes slowly."""
 
         def evaluate(
             self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None

@@ -20,8 +20,8 @@ COLUMN_TTL = re.compile(r"`(\w+)` [^`]*? TTL ")
 TTL = re.compile(r" TTL (.+?)(?: SETTINGS |$)", re.DOTALL)
 HARMLESS_TTL = re.compile(r" (?:TO (?:DISK|VOLUME)|RECOMPRESS) ")
 LEAST_LIMIT = LEAST_MEMORY // 2
-"""In bytes. The copy sets itself a lower memory limit than the run's where the server is short of memory, or where a
-helper table takes a part of it."""
+"""In bytes. The copy sets itself a lower memory limit than the run's if the server is short of memory, or if a helper
+table takes a part of it."""
 MARKS = {"log_comment": "pdi2", "insert_deduplication_token": "pdi2"}
 """Every statement and every insert is marked with a text of its own."""
 

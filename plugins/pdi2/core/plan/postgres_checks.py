@@ -61,7 +61,7 @@ def read_only(connection: Connection[Any]) -> list[str]:
         return [
             "Postgres gives this role read-only transactions (default_transaction_read_only is on), and the migration "
             "writes its ledger and the migration row. Find out why (some services do so when the disk is full), then "
-            "ALTER ROLE, or DATABASE where it is set there, SET default_transaction_read_only = off."
+            "ALTER ROLE, or DATABASE if it is set there, SET default_transaction_read_only = off."
         ]
     return []
 

@@ -171,7 +171,7 @@ def _failures(
 ) -> list[dict[str, Any]]:
     """What failed, grouped by cause, each with its runbook row.
 
-    A task that Airflow will retry, or that got through later, has not failed. Where Airflow has forgotten the run, or
+    A task that Airflow will retry, or that got through later, has not failed. If Airflow has forgotten the run, or
     calls none of these tasks failed, as after a kill, every failure of a run that did not end well may be the cause.
     """
     chosen = {"since": run["started_at"], "until": run["until"], "newest": run["newest"], "alive": alive}

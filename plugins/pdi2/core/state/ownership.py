@@ -56,7 +56,7 @@ def settings_of_run(ledger: Ledger) -> Settings | None:
 def claim(ledger: Ledger, settings: Mapping[str, Any], alone: bool = True) -> None:
     """Makes this run the owner, within the caller's transaction. Raises BusyError if another run is running.
 
-    With `alone=False` it goes on regardless. Use that only where the other run's tasks can do no harm.
+    With `alone=False` it goes on regardless. Use that only if the other run's tasks can do no harm.
 
     If the previous owner is between two tasks, its next task sees that it lost the migration, and stops.
     """
@@ -93,7 +93,7 @@ def refuse_unless_owner(ledger: Ledger) -> None:
 def alone_with(ledger: Ledger, team_ids: Iterable[int]) -> Iterator[None]:
     """Keeps other processes from these teams. Raises WaitError if one works on any of them already.
 
-    Where Airflow loses a task's process from sight, a second try begins while the first one still works.
+    If Airflow loses sight of a task's process, a second try begins while the first one is still working.
     """
     found = postgres.execute(ledger.connection, "team_lock", {"team_ids": sorted(team_ids)}).fetchall()
     taken = [team_id for team_id, is_taken in found if is_taken]

@@ -2,8 +2,8 @@
 
 Every row in Postgres names the transaction that wrote it (xmin), so a plain scan finds changed rows without hashing.
 Deleted rows show because fewer of the earlier rows are left: such a team is compared as a whole. So is every team that
-was verified before a mutation of the new table, because what somebody's ALTER or DELETE removed leaves no newer row,
-and every team that has fewer rows in the new table than it had ids when it was verified: a part was detached, dropped
+was verified before a mutation of the new table, because what somebody's ALTER or DELETE removed leaves no newer row.
+And so is every team with fewer rows in the new table than it had ids when it was verified: a part was detached, dropped
 or lost with a replica.
 """
 
