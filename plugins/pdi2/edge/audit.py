@@ -60,7 +60,7 @@ def compare(batch: dict[str, Any]) -> None:
     waits = False
     with looking("audit") as bench:
         left = auditing.left(bench.ledger, batch["team_ids"])
-        log.info("%s of %s teams are left to compare in this audit", len(left), len(batch["team_ids"]))
+        log.info("Teams left to compare in this audit: %s of %s", len(left), len(batch["team_ids"]))
         pending = auditing.groups(bench.warehouse, left) if left else []
     while pending and not waits:
         teams = pending.pop(0)

@@ -1,5 +1,6 @@
 """The tasks of the DAGs. Each opens its databases, calls the core, and logs the result."""
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from pdi2.core.copy.staging import forget_all
 from pdi2.core.engines.failures import MigrationError, WaitError, describe, waits
 from pdi2.core.plan import planning
 from pdi2.core.plan import preflight as checks
+from pdi2.core.report.telling import sentence
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import alone_with, settings_of_run
@@ -176,7 +178,7 @@ def certify() -> dict[str, Any] | None:
         forget_all(bench.warehouse)
         certified = gate.certify(bench.ledger, bench.warehouse, bench.settings)
         payoff.measure(bench.ledger, bench.warehouse)
-    log.info("Certified: %s", certified)
+    log.info(sentence("certified", certified)[0])
     return None if bench.settings.team_ids else certified
 
 
@@ -232,7 +234,7 @@ def tell(key: str, value: Any) -> None:
 def _logged(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
     with open_ledger() as ledger:
         done = of(ledger, batch["team_ids"])
-    log.info("%s: %s", batch["label"], done)
+    log.info("%s: %s", batch["label"], json.dumps(done))
     return done
 
 

@@ -130,7 +130,7 @@ def open_schemas(connection: Connection[Any]) -> list[str]:
     """Schemas where any role could create what our statements and the application's would take for Postgres's own."""
     return [
         f"Every role of Postgres may create tables and functions in the schema {schema}, where this project and "
-        "PostHog look up theirs, so any role could have its own run instead. This run goes on. If no application "
+        "PostHog look up theirs, so any role could have its own executed instead. This run goes on. If no application "
         f"needs it: REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC."
         for (schema,) in postgres.execute(connection, "open_schemas")
     ]
