@@ -334,7 +334,7 @@ CONSTRAINTS = {
     "const as needed": ("<limit>0</limit><constraints><limit><const/></limit></constraints>", []),
     "const": (
         "<limit>5000</limit><constraints><limit><const/></limit></constraints>",
-        ["forbids what the statements must set: .*452.*Setting limit should not be changed.*Take these constraints"],
+        ["forbids what the statements must set: .*452.*Setting limit should not be changed.*Remove these constraints"],
     ),
     "several": (
         "<max_threads>8</max_threads><constraints><max_threads><min>4</min></max_threads>"
@@ -550,12 +550,12 @@ def test_only_the_disks_of_the_new_tables_policy_count(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_full_for_the_copy_is_reported_before_it(
     story: System, monkeypatch: pytest.MonkeyPatch, enough: float, full: bool
 ) -> None:
-    """The disk is too full by its share, and has room for the copy. How much of it is enough in GB decides."""
+    """The disk is too full by its share, but has room for the copy. How many GB of it are enough decides."""
     warehouse = story.warehouse()
     monkeypatch.setattr(pressure, "LEAST_FREE_DISK", 1.0)
     monkeypatch.setattr(pressure, "ENOUGH_FREE_DISK", enough * pressure.disks_of_new(warehouse)[1])
 
     problems = clickhouse_checks.disk_problems(warehouse, 0)
 
-    assert ["GB of them are kept free" in problem for problem in problems] == [True] * full
+    assert ["and must leave" in problem for problem in problems] == [True] * full
     assert ("of the disks" in (pressure.look(warehouse)[0] or "")) is full

@@ -701,7 +701,7 @@ def test_administrators_do_not_see_a_failure_that_a_later_try_got_past(system: S
     assert close_run(ledger, NO_WAIT)["outcome"] == "failed"
 
     told = system.value("SELECT description FROM posthog_asyncmigrationerror")
-    assert told == "The run ended before the switch, and no task said why: see its log."
+    assert told == "The run ended before the switch, and no task said why: see its logs."
 
 
 def test_a_run_whose_failed_tasks_are_cleared_after_its_report_goes_on_to_the_switch(

@@ -179,7 +179,7 @@ def test_an_empty_id_and_the_kinds_of_findings_are_told_apart(person: Person, pa
             " FROM unnest(ARRAY['missing', 'stale', 'wrong_person', 'resurrected', 'ahead']) AS kind"
         )
     page.get_by_role("search", name="Findings").get_by_label("Team").fill("4242")
-    findings = page.get_by_role("region", name="Ids of which")
+    findings = page.get_by_role("region", name="Ids on which")
 
     expect(findings.get_by_role("rowheader", name='""', exact=True)).to_have_count(5)
     marks = findings.locator(".badge").evaluate_all(
