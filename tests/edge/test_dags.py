@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import AUDIT, FILL, ROLLBACK, ROOT, System
-from pdi2.core.engines.failures import BusyError, MigrationError, told_of
+from pdi2.core.engines.failures import BusyError, MigrationError, naming_failures
 from pdi2.core.state.settings import AUDIT_SCHEMA, SCHEMA
 from stories import MEGABYTE
 
@@ -392,7 +392,7 @@ def test_a_statement_that_cannot_be_cut_and_does_not_fit_is_not_retried(system: 
 def test_an_engines_failure_says_what_stopped_what_is_safe_and_what_to_do(
     system: System, statement: str, kind: type[MigrationError], next_step: str
 ) -> None:
-    with pytest.raises(MigrationError, match="^verify team 7 was stopped: ") as failure, told_of("verify team 7"):
+    with pytest.raises(MigrationError, match="^verify team 7 was stopped") as failure, naming_failures("verify team 7"):
         system.clickhouse.query(statement)
 
     assert type(failure.value) is kind

@@ -24,7 +24,7 @@ from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.exactness import Setting, suffices
-from pdi2.core.engines.failures import BusyError, Reaction, WaitError, reaction, told_of, uncut, waits
+from pdi2.core.engines.failures import BusyError, Reaction, WaitError, naming_failures, reaction, uncut, waits
 from pdi2.core.plan import clickhouse_checks
 from pdi2.core.plan.preflight import Verdict, check
 from pdi2.core.state.settings import Settings
@@ -282,7 +282,7 @@ def test_what_is_too_slow_and_cannot_be_cut_is_tried_again(system: System, code:
         159: {"max_execution_time": 0.1},
         160: {"min_execution_speed": 10**15, "timeout_before_checking_execution_speed": 0.01},
     }
-    with pytest.raises(BusyError, match="max_execution_time") as told, told_of("certify"):
+    with pytest.raises(BusyError, match="max_execution_time") as told, naming_failures("certify"):
         system.clickhouse.query("SELECT sum(cityHash64(number)) FROM numbers(100000000000)", settings=limits[code])
 
     assert getattr(told.value.__cause__, "code", None) == code
@@ -488,7 +488,7 @@ def test_a_profile_with_which_nobody_can_connect_is_one_line_of_preflight(system
 
 
 def quota_error(path: Path) -> tuple[str, int, bool, str]:
-    with connect(path) as client, pytest.raises(WaitError) as told, told_of("copy team 7"):
+    with connect(path) as client, pytest.raises(WaitError) as told, naming_failures("copy team 7"):
         list(iter(lambda: client.query("SELECT 1 FROM numbers(9) WHERE number = 1").result_rows, None))
     error = told.value.__cause__
     assert isinstance(error, DatabaseError)

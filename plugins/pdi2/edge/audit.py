@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Param
 
 from pdi2.core.cluster.ours import catch_up
-from pdi2.core.engines.failures import WaitError, describe, told_of
+from pdi2.core.engines.failures import WaitError, describe, naming_failures
 from pdi2.core.state.settings import AUDIT_SCHEMA
 from pdi2.core.state.slices import NEW_TABLE
 from pdi2.core.verify import auditing
@@ -32,7 +32,7 @@ def looking(purpose: str) -> Iterator[Workbench]:
     try:
         with (
             open_ledger() as ledger,
-            told_of(purpose),
+            naming_failures(purpose),
             open_warehouse(purpose, settings.max_memory_usage) as warehouse,
         ):
             refuse_a_standby(ledger)

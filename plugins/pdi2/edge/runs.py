@@ -109,7 +109,7 @@ def still(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
 def old_writes_end(session: Session) -> datetime | None:
     """When a run that only ends old writes, and does not own the ledger, will do so; None if no such run goes on."""
     going = session.scalars(select(DagRun).where(DagRun.dag_id == FILL, DagRun.state.in_(GOING_ON))).all()
-    ends = (one[OLD_WRITES_END] for one in told(session, going).values() if OLD_WRITES_END in one)
+    ends = (one[OLD_WRITES_END] for one in left_for_the_page(session, going).values() if OLD_WRITES_END in one)
     return next(map(datetime.fromisoformat, ends), None)
 
 
@@ -121,7 +121,7 @@ def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at
     return session.scalar(tries.where(TaskInstanceHistory.end_date > last_row_at) if last_row_at else tries)
 
 
-def told(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, Any]]:
+def left_for_the_page(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, Any]]:
     """By the ledger's name of a run, what its tasks left for the page: problems, message, plan, old_writes_end."""
     chosen = select(XComModel.dag_id, XComModel.run_id, XComModel.key, XComModel.value).where(
         XComModel.dag_run_id.in_([dag_run.id for dag_run in dag_runs]),

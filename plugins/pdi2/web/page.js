@@ -69,8 +69,8 @@ function actions({ user, paused, links, waits: reasons = [], run, alive, airflow
   }
   if (now.by_somebody_else) made.push(link(links.audit, user.may_act ? "Trigger the audit" : "Open the audit"));
   made.push(link(links.dag, user.may_act ? "Trigger the DAG" : "Open the DAG"));
-  const told = (nodes) => [...nodes].map((child) => `${child.textContent} ${child.href ?? ""}`).join();
-  if (told($("actions").children) !== told(made)) $("actions").replaceChildren(...made);
+  const words = (nodes) => [...nodes].map((child) => `${child.textContent} ${child.href ?? ""}`).join();
+  if (words($("actions").children) !== words(made)) $("actions").replaceChildren(...made);
 }
 
 async function act(what) {
@@ -138,11 +138,11 @@ function switches({ switch: now, run, alive, read_times: reads, copy, certificat
     "Ids the old table gets wrong": copy ? number(copy.old_differs) : null,
     Certified: certified ? `${counted(certified.teams, "team")}, ${counted(certified.rows_copied, "row")} copied${certified.trial ? ", a trial" : ""}` : alive ? "not yet" : "no",
     Certificate: run.certificate ? certificate(run.id) : alive ? "written when the run ends" : "none",
-    Parameters: given.length ? el("ul", { class: "parameters" }, ...given.map(([name, value]) => el("li", {}, `${name}: ${told(value)}`))) : null,
+    Parameters: given.length ? el("ul", { class: "parameters" }, ...given.map(([name, value]) => el("li", {}, `${name}: ${setting(value)}`))) : null,
   };
 }
 
-const told = (value) => (Array.isArray(value) ? value.join(", ") : typeof value === "boolean" ? (value ? "on" : "off") : typeof value === "number" ? number(value) : String(value));
+const setting = (value) => (Array.isArray(value) ? value.join(", ") : typeof value === "boolean" ? (value ? "on" : "off") : typeof value === "number" ? number(value) : String(value));
 
 function sumOfFindings(kinds) {
   const words = Object.entries(kinds).map(([kind, { repaired, remaining }]) => `${kind.replace("_", " ")}: ${number(repaired)} repaired, ${number(remaining)} open`);

@@ -159,7 +159,7 @@ def next_step(error: BaseException) -> str:
 
 
 @contextmanager
-def told_of(what: str) -> Iterator[None]:
+def naming_failures(what: str) -> Iterator[None]:
     """Turns a database failure into our own error, which says what was stopped, what is safe and what to do next."""
     try:
         yield

@@ -80,7 +80,7 @@ def status(
     }
     told = {**airflow, "paused": bool(paused), "another": _another(run, newest, airflow)}
     if run is None or newest is None:
-        return {**seen, "verdict": _told(switch, newest, None, bool(newest and not newest["ended_at"]), told)}
+        return {**seen, "verdict": _first_line(switch, newest, None, bool(newest and not newest["ended_at"]), told)}
     alive = alive and not run["ended_at"]
     period = {"since": run["started_at"], "until": run["until"]}
     happened = {line["what"]: line for line in _all(connection, "watch_milestones", period)}
@@ -103,7 +103,7 @@ def status(
         **seen,
         "alive": alive,
         "phase": steps.phase(run, found, alive, switches.reads_are_new()),
-        "verdict": _told(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
+        "verdict": _first_line(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
         "steps": [asdict(step) for step in found],
         "waits": [asdict(wait) for wait in waits],
         **(figures or {}),
@@ -161,7 +161,7 @@ def _another(run: Mapping[str, Any] | None, newest: Mapping[str, Any] | None, ai
     return "This run is an audit with repair." if airflow["repairs"] else "This run has changed nothing."
 
 
-def _told(*situation: Any) -> dict[str, Any]:
+def _first_line(*situation: Any) -> dict[str, Any]:
     told = verdict(*situation)
     return {**asdict(told), "runbook": runbook.row_about(told.topic)}
 
