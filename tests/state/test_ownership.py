@@ -20,7 +20,7 @@ def test_the_next_run_takes_over_and_the_first_one_stops(system: System) -> None
     enable(system, owner)
     hold(owner)
     before = dump(system)
-    with pytest.raises(NotOwnerError, match="'a run' does.*run 'the next run' of a test does.*nothing") as refused:
+    with pytest.raises(NotOwnerError, match='"a run" does.*run "the next run" of a test does.*nothing') as refused:
         hold(system.ledger("a run"))
     assert reaction(refused.value) is Reaction.FAIL
     assert dump(system) == before

@@ -337,7 +337,7 @@ def test_a_mutation_that_began_after_preflight_is_waited_for_and_what_it_removed
     for team_id in TEAMS:
         verify_team(ledger, system.warehouse(), team_id, NO_WAIT)
 
-    with pytest.raises(WaitError, match="carries out 1 mutation.*DELETE WHERE distinct_id = 'other'"):
+    with pytest.raises(WaitError, match="carrying out 1 mutation.*DELETE WHERE distinct_id = 'other'"):
         switch(system, ledger)
     assert system.switches()["reads"] == "old"
     assert "carries out 1 mutation" in ledger.latest_of_run(PUT_OFF)["reason"]

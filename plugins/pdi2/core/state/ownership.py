@@ -82,9 +82,9 @@ def hold(ledger: Ledger) -> None:
 def refuse_unless_owner(ledger: Ledger) -> None:
     if not is_owner(ledger):
         current = ledger.current_run()
-        owner = f"run {current.airflow_run} of {current.actor}" if current else "no run"
+        owner = f'run "{current.airflow_run}" of {current.actor}' if current else "no run"
         raise NotOwnerError(
-            f"Run {ledger.airflow_run} does not own the migration: {owner} does. This task changed nothing. "
+            f'Run "{ledger.airflow_run}" does not own the migration: {owner} does. This task changed nothing. '
             "Let the owner finish, or trigger a new run: it goes on from the last checkpoint."
         )
 
