@@ -121,7 +121,7 @@ def test_an_unfinished_mutation_is_waited_for_and_a_failed_one_is_reported(syste
     alter = "ALTER TABLE person_distinct_id2"
     system.clickhouse.command("SYSTEM STOP MERGES person_distinct_id2")
     system.clickhouse.command(f"{alter} DELETE WHERE team_id = 5", settings={"mutations_sync": 0})
-    with pytest.raises(BusyError, match="carries out 1 mutation.*DELETE WHERE team_id = 5") as waiting:
+    with pytest.raises(BusyError, match="carrying out 1 mutation.*DELETE WHERE team_id = 5") as waiting:
         check(system.ledger(), system.warehouse(), Settings(), [])
     assert reaction(waiting.value) is Reaction.RETRY
     assert check(system.ledger(), system.warehouse(), Settings(dry_run=True), []).verdict is Verdict.PLAN_ONLY

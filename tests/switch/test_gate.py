@@ -340,7 +340,7 @@ def test_a_mutation_that_began_after_preflight_is_waited_for_and_what_it_removed
     with pytest.raises(WaitError, match="carrying out 1 mutation.*DELETE WHERE distinct_id = 'other'"):
         switch(system, ledger)
     assert system.switches()["reads"] == "old"
-    assert "carries out 1 mutation" in ledger.latest_of_run(PUT_OFF)["reason"]
+    assert "carrying out 1 mutation" in ledger.latest_of_run(PUT_OFF)["reason"]
 
     system.clickhouse.command("SYSTEM START MERGES person_distinct_id2")
     system.clickhouse.command(f"{delete} AND 0", settings={"mutations_sync": 2})
