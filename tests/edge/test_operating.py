@@ -118,7 +118,7 @@ def test_the_audit_has_a_schedule_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"notifier": "nowhere.Notifier"}, "AIRFLOW__PDI2__NOTIFIER): 'nowhere.Notifier' cannot be imported"),
+        ({"notifier": "nowhere.Notifier"}, "AIRFLOW__PDI2__NOTIFIER): nowhere.Notifier cannot be imported"),
         ({"notifier": "not a path"}, "cannot be imported"),
         ({"notifier": f"{__name__}.NOT_A_NOTIFIER"}, "neither an Airflow notifier nor a function"),
         ({"notifier": "pdi2.core.state.settings.Settings"}, "neither an Airflow notifier nor a function"),
@@ -129,9 +129,9 @@ def test_the_audit_has_a_schedule_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         ({"deadline_minutes": "soon", "notifier": NAMED}, '"deadline_minutes" key in "pdi2" section'),
         ({"defaults": '{"settle_seconds": -1}'}, "AIRFLOW__PDI2__DEFAULTS): Parameter settle_seconds cannot be -1"),
         ({"defaults": '{"slice_rows": 1}'}, 'Unknown parameter "slice_rows"'),
-        ({"schedule": "every day"}, "AIRFLOW__PDI2__SCHEDULE): 'every day' is neither"),
-        ({"audit_schedule": "hourly"}, "AIRFLOW__PDI2__AUDIT_SCHEDULE): 'hourly' is neither"),
-        ({"schedule": "@continuous"}, "'@continuous' is neither"),
+        ({"schedule": "every day"}, 'AIRFLOW__PDI2__SCHEDULE): "every day" is neither'),
+        ({"audit_schedule": "hourly"}, 'AIRFLOW__PDI2__AUDIT_SCHEDULE): "hourly" is neither'),
+        ({"schedule": "@continuous"}, '"@continuous" is neither'),
     ],
     ids=lambda value: None if isinstance(value, str) else ", ".join(value),
 )
