@@ -7,7 +7,7 @@ UV_VERSION := 0.13.9
 ENGINES := $(shell cut -d ' ' -f 1 tests/clickhouse_versions)
 MATRIX := tests/engines/test_statements.py tests/cluster/test_cluster.py tests/copy/test_copy.py tests/copy/test_staging.py \
 	tests/verify/test_verify.py tests/switch/test_dual_writes.py tests/verify/test_history_property.py $(addprefix tests/plan/test_preflight.py::test_, \
-	a_sound_system_may_begin_and_nothing_changes a_fault_of_clickhouse_is_told the_skip_comment_leaves_nothing_to_do)
+	a_sound_system_may_begin_and_nothing_changes a_fault_of_clickhouse_is_reported the_skip_comment_leaves_nothing_to_do)
 AIRFLOW_VERSIONS := 3.1 3.2
 POSTGRES_VERSIONS := $(shell cut -d ' ' -f 1 tests/postgres_versions)
 ON_POSTGRES := $(addprefix tests/,state/test_ledger.py state/test_ownership.py plan/test_preflight.py plan/test_least_privilege.py switch/test_gate.py \

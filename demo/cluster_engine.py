@@ -77,7 +77,7 @@ class Library:
         """Address of the text that contains these words."""
         at = self.data.find(words)
         if at < 0:
-            raise UnknownEngineError(f"this engine does not say {words.decode()!r}")
+            raise UnknownEngineError(f'this engine does not contain the text "{words.decode()}"')
         return self.address(max(self.data.rfind(b"\0", 0, at) + 1, self.data.rfind(b"Parameter '", 0, at)))
 
     def references(self, targets: list[int], first: int = 0, last: int = 1 << 62) -> dict[int, list[int]]:
@@ -195,7 +195,7 @@ def _string(text: str) -> bytes:
     """A std::string of libc++, which stores up to 22 bytes within itself."""
     raw = text.encode()
     if len(raw) > 22:
-        raise ValueError(f"{text!r} is longer than 22 bytes")
+        raise ValueError(f'"{text}" is longer than 22 bytes')
     return raw.ljust(23, b"\0") + bytes([len(raw)])
 
 

@@ -44,7 +44,7 @@ def checksums(data: bytes) -> dict[str, tuple[int, bytes]]:
     """Size and hash of each file in a checksums.txt of format 4."""
     head, packed = data.split(b"\n", 1)
     if head != b"checksums format version: 4":
-        raise ValueError(f"{head!r} is another format of checksums.txt")
+        raise ValueError(f"checksums.txt has another format: {head.decode(errors='replace')}")
     plain = BytesIO(_unpacked(packed))
     files = {}
     for _ in range(_number(plain)):

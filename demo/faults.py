@@ -39,7 +39,7 @@ class Fault:
     def __post_init__(self) -> None:
         re.compile(self.match)
         if self.action not in ACTIONS:
-            raise ValueError(f"unknown action {self.action!r}: it is one of {', '.join(ACTIONS)}")
+            raise ValueError(f"unknown action {self.action}: it is one of {', '.join(ACTIONS)}")
         if self.action == "error" and self.code not in FAULTS and not (self.code and self.text):
             raise ValueError(f"an error needs code and text, or one of the codes {sorted(FAULTS)}")
         self.text = self.text or FAULTS.get(self.code, "")

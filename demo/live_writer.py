@@ -1,8 +1,8 @@
 """A process of the application that writes: changes at a steady rate in Postgres, and batches to ClickHouse.
 
 It makes every change that PostHog makes, except those that the old table gets wrong by its own rule even if it receives
-everything: an id never returns to a person, moves at most once per second, and is deleted only if each of its links
-arrived once. And if ClickHouse was told of an id's deletion, the id is created again only if the new table never had
+everything. So an id never returns to a person, moves at most once per second, and is deleted only if each of its links
+arrived once. And if an id's deletion was sent to ClickHouse, the id is created again only if the new table never had
 it, because it would hide behind its tombstone there (PostHog #12610). A writer with the habit `silent` also deletes as
 PostHog 1.31 to 1.33 do: see demo/past_lives.py.
 """
@@ -60,7 +60,7 @@ class Habits:
                 return cls(cache_seconds=float(seconds))
             case ["clock", seconds]:
                 return cls(clock_ahead=float(seconds))
-        raise ValueError(f"{text!r} is none of stale:SECONDS, deaf, silent, clock:SECONDS")
+        raise ValueError(f"{text} is none of stale:SECONDS, deaf, silent, clock:SECONDS")
 
 
 @dataclasses.dataclass

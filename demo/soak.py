@@ -123,7 +123,7 @@ class Soak:
                 command, env=self.environment, stdout=output, stderr=output, start_new_session=True
             )
         self.attempts.append(Attempt(dag_id, self.now()))
-        console.print(f"{self.now():5.0f} s  {dag_id} {conf or ''}")
+        console.print(f"{self.now():5.0f} s  {dag_id} {json.dumps(conf) if conf else ''}", markup=False)
 
     def note_outcome(self, code: int) -> None:
         attempt = self.attempts[-1]
@@ -272,16 +272,16 @@ def _judge(soak: Soak, summary: dict[str, Any], disagreeing: list[tuple[int, str
     if summary["wrong"]:
         wrong.append(f"{summary['wrong']:,} answers were wrong")
     if summary["undelivered"] or not summary["sound"]:
-        wrong.append("the traffic broke")
+        wrong.append("the traffic's processes failed")
     if disagreeing:
-        wrong.append(f"{len(disagreeing):,} times the new table disagrees with Postgres, as in {disagreeing[:5]}")
+        wrong.append(f"{len(disagreeing):,} times the new table disagrees with Postgres: {json.dumps(disagreeing[:5])}")
     if not soak.finished():
-        wrong.append(f"the migration is not finished: status and writes are {soak.switch()}")
+        wrong.append("the migration is not finished: status {}, tables written: {}".format(*soak.switch()))
     for problem in wrong:
         console.print(f"[red]NOT RIGHT: {problem}")
     if not wrong:
         console.print(
-            f"[green]{summary['reads']:,} answers, none wrong; every id of the new table is as in Postgres; "
+            f"[green]{summary['reads']:,} answers, none wrong; every id of the new table agrees with Postgres; "
             "the migration is finished."
         )
     return 1 if wrong else 0

@@ -1,5 +1,6 @@
 """`make demo`: a whole migration under a live application, from seeded tables to a switched reader, step by step."""
 
+import json
 import statistics
 import subprocess
 import time
@@ -22,7 +23,7 @@ from demo.seed import Seeded, seed
 
 CONF = {"settle_seconds": 3, "in_flight_seconds": 1, "read_cache_seconds": 2}
 TRAFFIC: dict[str, Any] = {"rate": 10, "writers": 1, "cache_seconds": 0.5, "flush_seconds": 0.3}
-"""A change reaches both tables within a second, and each process hears of a switch within half a second, so the short
+"""A change reaches both tables within a second, and each process follows a switch within half a second, so the short
 times in CONF are enough. A real installation uses the defaults."""
 
 POLL_SECONDS = 0.2
@@ -200,11 +201,11 @@ def _report(
     if disagreeing:
         wrong.append(f"{disagreeing:,} ids of the new table disagree with Postgres")
     if live["wrong"] or live["undelivered"] or not live["sound"]:
-        wrong.append(f"the live application: {live}")
+        wrong.append(f"the live application: {json.dumps(live)}")
     if any(remaining for *_, remaining in findings):
         wrong.append("differences from Postgres remain")
     if (status, progress) != (2, 100) or set(settings.values()) != {'"new"'}:
-        wrong.append(f"the switch: status {status}, progress {progress}, settings {settings}")
+        wrong.append(f"the switch: status {status}, progress {progress}, settings {json.dumps(settings)}")
     if not wrong:
         console.print("[green]Every id of every team reads as Postgres says; reads and writes are on the new table.[/]")
     return wrong

@@ -122,7 +122,7 @@ def _serve(
         console.print("Migration in the navigation shows what happens.")
         if rate:
             console.print(f"Meanwhile the application makes {rate:g} changes per second, and reads what it wrote.")
-        console.print('It hears of a switch within 2 s: {"settle_seconds": 12, "read_cache_seconds": 10} is enough.')
+        console.print('It follows a switch within 2 s, so {"settle_seconds": 12, "read_cache_seconds": 10} is enough.')
         console.print(f"Airflow's log is {log}. Ctrl-C stops everything.")
         standalone.wait()
     console.print(f"[red]Airflow ended by itself; {log} says why")

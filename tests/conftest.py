@@ -72,7 +72,7 @@ NOTHING_TO_WAIT_FOR = {"settle_seconds": 0, "read_cache_seconds": 0}
 
 
 def _check_schema_once(schema: Any, *others: Any, check: Any = Draft202012Validator.check_schema) -> None:
-    """Airflow looks at its DAGs' params some 700 times in a run, which took half of a run's time in Airflow."""
+    """Airflow checks its DAGs' params some 700 times in a run, which took half of Airflow's time."""
     if (text := repr(schema)) not in CHECKED_SCHEMAS:
         check(schema, *others)
         CHECKED_SCHEMAS.add(text)
@@ -83,7 +83,7 @@ Draft202012Validator.check_schema = _check_schema_once
 
 
 def dags() -> dict[str, Any]:
-    """The DAGs as their files now say."""
+    """The DAGs as their files define them now."""
     try:
         from airflow.dag_processing.dagbag import DagBag
     except ImportError:  # Airflow 3.1
@@ -95,7 +95,7 @@ def dags() -> dict[str, Any]:
 
 
 def run_dag(dag: Any, conf: dict[str, Any] | None = None) -> Any:
-    """Runs the DAG by Airflow's own `dag.test`. That and sensors look more often for what may go on."""
+    """Runs the DAG by Airflow's own `dag.test`, which here looks more often for tasks that may begin, as sensors do."""
     for task in dag.tasks:
         if hasattr(task, "poke_interval"):
             task.poke_interval = POKE_SECONDS
@@ -173,7 +173,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """`make test-fast`: only the first case of a test with many, and none that needs servers of its own."""
+    """For `make test-fast`: marks tests that need servers of their own as slow, and keeps a test's first case alone."""
     for item in items:
         if SERVERS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)

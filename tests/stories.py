@@ -188,7 +188,7 @@ def skip_waits(monkeypatch: pytest.MonkeyPatch, happening: Callable[[], object] 
 
 
 def enable(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> None:
-    """The tasks that follow begin by looking at which table they are led to."""
+    """The tasks that follow begin by looking which table they are connected to."""
     warehouse = system.warehouse()
     dual_writes.enable(ledger, warehouse, settings)
     ours.follow(ledger, warehouse)

@@ -173,7 +173,7 @@ def breaks(system: LiveSystem, happenings: list[Callable[[LiveSystem], object]])
 
 @each_of_them
 @pytest.mark.parametrize("happenings", BREAKS.values(), ids=BREAKS.keys())
-def test_a_run_gets_past(seeded: LiveSystem, happenings: list[Callable[[LiveSystem], object]]) -> None:
+def test_a_run_gets_past_a_fault(seeded: LiveSystem, happenings: list[Callable[[LiveSystem], object]]) -> None:
     with application(seeded) as live:
         with meanwhile(partial(breaks, seeded, happenings)):
             run = seeded.run(**CONF)
@@ -181,7 +181,7 @@ def test_a_run_gets_past(seeded: LiveSystem, happenings: list[Callable[[LiveSyst
         migrated(seeded, live)
 
 
-def test_a_run_gets_past_one_after_the_other(seeded: LiveSystem) -> None:
+def test_a_run_gets_past_several_faults_one_after_the_other(seeded: LiveSystem) -> None:
     """The essence of the stories above in a single story, which `make test` runs."""
     happenings = [
         partial(die, match=COPY),
@@ -234,7 +234,7 @@ def test_a_run_stops_clearly_and_the_next_one_finishes(
 
 
 def stopped(system: LiveSystem, *words: str) -> None:
-    """Checks that reads are where they were, and that PostHog's administrators are told what happened, where, what is
+    """Checks that reads are where they were, and that PostHog's administrators see what happened, where, what is
     safe and what to do."""
     assert system.status() == 3
     assert system.switches()["reads"] == "old"
@@ -267,7 +267,7 @@ def test_a_writer_with_its_own_idea_of_time_does_no_harm(seeded: LiveSystem, hab
 
 
 @each_of_them
-def test_a_rollback_under_traffic_and_the_migration_again(seeded: LiveSystem) -> None:
+def test_a_rollback_under_traffic_and_the_next_migration_lose_nothing(seeded: LiveSystem) -> None:
     with application(seeded) as live:
         assert seeded.run(**CONF, stop_old_writes=False).state == "success"
         assert seeded.run(ROLLBACK).state == "success"

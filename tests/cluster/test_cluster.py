@@ -1,4 +1,4 @@
-"""Clusters as one server knows them: what is told of replicas and errors, which shards and engines are refused."""
+"""Clusters as one server knows them: messages about replicas and errors, and which shards and engines are refused."""
 
 import socket
 import socketserver
@@ -89,7 +89,7 @@ def test_what_was_verified_in_a_table_that_is_exchanged_is_verified_again(system
 
 @pytest.mark.parametrize("prefix", ["", "Replicated"])
 @pytest.mark.parametrize("table", TABLES)
-def test_the_engines_of_posthog_are_taken(table: str, prefix: str) -> None:
+def test_the_engines_of_posthog_are_supported(table: str, prefix: str) -> None:
     wanted, by = TABLES[table]["engine"], TABLES[table]["by"]
     path = REPLICATED.format(table=table) if prefix else ""
     definition = (
@@ -104,7 +104,7 @@ def test_the_engines_of_posthog_are_taken(table: str, prefix: str) -> None:
         (
             "Distributed",
             "Distributed('posthog', 'd', 'local', rand())",
-            "it stands before d.local of the cluster posthog, and takes neither a DELETE nor a slice's parts. There "
+            "it only forwards to d.local of the cluster posthog, and takes neither a DELETE nor a slice's parts. There "
             "the table must be called person_distinct_id2 too. See",
         ),
         ("SharedReplacingMergeTree", "SharedReplacingMergeTree('/a', '{r}', version)", "ClickHouse Cloud"),
@@ -116,7 +116,7 @@ def test_the_engines_of_posthog_are_taken(table: str, prefix: str) -> None:
         ("View", "", "not a view of it"),
     ],
 )
-def test_an_engine_that_is_not_taken_is_told_with_a_next_step(engine: str, definition: str, told: str) -> None:
+def test_an_engine_that_is_not_supported_is_reported_with_a_next_step(engine: str, definition: str, told: str) -> None:
     problem = cluster_checks.engine_problem("person_distinct_id2", engine, definition, "ReplacingMergeTree", "version")
     assert problem
     assert problem.startswith(f"ClickHouse table person_distinct_id2 has the engine {engine}, not ReplacingMergeTree")
@@ -140,7 +140,7 @@ def test_an_engine_that_is_not_taken_is_told_with_a_next_step(engine: str, defin
         ({"is_readonly": 1, "active": 0, "total": 0, "keeper_exception": "No node, path /a"}, "SYSTEM RESTORE REPLICA"),
     ],
 )
-def test_what_is_wrong_with_a_replica_is_told(changes: dict[str, Any], told: str | None) -> None:
+def test_what_is_wrong_with_a_replica_is_reported(changes: dict[str, Any], told: str | None) -> None:
     sound = ours.State(Table.NEW, "/a", "r1", 0, 0, 2, 2, ("r1", "r2"), (), 0, 0, "", "")
     problem = ours.problem_of(replace(sound, **changes))
     assert (problem is None) == (told is None)
@@ -173,7 +173,7 @@ def test_a_part_is_there_if_others_have_its_blocks(parts: str, there: str, lacks
     assert replicas.lacking(set(parts.split()), set(there.split())) == lacks
 
 
-def test_a_balancer_is_told() -> None:
+def test_a_load_balancer_is_reported() -> None:
     assert cluster_checks.balancer_problems({"one:9000"}) == []
     [problem] = cluster_checks.balancer_problems({"two:9000", "one:9000"})
     assert "several replicas in turn (one:9000, two:9000)" in problem
@@ -211,7 +211,7 @@ def _pass_on(source: socket.socket, sink: socket.socket) -> None:
     sink.shutdown(socket.SHUT_WR)
 
 
-def test_a_look_for_a_balancer_takes_a_new_connection_each_time(sharded: dict[str, Any]) -> None:
+def test_each_look_for_a_load_balancer_takes_a_new_connection(sharded: dict[str, Any]) -> None:
     with Relay(sharded["port"]) as relay:
         threading.Thread(target=relay.serve_forever, daemon=True).start()
         connect = partial(clickhouse_connect.get_client, **sharded | {"port": relay.server_address[1]})
@@ -233,7 +233,7 @@ def client(sharded: dict[str, Any]) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("behind", list(Table))
-def test_one_of_several_shards_is_told(client: Client, sharded: dict[str, Any], behind: Table) -> None:
+def test_one_of_several_shards_is_reported(client: Client, sharded: dict[str, Any], behind: Table) -> None:
     def problems() -> list[str]:
         connect = partial(clickhouse_connect.get_client, **sharded, database="posthog")
         with Warehouse(connect, "test", Settings().max_memory_usage) as warehouse:
@@ -271,6 +271,6 @@ def test_what_replicas_and_keeper_end_passes_and_takes_no_try(code: int) -> None
         (DatabaseError("Table is in readonly mode", code=164), False, False),
     ],
 )
-def test_other_failures(error: DatabaseError, passes: bool, without_a_try: bool) -> None:
+def test_which_failures_pass_and_which_use_up_a_try(error: DatabaseError, passes: bool, without_a_try: bool) -> None:
     assert (reaction(error) is Reaction.RETRY) == passes
     assert waits(error) == without_a_try

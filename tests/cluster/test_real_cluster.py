@@ -209,7 +209,7 @@ def test_a_migration_in_which_something_breaks_ends_right_on_both(
 
 
 @pytest.mark.parametrize("database", ["posthog", "front"])
-def test_a_live_application_on_the_other_replica_is_never_told_wrong(system: ClusterSystem, database: str) -> None:
+def test_a_live_application_on_the_other_replica_reads_nothing_wrong(system: ClusterSystem, database: str) -> None:
     system.replicas[0].exchange(delay=1.0)
     with application(system, system.replicas[1], database) as live:
         thread = once(reached(system, COPYING), lambda: kill_own(system))
@@ -239,7 +239,7 @@ def test_the_third_of_three_that_cannot_fetch_holds_the_switch_up(system: Cluste
     finished(system)
 
 
-def test_a_run_that_goes_on_through_the_other_replica(system: ClusterSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_may_go_on_through_the_other_replica(system: ClusterSystem, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first replica is gone for good, so what was verified on it is verified again."""
     first, second = system.replicas
     team = system.value("SELECT min(team_id) FROM posthog_persondistinctid")
@@ -258,7 +258,7 @@ def test_a_run_that_goes_on_through_the_other_replica(system: ClusterSystem, mon
     finished(system)
 
 
-def test_a_replica_that_keeper_lost_is_told_with_its_remedy(system: ClusterSystem) -> None:
+def test_a_replica_that_keeper_lost_is_reported_with_its_remedy(system: ClusterSystem) -> None:
     zookeeper, first = system.zookeeper, system.replicas[0]
     zookeeper.kill()
     shutil.rmtree(zookeeper.directory / "data")

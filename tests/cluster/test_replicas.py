@@ -1,4 +1,4 @@
-"""Three replicas in one process, with ClickHouse's TestKeeper: what a migration waits for, tells and refuses."""
+"""Three replicas in one process, with ClickHouse's TestKeeper: what a migration waits for, reports and refuses."""
 
 import json
 import re
@@ -266,7 +266,7 @@ def test_what_a_replica_has_yet_to_fetch_is_no_difference(replicated: Replicated
     assert not verify_team(proven, replicated.warehouse(), TEAM, NO_WAIT)
 
 
-def test_a_fetch_that_fails_is_told_with_its_error(replicated: ReplicatedSystem, proven: Ledger) -> None:
+def test_a_fetch_that_fails_is_reported_with_its_error(replicated: ReplicatedSystem, proven: Ledger) -> None:
     replicated.server.exchange(refuse=True)
     try:
         replicated.replicas[1].command(f"INSERT INTO {Table.OLD} (team_id, distinct_id) VALUES ({TEAM}, 'there')")
@@ -290,7 +290,7 @@ def test_a_fetch_that_fails_is_told_with_its_error(replicated: ReplicatedSystem,
         (Table.OLD, (1, 2), "/elsewhere", "_id has r1-01 and person_distinct_id2 has r1-01, r2-01, r3-01. On the oth"),
     ],
 )
-def test_a_table_that_is_no_replica_of_its_namesakes_is_told(
+def test_a_table_that_is_no_replica_of_its_namesakes_is_reported(
     replicated: ReplicatedSystem, table: Table, on: tuple[int, ...], other: str, told: str
 ) -> None:
     """It was created without ON CLUSTER where the path has {uuid}, with a typo, or as a plain table."""
@@ -303,7 +303,7 @@ def test_a_table_that_is_no_replica_of_its_namesakes_is_told(
         client.command(another if other else re.sub(r"Replicated(\w+)\('[^']*', '[^']*', ", r"\1(", definition))
     [problem] = cluster_checks.problems(replicated.warehouse())
     assert f"person_distinct{told}" in problem
-    assert f"On the others, {table} is another table" in problem
+    assert f"On the others, {table} is missing or a different table" in problem
 
 
 def test_replicas_may_be_named_in_two_ways(replicated: ReplicatedSystem) -> None:
@@ -378,10 +378,10 @@ def front(replicated: ReplicatedSystem) -> Iterator[Client]:
 
 
 @pytest.mark.slow
-def test_the_whole_migration_of_replicas_behind_distributed_tables(
+def test_replicas_behind_distributed_tables_are_migrated(
     replicated: ReplicatedSystem, front: Client, airflow_metadata: None
 ) -> None:
-    """The application uses Distributed tables of the only shard. The migration is led to the tables behind them."""
+    """The application uses Distributed tables of the only shard. The migration is pointed at the tables behind them."""
     replicated.clickhouse = front
     connect = partial(clickhouse_connect.get_client, **replicated.engine, database=front.database)
     with Warehouse(connect, "in front", Settings().max_memory_usage) as warehouse:
@@ -422,7 +422,7 @@ def test_the_whole_migration_of_replicas_behind_distributed_tables(
     assert re.search("Replica r3-01</th><td[^>]*>has everything", page)
 
 
-def test_a_statement_that_the_client_gave_up_is_ended(
+def test_a_statement_that_the_client_has_given_up_is_killed(
     replicated: ReplicatedSystem, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -449,7 +449,7 @@ def test_a_statement_that_the_client_gave_up_is_ended(
     ],
     ids=["opens", "looks for a balancer", "reads the settings", "kills"],
 )
-def test_a_server_that_is_frozen_is_told_whatever_it_is_asked(
+def test_a_frozen_server_is_reported_whatever_it_is_asked(
     replicated: ReplicatedSystem,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

@@ -275,7 +275,7 @@ def test_odd_ids_arrive_as_they_were(system: System, ledger: Ledger) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("simple", [True, False], ids=["simple ids", "ids of many rows"])
-def test_odd_ids_may_part_slices(system: System, ledger: Ledger, simple: bool) -> None:
+def test_odd_ids_may_be_bounds_of_slices(system: System, ledger: Ledger, simple: bool) -> None:
     """Each odd id, or the ids that begin with it, have enough rows to fill a slice."""
     for id_ in ODD_IDS:
         many_ids(system, 1100, id_=f"unhex('{id_.hex()}')" + " || hex(number)" * simple)
@@ -394,7 +394,7 @@ def test_a_slice_that_meets_the_memory_limit_is_split(
     assert system.clickhouse.query(copied).result_rows == [(ids, ids, version, version)]
 
 
-def test_a_budget_too_small_for_the_smallest_slice_is_told(system: System, ledger: Ledger) -> None:
+def test_a_budget_too_small_for_the_smallest_slice_is_reported(system: System, ledger: Ledger) -> None:
     many_ids(system, 3000, id_=fat(4000))
     plan(system, ledger)
     with pytest.raises(CopyError, match="does not fit into max_memory_usage.*greater max_memory_usage") as refused:
@@ -479,7 +479,7 @@ def fails_with(error: type[Exception], work: Callable[[], object]) -> Exception:
     ],
     ids=["the query's memory limit", "the user's memory limit", "a timeout", "a limit against which no retry helps"],
 )
-def test_what_a_limit_of_clickhouse_means(system: System, settings: dict[str, Any], expected: Reaction) -> None:
+def test_which_limit_of_clickhouse_splits_a_slice(system: System, settings: dict[str, Any], expected: Reaction) -> None:
     with system.client() as client:
         heavy = "SELECT groupArray(toString(number)) FROM numbers(10000000) FORMAT Null"
         error = fails_with(DatabaseError, lambda: client.command(heavy, settings=settings))

@@ -232,7 +232,7 @@ def test_after_a_memory_limit_of_the_server_the_next_try_takes_half(live: LiveSy
     limit = "(total) memory limit exceeded: would use 9.01 GiB, maximum: 9.00 GiB"
     live.server.inject({"match": "id_hash", "action": "error", "code": 241, "text": limit})
 
-    with pytest.raises(BusyError, match=f"The copy of the 5 teams from {teams[0]} was given up.*100 MB instead of 200"):
+    with pytest.raises(BusyError, match=f"the 5 teams from team {teams[0]} on was given up.*100 MB instead of 200"):
         copy_together(ledger, live.warehouse(), teams)
 
     assert {team.status for team in live.teams().values()} == {"failed"}
@@ -247,7 +247,7 @@ def test_a_pause_puts_all_of_them_off(system: System, ledger: Ledger, monkeypatc
     teams = plan(system, ledger)
     ledger.record("paused")
 
-    with pytest.raises(WaitError, match=f"The work on {len(TEAMS)} teams from {teams[0]} waits"):
+    with pytest.raises(WaitError, match=f"The work on {len(TEAMS)} teams from team {teams[0]} on waits"):
         copy_together(ledger, system.warehouse(), teams)
     assert {team.status for team in system.teams().values()} == {"planned"}
 

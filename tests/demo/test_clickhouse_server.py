@@ -243,7 +243,7 @@ def test_a_reading_query_ends_when_its_client_leaves(server: Server, client: Cli
     until(lambda: client.command(f"{look} AND query NOT LIKE '%processes%'") == 0)
 
 
-def test_tells_the_memory_a_statement_took(client: Client) -> None:
+def test_reports_the_memory_that_a_statement_took(client: Client) -> None:
     summary = client.query(
         "SELECT uniqExact(number), sleep(0.3) FROM numbers(1000000)", settings={"query_id": "big"}
     ).summary
@@ -288,7 +288,7 @@ def test_serves_many_clients_at_once(server: Server, client: Client, table: str)
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_faults(
+def test_a_fault_hits_the_statements_that_it_names(
     server: Server, client: Client, table: str, fault: dict[str, Any], raised: str | None, runs: bool
 ) -> None:
     server.inject({"match": f"insert into {table}", "skip": 1, **fault})

@@ -51,7 +51,7 @@ def test_the_other_replicas_fetch_parts_of_both_kinds_and_what_a_delete_made_of_
         assert client.query(rows).result_rows == [(0, 999), (1, 999)]
 
 
-def test_a_replica_refuses_and_delays_as_it_is_told(replicated: ReplicatedSystem) -> None:
+def test_a_replica_refuses_and_delays_fetches_on_request(replicated: ReplicatedSystem) -> None:
     first, second, _ = replicated.replicas
     insert: dict[str, Any] = {"insert_quorum": 2, "insert_quorum_timeout": 500}
     replicated.server.exchange(refuse=True)
@@ -63,7 +63,7 @@ def test_a_replica_refuses_and_delays_as_it_is_told(replicated: ReplicatedSystem
     assert second.query(f"SELECT count() FROM {Table.NEW}").result_rows == [(1,)]
 
 
-def test_a_build_that_was_never_tried_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_was_never_tried_is_reported_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_engine, "KNOWN", {"1.0": 0})
     with pytest.raises(cluster_engine.UnknownEngineError, match=r"was never tried as a replica \(1.0 were\): run make"):
         cluster_engine.prepare("127.0.0.1", 1)

@@ -33,7 +33,7 @@ def test_it_is_what_the_compose_specification_allows() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_tells_when_it_is_well_or_ends(name: str) -> None:
+def test_every_service_has_a_health_check_or_ends(name: str) -> None:
     service = SERVICES[name]
     waited_for = {
         dependency: wanted["condition"]
@@ -99,7 +99,7 @@ def test_one_service_builds_the_image_and_the_others_wait_for_it() -> None:
         assert builder in SERVICES[name]["depends_on"]
 
 
-def test_the_temporary_server_of_clickhouses_entrypoint_is_not_taken_for_well() -> None:
+def test_the_temporary_server_of_clickhouses_entrypoint_does_not_count_as_healthy() -> None:
     """It listens only on 127.0.0.1: ClickHouse's docker/server/entrypoint.sh starts it with --listen_host."""
     [_, command] = SERVICES["clickhouse"]["healthcheck"]["test"]
 

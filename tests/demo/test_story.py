@@ -29,7 +29,7 @@ STEPS = [
         pytest.param(2, "Postgres and 2 replicas of ClickHouse", marks=pytest.mark.cluster),
     ],
 )
-def test_the_demo_tells_each_step_with_its_time_and_what_to_try_next(
+def test_the_demo_shows_each_step_with_its_time_and_what_to_try_next(
     replicas: int, running: str, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "demo", "run", "--rows", "3000", "--teams", "3", "--replicas", str(replicas)]

@@ -66,7 +66,7 @@ def test_a_directory_is_free_again_when_its_process_is_gone(held: Path) -> None:
         assert list(held.iterdir()) == []
 
 
-def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         refused = subprocess.run(
@@ -127,7 +127,7 @@ def in_a_terminal(directory: Path, port: int, *options: str) -> Iterator[tuple[p
         pytest.param("Ctrl-C", marks=pytest.mark.chaos),
     ],
 )
-def test_it_ends_whole(how: str, tmp_path: Path, free_port: int) -> None:
+def test_every_way_to_end_it_leaves_no_process(how: str, tmp_path: Path, free_port: int) -> None:
     with in_a_terminal(tmp_path / "up", free_port) as (itself, terminal):
         match how:
             case "terminated":
@@ -141,7 +141,7 @@ def test_it_ends_whole(how: str, tmp_path: Path, free_port: int) -> None:
 
 
 @pytest.mark.cluster
-def test_a_replicated_pair_is_migrated_from_the_ui_and_ends_whole(tmp_path: Path, free_port: int) -> None:
+def test_two_replicas_are_migrated_from_the_ui_and_leave_no_process(tmp_path: Path, free_port: int) -> None:
     with in_a_terminal(tmp_path / "up", free_port, "--replicas", "2") as (_, terminal):
         said = b""
         while b"Ctrl-C stops everything" not in said:

@@ -1,4 +1,4 @@
-"""An answer of a person counts for the certificate that they were shown, and for no other."""
+"""A person's answer counts for the certificate that they were shown, and for no other."""
 
 import contextlib
 from types import SimpleNamespace

@@ -85,7 +85,7 @@ def ui(live: LiveSystem, tmp_path: Path) -> Iterator[Airflow]:
                 connection.execute("DROP DATABASE airflow WITH (FORCE)")
 
 
-def test_clearing_and_marking_by_hand(live: LiveSystem, seeded: Seeded, ui: Airflow) -> None:
+def test_clearing_and_marking_by_hand_never_fools_the_gate(live: LiveSystem, seeded: Seeded, ui: Airflow) -> None:
     refuse(live, f"team_id = {seeded.team_ids[0]} AND version < 0")
     run = ui.trigger()
     assert ui.ended(run) == "failed"

@@ -106,7 +106,7 @@ def events(system: System) -> list[str]:
 
 
 def errors(system: System) -> list[str]:
-    """What PostHog's administrators are told; the newest comes last."""
+    """What PostHog's administrators see; the newest comes last."""
     return [text for (text,) in system.postgres.execute("SELECT description FROM posthog_asyncmigrationerror")]
 
 
@@ -195,7 +195,7 @@ def test_a_dry_run_writes_nothing(system: System, seeded: Seeded, log: Any, hist
     done = {task for task, state in states(run).items() if state == "success"}
     assert "plan_teams" in done
     assert not done & {"enable_dual_writes", "prove_dual_writes", "switch_reads", "stop_old_writes", "report"}
-    assert any("3 teams" in message for message in log.messages), "the plan is told"
+    assert any("3 teams" in message for message in log.messages), "the plan is logged"
 
 
 def test_a_trial_never_switches_and_the_full_run_does_not_repeat_it(system: System, seeded: Seeded) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import AUDIT, FILL, ROLLBACK, ROOT, System
-from pdi2.core.engines.failures import BusyError, MigrationError, told_of
+from pdi2.core.engines.failures import BusyError, MigrationError, naming_failures
 from pdi2.core.state.settings import AUDIT_SCHEMA, SCHEMA
 from stories import MEGABYTE
 
@@ -357,7 +357,7 @@ def test_airflows_own_failures_are_retried() -> None:
 
 
 def test_no_task_has_a_time_limit_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A verification begins anew, and an approval's question ends, where Airflow ends each task after an hour."""
+    """If Airflow ended each task after an hour, a verification would begin anew, and an approval's question end."""
     monkeypatch.setenv("AIRFLOW__CORE__DEFAULT_TASK_EXECUTION_TIMEOUT", "3600")
     told = in_a_new_interpreter(
         "import json; from airflow.dag_processing.dagbag import DagBag; bag = DagBag('../dags');"
@@ -392,7 +392,7 @@ def test_a_statement_that_cannot_be_cut_and_does_not_fit_is_not_retried(system: 
 def test_an_engines_failure_says_what_stopped_what_is_safe_and_what_to_do(
     system: System, statement: str, kind: type[MigrationError], next_step: str
 ) -> None:
-    with pytest.raises(MigrationError, match="^verify team 7 was stopped: ") as failure, told_of("verify team 7"):
+    with pytest.raises(MigrationError, match="^verify team 7 was stopped") as failure, naming_failures("verify team 7"):
         system.clickhouse.query(statement)
 
     assert type(failure.value) is kind

@@ -32,7 +32,7 @@ from demo import schema
 from demo.seed import Seeded, seed
 
 TOLD: list[str] = []
-"""What the function below was told."""
+"""What the function below was called with."""
 
 
 def tell(context: Any, **kwargs: Any) -> None:
@@ -48,7 +48,7 @@ NAMED = f"{__name__}.{tell.__name__}"
 
 
 @pytest.fixture(autouse=True)
-def nobody_told() -> Iterator[None]:
+def nobody_called() -> Iterator[None]:
     TOLD.clear()
     yield
     TOLD.clear()
@@ -61,7 +61,7 @@ def configure(monkeypatch: pytest.MonkeyPatch, **options: str) -> Any:
     return DagBag(ROOT / "dags")
 
 
-def test_by_default_nothing_runs_by_itself_and_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_nothing_runs_by_itself_and_nobody_is_notified(monkeypatch: pytest.MonkeyPatch) -> None:
     bag = configure(monkeypatch)
 
     for dag in bag.dags.values():
@@ -118,7 +118,7 @@ def test_the_audit_has_a_schedule_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"notifier": "nowhere.Notifier"}, "AIRFLOW__PDI2__NOTIFIER): 'nowhere.Notifier' cannot be imported"),
+        ({"notifier": "nowhere.Notifier"}, "AIRFLOW__PDI2__NOTIFIER): nowhere.Notifier cannot be imported"),
         ({"notifier": "not a path"}, "cannot be imported"),
         ({"notifier": f"{__name__}.NOT_A_NOTIFIER"}, "neither an Airflow notifier nor a function"),
         ({"notifier": "pdi2.core.state.settings.Settings"}, "neither an Airflow notifier nor a function"),
@@ -129,9 +129,9 @@ def test_the_audit_has_a_schedule_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
         ({"deadline_minutes": "soon", "notifier": NAMED}, '"deadline_minutes" key in "pdi2" section'),
         ({"defaults": '{"settle_seconds": -1}'}, "AIRFLOW__PDI2__DEFAULTS): Parameter settle_seconds cannot be -1"),
         ({"defaults": '{"slice_rows": 1}'}, 'Unknown parameter "slice_rows"'),
-        ({"schedule": "every day"}, "AIRFLOW__PDI2__SCHEDULE): 'every day' is neither"),
-        ({"audit_schedule": "hourly"}, "AIRFLOW__PDI2__AUDIT_SCHEDULE): 'hourly' is neither"),
-        ({"schedule": "@continuous"}, "'@continuous' is neither"),
+        ({"schedule": "every day"}, 'AIRFLOW__PDI2__SCHEDULE): "every day" is neither'),
+        ({"audit_schedule": "hourly"}, 'AIRFLOW__PDI2__AUDIT_SCHEDULE): "hourly" is neither'),
+        ({"schedule": "@continuous"}, '"@continuous" is neither'),
     ],
     ids=lambda value: None if isinstance(value, str) else ", ".join(value),
 )
@@ -195,7 +195,7 @@ class TestRuns:
         assert lines == {"The migration is complete already; there is nothing to do."}
         assert dump(system) == before
 
-    def test_a_failed_run_is_told_once_and_a_good_one_is_not(
+    def test_a_failed_run_is_notified_once_and_a_good_one_is_not(
         self, monkeypatch: pytest.MonkeyPatch, system: System, seeded: Seeded
     ) -> None:
         notices = {"notifier": NAMED, "notifier_kwargs": '{"to": "the night shift"}'}
@@ -236,7 +236,7 @@ class TestRuns:
         yield scheduler
         scheduler.forget()
 
-    def test_a_run_that_takes_too_long_is_told_by_airflows_deadline(self, scheduler: "Scheduler") -> None:
+    def test_airflows_deadline_notifies_of_a_run_that_takes_too_long(self, scheduler: "Scheduler") -> None:
         """This is what the scheduler does: it makes the deadline with the run, and the executor calls the callback."""
         [(run_id, queued_at)] = scheduler.make_due_runs()
 

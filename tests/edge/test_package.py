@@ -16,7 +16,7 @@ SETUP.read(ROOT / "setup.cfg")
 LINK = re.compile(r"\]\(([^)]+)\)")
 
 
-def test_every_link_of_its_metadata_is_whole() -> None:
+def test_every_link_of_its_metadata_is_absolute() -> None:
     """A package index shows the description outside the repository, and there a relative link leads nowhere."""
     metadata = SETUP["metadata"]
     description = (ROOT / metadata["long_description"].removeprefix("file: ")).read_text()

@@ -24,7 +24,7 @@ from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.exactness import Setting, suffices
-from pdi2.core.engines.failures import BusyError, Reaction, WaitError, reaction, told_of, uncut, waits
+from pdi2.core.engines.failures import BusyError, Reaction, WaitError, naming_failures, reaction, uncut, waits
 from pdi2.core.plan import clickhouse_checks
 from pdi2.core.plan.preflight import Verdict, check
 from pdi2.core.state.settings import Settings
@@ -219,7 +219,7 @@ def test_the_query_cache_answers_nothing(story: System) -> None:
     assert dict(warehouse.rows("teams")) == counted | {TEAM: counted[TEAM] + 1}
 
 
-def test_a_connection_that_cuts_answers_short_does_not(story: System) -> None:
+def test_a_connection_with_limits_does_not_cut_answers_short(story: System) -> None:
     """clickhouse-connect adds its own LIMIT if its connection says `query_limit`."""
     story.engine = {**story.engine, "query_limit": 1}
     with story.client() as client:
@@ -294,7 +294,7 @@ def test_what_is_too_slow_and_cannot_be_cut_is_tried_again(system: System, code:
         159: {"max_execution_time": 0.1},
         160: {"min_execution_speed": 10**15, "timeout_before_checking_execution_speed": 0.01},
     }
-    with pytest.raises(BusyError, match="max_execution_time") as told, told_of("certify"):
+    with pytest.raises(BusyError, match="max_execution_time") as told, naming_failures("certify"):
         system.clickhouse.query("SELECT sum(cityHash64(number)) FROM numbers(100000000000)", settings=limits[code])
 
     assert getattr(told.value.__cause__, "code", None) == code
@@ -346,7 +346,7 @@ CONSTRAINTS = {
     "const as needed": ("<limit>0</limit><constraints><limit><const/></limit></constraints>", []),
     "const": (
         "<limit>5000</limit><constraints><limit><const/></limit></constraints>",
-        ["forbids what the statements must set: .*452.*Setting limit should not be changed.*Take these constraints"],
+        ["forbids what the statements must set: .*452.*Setting limit should not be changed.*Remove these constraints"],
     ),
     "several": (
         "<max_threads>8</max_threads><constraints><max_threads><min>4</min></max_threads>"
@@ -379,7 +379,7 @@ CONSTRAINTS = {
 
 @real_engine
 @pytest.mark.parametrize(("profile", "told"), CONSTRAINTS.values(), ids=CONSTRAINTS.keys())
-def test_what_a_profile_forbids_is_told(tmp_path: Path, profile: str, told: list[str]) -> None:
+def test_what_a_profile_forbids_is_reported(tmp_path: Path, profile: str, told: list[str]) -> None:
     found = configured(tmp_path, profile_problems, profile=profile)
 
     assert len(found) == len(told)
@@ -396,7 +396,7 @@ def policy_problems(path: Path) -> list[str]:
 
 
 @real_engine
-def test_a_row_policy_that_hides_rows_is_told(tmp_path: Path) -> None:
+def test_a_row_policy_that_hides_rows_is_reported(tmp_path: Path) -> None:
     """The policy is in users.xml. CREATE ROW POLICY has the same effect on a statement (ClickHouse's documentation)."""
     policy = "<person_distinct_id><filter>team_id = 7</filter></person_distinct_id>"
 
@@ -471,7 +471,7 @@ def connected_to(path: Path) -> dict[str, str]:
 @pytest.mark.slow
 @real_engine
 @pytest.mark.parametrize(("profile", "told"), CLOSED.values(), ids=CLOSED.keys())
-def test_a_profile_with_which_nobody_can_connect_is_told(tmp_path: Path, profile: str, told: str) -> None:
+def test_a_profile_with_which_nobody_can_connect_is_reported(tmp_path: Path, profile: str, told: str) -> None:
     """The client library asks for the server's settings as it connects, and the profile forbids that."""
     problem = configured(tmp_path, told_of_a_closed_server, profile=profile)
 
@@ -500,7 +500,7 @@ def test_a_profile_with_which_nobody_can_connect_is_one_line_of_preflight(system
 
 
 def quota_error(path: Path) -> tuple[str, int, bool, str]:
-    with connect(path) as client, pytest.raises(WaitError) as told, told_of("copy team 7"):
+    with connect(path) as client, pytest.raises(WaitError) as told, naming_failures("copy team 7"):
         list(iter(lambda: client.query("SELECT 1 FROM numbers(9) WHERE number = 1").result_rows, None))
     error = told.value.__cause__
     assert isinstance(error, DatabaseError)
@@ -559,15 +559,15 @@ def test_only_the_disks_of_the_new_tables_policy_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("enough", "full"), [(0.5, False), (2, True)])
-def test_a_disk_on_which_the_copy_would_wait_is_told_before(
+def test_a_disk_that_is_too_full_for_the_copy_is_reported_before_it(
     story: System, monkeypatch: pytest.MonkeyPatch, enough: float, full: bool
 ) -> None:
-    """The disk is too full by its share, and has room for the copy. How much of it is enough in GB decides."""
+    """The disk is too full by its share, but has room for the copy. How many GB of it are enough decides."""
     warehouse = story.warehouse()
     monkeypatch.setattr(pressure, "LEAST_FREE_DISK", 1.0)
     monkeypatch.setattr(pressure, "ENOUGH_FREE_DISK", enough * pressure.disks_of_new(warehouse)[1])
 
     problems = clickhouse_checks.disk_problems(warehouse, 0)
 
-    assert ["GB of them are kept free" in problem for problem in problems] == [True] * full
+    assert ["and must leave" in problem for problem in problems] == [True] * full
     assert ("of the disks" in (pressure.look(warehouse)[0] or "")) is full

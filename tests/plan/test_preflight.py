@@ -1,4 +1,4 @@
-"""What must hold before a migration may begin. Preflight tells every reason against it at once, and changes nothing."""
+"""What must hold before a migration may begin. Preflight names every reason against it at once, and changes nothing."""
 
 import re
 from collections.abc import Iterator
@@ -147,7 +147,7 @@ CLICKHOUSE_FAULTS = {
 
 
 @pytest.mark.parametrize(("statements", "told"), CLICKHOUSE_FAULTS.values(), ids=CLICKHOUSE_FAULTS.keys())
-def test_a_fault_of_clickhouse_is_told(system: System, statements: list[str], told: str) -> None:
+def test_a_fault_of_clickhouse_is_reported(system: System, statements: list[str], told: str) -> None:
     for statement in statements:
         system.clickhouse.command(statement)
     [problem] = problems_of(system)
@@ -175,7 +175,7 @@ TTLS = {
     ),
     "resets a value": (
         f"{NEW} MODIFY COLUMN _offset UInt64 TTL _timestamp + INTERVAL 9 DAY",
-        "TTL of column _offset of ClickHouse table person_distinct_id2 takes away values",
+        "TTL of column _offset of ClickHouse table person_distinct_id2 resets values",
     ),
     "only says so": (f"{NEW} MODIFY COLUMN _offset UInt64 COMMENT 'no TTL here '", None),
     "of the old table": ("ALTER TABLE person_distinct_id MODIFY TTL _timestamp + INTERVAL 90 DAY", None),
@@ -183,7 +183,7 @@ TTLS = {
 
 
 @pytest.mark.parametrize(("statement", "told"), TTLS.values(), ids=TTLS.keys())
-def test_a_ttl_that_would_take_copied_rows_away_is_told(system: System, statement: str, told: str | None) -> None:
+def test_a_ttl_that_would_delete_copied_rows_is_reported(system: System, statement: str, told: str | None) -> None:
     system.clickhouse.command(statement)
     if told is None:
         assert look(system).verdict is Verdict.MIGRATE
@@ -234,7 +234,7 @@ POSTGRES_FAULTS = {
 
 
 @pytest.mark.parametrize(("statements", "told"), POSTGRES_FAULTS.values(), ids=POSTGRES_FAULTS.keys())
-def test_a_fault_of_postgres_is_told(system: System, statements: list[str], told: str) -> None:
+def test_a_fault_of_postgres_is_reported(system: System, statements: list[str], told: str) -> None:
     for statement in statements:
         system.postgres.execute(statement.encode())
     [problem] = problems_of(system)
@@ -247,7 +247,7 @@ def test_a_row_that_this_project_left_starting_is_no_problem(system: System) -> 
     assert look(system).verdict is Verdict.MIGRATE
 
 
-def test_a_row_that_somebody_else_set_starting_after_our_failed_run_is_told(system: System) -> None:
+def test_a_row_that_somebody_else_set_starting_after_our_failed_run_is_reported(system: System) -> None:
     ledger = system.ledger("an earlier run")
     enable(system, ledger)
     set_row(system, 3)
@@ -257,7 +257,7 @@ def test_a_row_that_somebody_else_set_starting_after_our_failed_run_is_told(syst
     assert "did not set it" in problem
 
 
-def test_every_problem_is_told_at_once(system: System) -> None:
+def test_all_problems_are_reported_at_once(system: System) -> None:
     system.clickhouse.command("DROP TABLE person_distinct_id")
     system.clickhouse.command("ALTER TABLE person_distinct_id2 DROP COLUMN _partition")
     system.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY COLUMN _offset Int32")
@@ -271,7 +271,7 @@ def test_every_problem_is_told_at_once(system: System) -> None:
         assert any(told in problem for problem in problems), told
 
 
-def test_problems_of_the_data_and_of_the_switch_are_told_together(system: System) -> None:
+def test_problems_of_the_data_and_of_the_switch_are_reported_together(system: System) -> None:
     insert_old(system, [event("+A1")])
     set_row(system, 1)
     set_switch(system.postgres, WRITES, "new")
@@ -355,7 +355,7 @@ def problems_of_role(system: System, ledger: Ledger) -> list[str]:
 
 
 @pytest.mark.parametrize("lacking", NEEDED, ids=lambda lacking: " ".join(reversed(lacking)))
-def test_a_missing_privilege_is_told(system: System, lacking: tuple[str, str]) -> None:
+def test_a_missing_privilege_is_reported(system: System, lacking: tuple[str, str]) -> None:
     with restricted_role(system, lacking=lacking) as ledger:
         [problem] = problems_of_role(system, ledger)
     table, privilege = lacking
@@ -369,7 +369,7 @@ def secure_rows(system: System, table: str) -> None:
 
 
 @pytest.mark.parametrize("table", APPLICATION_COLUMNS | SETTING_COLUMNS)
-def test_a_table_whose_rows_a_policy_of_postgres_may_hide_is_told(system: System, table: str) -> None:
+def test_a_table_whose_rows_a_policy_of_postgres_may_hide_is_reported(system: System, table: str) -> None:
     """What is hidden would be taken for deleted."""
     insert_old(system, [event("+A1")])
     with restricted_role(system) as ledger:
@@ -410,7 +410,7 @@ def test_tables_in_a_schema_that_the_role_does_not_look_into_are_one_line(system
         assert "GRANT USAGE" not in problem
 
 
-def test_a_role_that_may_not_create_the_ledger_is_told(system: System) -> None:
+def test_a_role_that_may_not_create_the_ledger_is_reported(system: System) -> None:
     with restricted_role(system) as ledger:
         ledger.connection.execute("RESET ROLE")
         system.postgres.execute(
@@ -454,7 +454,7 @@ def latin1(postgres_server: Postgres) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def test_another_encoding_than_utf8_is_told(system: System, latin1: psycopg.Connection) -> None:
+def test_another_encoding_than_utf8_is_reported(system: System, latin1: psycopg.Connection) -> None:
     with pytest.raises(PreflightError) as refused:
         check(Ledger(latin1, "a run", "a test"), system.warehouse(), Settings(), [])
     [problem] = refused.value.problems
@@ -508,7 +508,7 @@ def test_functions_and_operators_that_somebody_made_for_varchar_are_not_run(syst
 
 
 @pytest.mark.parametrize(("status", "noted"), [(0, True), (3, True), (6, True), (2, False), (None, False)])
-def test_the_migration_before_this_one_stops_nothing_and_is_told(
+def test_an_unfinished_migration_before_this_one_is_noted_and_stops_nothing(
     system: System, status: int | None, noted: bool
 ) -> None:
     """PostHog's runner wants 0002 to be complete first (is_migration_dependency_fulfilled in its runner.py), and 1.33
@@ -669,7 +669,7 @@ BAD_PARAMETERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("bad", BAD_PARAMETERS.values(), ids=BAD_PARAMETERS.keys())
-def test_a_bad_parameter_is_told_with_its_name(bad: dict[str, Any]) -> None:
+def test_a_bad_parameter_is_named(bad: dict[str, Any]) -> None:
     with pytest.raises(SettingsError) as refused:
         Settings.validated({}, bad)
     [name] = bad
@@ -680,7 +680,7 @@ def test_a_bad_parameter_is_told_with_its_name(bad: dict[str, Any]) -> None:
         Settings.validated(bad)
 
 
-def test_every_bad_parameter_is_told_at_once() -> None:
+def test_all_bad_parameters_are_named_at_once() -> None:
     with pytest.raises(SettingsError) as refused:
         Settings.validated({"settle_seconds": 1}, {"settle_seconds": -1, "dry_run": 3, "wrong": 1, "worse": 2})
     assert len(refused.value.problems) == 4
@@ -719,7 +719,7 @@ def test_a_whole_number_is_an_integer_however_json_writes_it() -> None:
     assert Settings.validated({}, {"max_memory_usage": 6e7}, AUDIT_SCHEMA).max_memory_usage == 60_000_000
 
 
-def test_a_bad_parameter_is_told_together_with_the_databases_problems(system: System) -> None:
+def test_a_bad_parameter_is_reported_together_with_the_databases_problems(system: System) -> None:
     system.clickhouse.command("DROP TABLE person_distinct_id2")
     with pytest.raises(SettingsError) as bad:
         Settings.validated({"settle_seconds": -1})

@@ -114,14 +114,14 @@ def test_what_fills_the_tables_is_left_alone(form: System) -> None:
 
 
 @pytest.mark.skipif(bool(ENGINE), reason="there no mutation outlives its statement")
-def test_an_unfinished_mutation_is_waited_for_and_a_failed_one_is_told(system: System) -> None:
+def test_an_unfinished_mutation_is_waited_for_and_a_failed_one_is_reported(system: System) -> None:
     insert_old(system, [event("+A1")])
     insert_truth(system, ALICE)
     insert_new(system, ALICE, 0)
     alter = "ALTER TABLE person_distinct_id2"
     system.clickhouse.command("SYSTEM STOP MERGES person_distinct_id2")
     system.clickhouse.command(f"{alter} DELETE WHERE team_id = 5", settings={"mutations_sync": 0})
-    with pytest.raises(BusyError, match="carries out 1 mutation.*DELETE WHERE team_id = 5") as waiting:
+    with pytest.raises(BusyError, match="carrying out 1 mutation.*DELETE WHERE team_id = 5") as waiting:
         check(system.ledger(), system.warehouse(), Settings(), [])
     assert reaction(waiting.value) is Reaction.RETRY
     assert check(system.ledger(), system.warehouse(), Settings(dry_run=True), []).verdict is Verdict.PLAN_ONLY

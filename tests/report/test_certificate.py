@@ -185,7 +185,7 @@ class TestRuns:
         assert "3 of 3 teams are verified against Postgres." in " ".join(page.text.split())
         assert "Reads are on the new table." in page.text
 
-    def test_a_place_that_cannot_be_written_is_told_and_stops_nothing(
+    def test_a_place_that_cannot_be_written_is_reported_and_stops_nothing(
         self, system: System, seeded: Seeded, place: Path
     ) -> None:
         place.write_text("a file is where the folder should be")

@@ -1,4 +1,4 @@
-"""The migration page: who may see it, who may act, and what it tells."""
+"""The migration page: who may see it, who may act, and what it says."""
 
 import json
 import re
@@ -159,12 +159,12 @@ def test_without_a_session_nothing_is_done(system: System, app: Any, path: str, 
 
 
 @pytest.mark.parametrize("path", GETS)
-def test_who_may_not_read_the_dag_sees_nothing(system: System, app: Any, path: str) -> None:
+def test_whoever_may_not_read_the_dag_sees_nothing(system: System, app: Any, path: str) -> None:
     assert Visitor(app, "nobody").get(path).status_code == 403
 
 
 @pytest.mark.parametrize("name", ["ann", "vera"])
-def test_who_may_read_the_dag_reads_and_thereby_changes_nothing(system: System, app: Any, name: str) -> None:
+def test_whoever_may_read_the_dag_reads_and_changes_nothing(system: System, app: Any, name: str) -> None:
     many_ids(system, 10)
     ledger = system.ledger()
     migrate_together(system, ledger)
@@ -181,7 +181,7 @@ def test_who_may_read_the_dag_reads_and_thereby_changes_nothing(system: System, 
 
 
 @pytest.mark.parametrize("path", POSTS)
-def test_who_may_not_trigger_the_dag_does_not_act(system: System, viewer: Visitor, path: str) -> None:
+def test_whoever_may_not_trigger_the_dag_cannot_act(system: System, viewer: Visitor, path: str) -> None:
     enable(system, system.ledger())
     before = dump(system)
 
@@ -224,7 +224,7 @@ def test_the_descriptions_that_fastapi_offers_are_not_there(admin: Visitor) -> N
         protected(answer)
 
 
-def test_pausing_and_resuming_is_told_with_its_author(system: System, admin: Visitor, viewer: Visitor) -> None:
+def test_pausing_and_resuming_are_shown_with_their_author(system: System, admin: Visitor, viewer: Visitor) -> None:
     enable(system, system.ledger())
     assert viewer.get("/status").json()["paused"] is None
 
@@ -355,7 +355,7 @@ def test_without_a_ledger_it_says_that_nothing_began(system: System, viewer: Vis
     assert viewer.get("/teams").status_code == 503
 
 
-def test_a_database_that_cannot_be_reached_is_told_without_its_address(
+def test_a_database_that_cannot_be_reached_is_reported_without_its_address(
     system: System, viewer: Visitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nobody_there = {"conn_type": "postgres", "host": "127.0.0.1", "port": 1, "login": "secret", "password": "secret"}
@@ -537,7 +537,7 @@ def test_a_failed_run_says_why_and_where_it_stopped(system: System, viewer: Visi
     assert [step["state"] for step in seen["steps"]][:4] == ["done", "done", "stopped", "stopped"]
 
 
-def test_a_rollback_is_told(system: System, viewer: Visitor) -> None:
+def test_a_rollback_is_shown(system: System, viewer: Visitor) -> None:
     ledger = system.ledger()
     migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)

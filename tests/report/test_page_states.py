@@ -187,10 +187,10 @@ def test_while_a_run_checks_nobody_is_told_to_trigger_another(
     assert first_line(viewer)["topic"] == "A run could not begin"
 
 
-def test_a_run_that_airflow_does_not_know_is_not_told_as_running(
+def test_a_run_that_airflow_does_not_know_is_not_shown_as_running(
     system: System, viewer: Visitor, ledger: Ledger, request: pytest.FixtureRequest
 ) -> None:
-    """Somebody deleted it, or it is of another Airflow."""
+    """Somebody deleted it, or it belongs to another Airflow."""
     enable(system, ledger)
     deleted = first_line(viewer)
     enable(system, system.ledger(f"{FILL} {request.getfixturevalue('running')}"))
@@ -320,7 +320,7 @@ def test_drift_after_the_switch_is_an_alarm_until_an_audit_finds_it_gone(
     assert viewer.get("/status").json()["findings"]["missing"]["remaining"] == 0
 
 
-def test_drift_is_told_where_somebody_else_switched_and_no_run_ever_began(system: System, viewer: Visitor) -> None:
+def test_drift_is_shown_where_somebody_else_switched_and_no_run_ever_began(system: System, viewer: Visitor) -> None:
     """Its team is deleted later: no audit compares it again, and nothing is wrong any more."""
     insert_truth(system, BOB, 0, "lost")
     system.ledger().create()
@@ -370,7 +370,7 @@ def test_a_message_leads_to_the_runbooks_row_of_what_comes_first_in_it() -> None
     assert runbook.row_of_message("the task `team.copy` and `approve` of an alarm") is None
 
 
-def test_an_id_that_reads_like_a_cause_is_none(system: System, viewer: Visitor, ledger: Ledger) -> None:
+def test_an_id_that_reads_like_a_cause_is_not_taken_for_one(system: System, viewer: Visitor, ledger: Ledger) -> None:
     told = f"2 ids differ, such as {quoted(HOSTILE_ID)}."
     enable(system, ledger)
     ledger.plan({7: 10})
@@ -395,7 +395,7 @@ def test_a_long_text_cannot_hold_up_the_page() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
-def test_a_wait_that_a_person_may_have_to_end_is_told_in_the_first_line(
+def test_a_wait_that_a_person_may_have_to_end_is_in_the_first_line(
     system: System, viewer: Visitor, running: str
 ) -> None:
     def topic() -> str:
@@ -417,13 +417,13 @@ def test_a_wait_that_a_person_may_have_to_end_is_told_in_the_first_line(
     copy_and_verify(system, ledger, 7)
     assert topic() == "Running"
     gate.certify(ledger, system.warehouse(), NO_WAIT)
-    ledger.record("switch_put_off", reason="ClickHouse still carries out 1 mutation(s).")
+    ledger.record("switch_put_off", reason="ClickHouse is still carrying out 1 mutation of person_distinct_id2.")
     assert topic() == "It waits"
     ledger.record("switch_put_off", reason=None)
     assert topic() == "Running"
     assert viewer.get("/status").json()["waits"] == []
     [last, *_] = viewer.get("/events", milestones=False).json()["lines"]
-    assert last["text"] == "The switch is put off no longer."
+    assert last["text"] == "The switch is no longer put off."
 
 
 # How far
@@ -606,7 +606,7 @@ def test_failures_are_grouped_by_cause_and_the_gates_summary_is_last(
     assert seen[0]["runbook"]["about"] == "`cannot be copied: …`"
 
 
-def test_a_run_tells_its_own_failed_teams_and_not_those_of_the_run_before(
+def test_a_run_shows_its_own_failed_teams_and_not_those_of_the_run_before(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:
     def failures() -> list[str]:
@@ -629,7 +629,7 @@ def test_a_run_tells_its_own_failed_teams_and_not_those_of_the_run_before(
 @pytest.mark.parametrize(
     ("outcome", "told"), [("completed", []), ("rejected", []), ("failed", ["ClickHouse error 241 (MEMORY)"])]
 )
-def test_a_passing_failure_is_none_once_the_run_has_ended_well(
+def test_a_passing_failure_is_not_shown_once_the_run_has_ended_well(
     system: System, viewer: Visitor, ledger: Ledger, outcome: str, told: list[str]
 ) -> None:
     many_ids(system, 500)
@@ -640,7 +640,7 @@ def test_a_passing_failure_is_none_once_the_run_has_ended_well(
     assert [one["cause"] for one in viewer.get("/status").json()["failures"]] == told
 
 
-def test_an_older_run_is_told_by_itself(system: System, viewer: Visitor, ledger: Ledger) -> None:
+def test_an_older_run_is_shown_by_itself(system: System, viewer: Visitor, ledger: Ledger) -> None:
     """The ledger now has a newer run's figures for its teams. They are not shown as its own."""
     enable(system, ledger)
     ledger.record("task_failed", task="plan_teams", error="no such table")
@@ -718,7 +718,7 @@ def test_old_writes_that_wait_say_why(system: System, viewer: Visitor, ledger: L
 class TestAirflow:
     """What only Airflow knows, from real runs in it or, where its columns say it all, from rows of its models."""
 
-    def test_a_run_of_another_dag_is_nobodys(self, system: System, viewer: Visitor) -> None:
+    def test_a_run_of_another_dag_is_not_shown(self, system: System, viewer: Visitor) -> None:
         """Whoever sees the page may read our DAGs, and perhaps no other."""
         from airflow.models.dagrun import DagRun
         from airflow.utils.session import create_session
@@ -779,7 +779,7 @@ class TestAirflow:
         gate.roll_back(system.ledger(f"{ROLLBACK} one"))
         assert first_line(viewer, dag=FILL, run=running)["topic"] == "Rolled back"
 
-    def test_an_audit_with_repair_is_not_told_as_a_run_that_changed_nothing(
+    def test_an_audit_with_repair_is_not_shown_as_a_run_that_changed_nothing(
         self, system: System, viewer: Visitor, ledger: Ledger
     ) -> None:
         from airflow.models.dagrun import DagRun
@@ -831,7 +831,7 @@ class TestAirflow:
         assert viewer.get("/certificates/999").status_code == 404
 
     @explained
-    def test_retries_are_told_with_their_cause_and_when_the_next_is_due(
+    def test_retries_are_shown_with_their_cause_and_when_the_next_is_due(
         self, system: System, viewer: Visitor, in_airflow: str
     ) -> None:
         enable(system, system.ledger(f"{FILL} {in_airflow}"))
@@ -849,7 +849,7 @@ class TestAirflow:
         assert seen["verdict"]["topic"] == "An engine does not answer"
 
     @explained
-    def test_an_engine_that_answered_others_since_is_not_told_as_away(
+    def test_an_engine_that_answered_others_since_is_not_shown_as_away(
         self, system: System, viewer: Visitor, in_airflow: str
     ) -> None:
         ledger = system.ledger(f"{FILL} {in_airflow}")
@@ -866,7 +866,7 @@ class TestAirflow:
         assert answered == "Tasks are up for retry"
         assert away == away_again == "An engine does not answer"
 
-    def test_a_retry_whose_cause_airflow_does_not_know_is_told(
+    def test_a_retry_whose_cause_airflow_does_not_know_is_shown(
         self, system: System, viewer: Visitor, in_airflow: str
     ) -> None:
         """As after a kill, and always before Airflow 3.3."""
@@ -882,7 +882,7 @@ class TestAirflow:
         assert (retrying["next_tries"], retrying["due"], retrying["reason"]) == ([3, 3], None, None)
         assert retrying["causes"] == [{"cause": UNEXPLAINED, "tasks": 1}]
 
-    def test_a_team_that_failed_for_good_is_told_in_the_first_line_while_the_run_goes_on(
+    def test_a_team_that_failed_for_good_is_in_the_first_line_while_the_run_goes_on(
         self, system: System, viewer: Visitor, in_airflow: str
     ) -> None:
         ledger = system.ledger(f"{FILL} {in_airflow}")
@@ -911,14 +911,14 @@ class TestAirflow:
 
         assert failures() == ["certify (1 task)", "team.copy (1 task)"]
         one, *_ = viewer.get("/status").json()["failures"]
-        assert (one["cause"][:6], one["runbook"]["about"]) == ("failed", "`could tell the ledger nothing`")
+        assert (one["cause"][:6], one["runbook"]["about"]) == ("failed", "`could not say why in the ledger`")
         ledger.record("task_failed", task="certify", error="1 of 1 team is not verified, so reads stay")
         assert failures() == ["certify", "team.copy (1 task)"]
         ledger.record("task_failed", task="team.copy", error="no space left")
         assert failures() == ["certify", "team.copy"]
 
     @pytest.mark.parametrize("owns", [True, False])
-    def test_a_run_of_which_airflow_begins_no_task_is_told(
+    def test_a_run_of_which_airflow_begins_no_task_is_shown_as_still(
         self, system: System, viewer: Visitor, in_airflow: str, owns: bool
     ) -> None:
         """The scheduler or the workers are down, or no slot is free. Nobody records that."""
@@ -955,7 +955,7 @@ class TestAirflow:
         assert first_line(viewer)["topic"] == "Running"
 
     @pytest.mark.parametrize("owns", [True, False])
-    def test_a_dag_that_is_paused_in_airflow_is_told(
+    def test_a_dag_that_is_paused_in_airflow_is_shown_as_paused(
         self, system: System, viewer: Visitor, in_airflow: str, owns: bool
     ) -> None:
         """A run that was triggered by API stays queued then, for ever."""
@@ -975,7 +975,7 @@ class TestAirflow:
 
         assert topics == ["The DAG is paused in Airflow", "Running" if owns else "A run is checking"]
 
-    def test_a_missing_pool_is_told_first_where_copies_would_need_it(
+    def test_a_missing_pool_is_shown_first_where_copies_would_need_it(
         self, system: System, viewer: Visitor, running: str
     ) -> None:
         from airflow.models.pool import Pool
@@ -1000,7 +1000,7 @@ class TestAirflow:
     def test_a_reported_run_whose_failed_tasks_are_cleared_goes_on(
         self, system: System, viewer: Visitor, admin: Visitor
     ) -> None:
-        """It copies again, so it is told as running, and can be paused."""
+        """It copies again, so it is shown as running, and can be paused."""
         from airflow.models.pool import Pool
 
         Pool.create_or_update_pool(POOL, slots=2, description="", include_deferred=False)
@@ -1028,7 +1028,7 @@ class TestAirflow:
         set_tasks(run.run_id, *dags()[FILL].task_dict.keys() - {"report"}, state="failed")
         assert not viewer.get("/status").json()["alive"], "only its report is left"
 
-    def test_a_run_that_only_ends_old_writes_is_told_and_can_be_paused(
+    def test_a_run_that_only_ends_old_writes_is_shown_and_can_be_paused(
         self, system: System, viewer: Visitor, admin: Visitor
     ) -> None:
         """It owns nothing of the ledger, and what it does is irreversible."""
@@ -1112,7 +1112,7 @@ def test_the_audit_log_reads_as_sentences_and_shows_milestones_first(
     assert {line["until"] for line in everything} - {None} == {"2027-01-15T08:00:00.123000Z"}
 
 
-def test_an_event_written_by_hand_is_told_by_its_name(system: System, viewer: Visitor, ledger: Ledger) -> None:
+def test_an_event_written_by_hand_is_shown_by_its_name(system: System, viewer: Visitor, ledger: Ledger) -> None:
     enable(system, ledger)
     ledger.record("planned", by="hand")
     ledger.record("something_else", of="nobody")
@@ -1133,7 +1133,7 @@ def test_a_missing_connection_is_named_as_that(
     assert answer.json()["detail"].startswith("The Airflow connection posthog_postgres does not exist")
 
 
-def test_a_ledger_of_an_earlier_release_is_told_as_that(system: System, viewer: Visitor, ledger: Ledger) -> None:
+def test_a_ledger_of_an_earlier_release_is_named_as_that(system: System, viewer: Visitor, ledger: Ledger) -> None:
     enable(system, ledger)
     system.postgres.execute("DROP TABLE pdi2_migration.certificate")
 

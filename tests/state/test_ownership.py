@@ -1,10 +1,10 @@
-"""Who may work: two runs, two tasks of one run, and two processes at one team."""
+"""Who may work: two runs, two tasks of one run, and two processes on one team."""
 
 import psycopg
 import pytest
 from conftest import System
 from pdi2.core.engines.failures import BusyError, Reaction, WaitError, reaction
-from pdi2.core.state.ownership import NotOwnerError, alone_with, held_by, hold, is_free
+from pdi2.core.state.ownership import NotOwnerError, alone_with, held_by, hold, try_lock
 from stories import dump, enable, end_session
 
 
@@ -20,7 +20,7 @@ def test_the_next_run_takes_over_and_the_first_one_stops(system: System) -> None
     enable(system, owner)
     hold(owner)
     before = dump(system)
-    with pytest.raises(NotOwnerError, match="'a run' does.*run 'the next run' of a test does.*nothing") as refused:
+    with pytest.raises(NotOwnerError, match='"a run" does.*run "the next run" of a test does.*nothing') as refused:
         hold(system.ledger("a run"))
     assert reaction(refused.value) is Reaction.FAIL
     assert dump(system) == before
@@ -58,11 +58,11 @@ def test_tasks_of_one_run_work_side_by_side(system: System) -> None:
     for task in tasks:
         hold(task)
     watcher = system.ledger()
-    assert not is_free(watcher)
+    assert not try_lock(watcher)
     end_session(system, tasks[0])
-    assert not is_free(watcher)
+    assert not try_lock(watcher)
     end_session(system, tasks[1])
-    assert is_free(watcher)
+    assert try_lock(watcher)
 
 
 def test_one_process_at_a_time_works_on_a_team(system: System) -> None:

@@ -132,7 +132,7 @@ def test_without_instance_settings_the_row_alone_is_changed(system: System, ledg
     assert look(system, ledger)[0]
 
 
-def test_all_or_nothing(system: System, ledger: Ledger) -> None:
+def test_dual_writes_are_turned_on_as_a_whole_or_not_at_all(system: System, ledger: Ledger) -> None:
     system.clickhouse.command("DROP TABLE person_distinct_id2")
     ledger.create()
     before = dump(system)
@@ -141,7 +141,7 @@ def test_all_or_nothing(system: System, ledger: Ledger) -> None:
     assert dump(system) == before
 
 
-def test_too_many_rows_from_the_future_are_told_with_a_next_step(system: System, ledger: Ledger) -> None:
+def test_too_many_rows_from_the_future_are_reported_with_a_next_step(system: System, ledger: Ledger) -> None:
     many_ids(system, 10_001, second="now() + 10000 + number")
     ledger.create()
     before = dump(system)
@@ -185,24 +185,24 @@ def test_an_idle_system_is_accepted_after_the_full_window_only(system: System, l
     assert "Nothing was written in the last 120 s, so nothing was proven" in message
 
 
-@pytest.mark.parametrize("why", ["the consumer lags", "clocks are late"])
+@pytest.mark.parametrize("why", ["the consumer lags", "clocks are slow"])
 def test_a_consumer_that_lags_is_not_taken_for_an_idle_system(system: System, ledger: Ledger, why: str) -> None:
     system.writer().create(TEAM, "before the run")  # its link never came, and tells nothing of now
     enabled_an_hour_ago(system, ledger)
     late = writer(system, BEFORE_THE_WINDOW)
     late.create(TEAM, "late \N{SNOWMAN}")
-    if why == "clocks are late":
+    if why == "clocks are slow":
         late.flush()
 
     proven, message = look(system, ledger)
-    assert (proven, "Postgres has new ids since this run began" in message) == (False, True)
+    assert (proven, "Postgres has got new ids since this run began" in message) == (False, True)
     watched = ledger.latest("dual_writes_watched")
     assert watched is not None
     assert watched["late"]
 
     run_began_earlier(system, SETTINGS.proof_limit_seconds + 1)
     _shift(system, "dual_writes_watched", "until", SETTINGS.proof_limit_seconds + 1)
-    if why == "clocks are late":
+    if why == "clocks are slow":
         assert look(system, ledger)[0], "the link may be one of the run's by now"
         return
     with pytest.raises(DualWriteError, match="the consumer of person_distinct_id lags.*Nothing was copied") as wrong:
@@ -431,7 +431,7 @@ def test_an_id_that_comes_back_below_its_past_blames_no_writer(system: System, l
     assert look(system, ledger)[0]
 
 
-def test_a_writer_that_ignores_the_switch_is_told_though_others_bring_ids_back(system: System, ledger: Ledger) -> None:
+def test_a_writer_that_ignores_the_switch_is_named_though_others_bring_ids_back(system: System, ledger: Ledger) -> None:
     enabled_an_hour_ago(system, ledger)
     early, deaf = writer(system, BEFORE_THE_WINDOW), stale_writer(system, IN_THE_WINDOW)
     deaf.switches.writes = lambda: frozenset({Table.OLD})  # type: ignore[method-assign]

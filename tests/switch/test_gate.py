@@ -267,13 +267,13 @@ def test_the_gate_asks_the_ledger_for_the_proof_of_the_dual_write(system: System
 
 @pytest.mark.parametrize("how", ["set back", "upgraded"])
 def test_reads_stay_where_the_new_table_is_no_longer_written(system: System, ledger: Ledger, how: str) -> None:
-    """Verify and the recheck mend what the new table misses, so no team is red by it."""
+    """Verify and the recheck repair what the new table misses, so no team fails because of it."""
     migrate_together(system, ledger)
     if how == "set back":
         set_switch(system.postgres, WRITES, "old")
     else:
         system.postgres.execute("DELETE FROM posthog_instancesetting WHERE key = %s", [WRITES])
-    told = "does not write both tables any more.*Reads stay on the old table.*trigger a new run"
+    told = "no longer writes both tables.*Reads stay on the old table.*trigger a new run"
     unchanged(system, GateError, lambda: judge(system, ledger), told)
     unchanged(system, GateError, lambda: switch(system, ledger), told)
 
@@ -295,7 +295,7 @@ def test_reads_stay_where_the_new_table_stops_being_written_during_the_recheck(
         return {}
 
     monkeypatch.setattr("pdi2.core.cluster.replicas.wait_for_all", set_back)
-    with pytest.raises(GateError, match="does not write both tables any more"):
+    with pytest.raises(GateError, match="no longer writes both tables"):
         switch(system, ledger)
     assert (system.status(), system.switches()) == (5, {"reads": "old", "writes": "old"})
 
@@ -337,10 +337,10 @@ def test_a_mutation_that_began_after_preflight_is_waited_for_and_what_it_removed
     for team_id in TEAMS:
         verify_team(ledger, system.warehouse(), team_id, NO_WAIT)
 
-    with pytest.raises(WaitError, match="carries out 1 mutation.*DELETE WHERE distinct_id = 'other'"):
+    with pytest.raises(WaitError, match="carrying out 1 mutation.*DELETE WHERE distinct_id = 'other'"):
         switch(system, ledger)
     assert system.switches()["reads"] == "old"
-    assert "carries out 1 mutation" in ledger.latest_of_run(PUT_OFF)["reason"]
+    assert "carrying out 1 mutation" in ledger.latest_of_run(PUT_OFF)["reason"]
 
     system.clickhouse.command("SYSTEM START MERGES person_distinct_id2")
     system.clickhouse.command(f"{delete} AND 0", settings={"mutations_sync": 2})
@@ -365,7 +365,7 @@ def test_a_mutation_that_fails_keeps_the_gate_shut(system: System, ledger: Ledge
 
 
 def missed_link(system: System, distinct_id: str) -> None:
-    """What reaches Postgres and the old table while the consumer of the new one stands still."""
+    """What reaches Postgres and the old table while the consumer of the new one is down."""
     now = system.clickhouse.command("SELECT toUnixTimestamp(now())")
     insert_old(system, [{**event("+A1", distinct_id), "_timestamp": now}])
     insert_truth(system, ALICE, 0, distinct_id)
@@ -668,7 +668,7 @@ def test_migrating_again_after_a_rollback_verifies_every_team_again(system: Syst
     assert system.disagreements() == {}
 
 
-def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: System, ledger: Ledger) -> None:
+def test_administrators_see_a_failed_run_and_the_next_goes_on(system: System, ledger: Ledger) -> None:
     enable(system, ledger)
     plan(system, ledger)
     copy_and_verify(system, ledger, TEAM)
@@ -694,16 +694,14 @@ def test_a_failed_run_is_told_to_administrators_and_the_next_goes_on(system: Sys
     assert (system.status(), system.disagreements()) == (2, {})
 
 
-def test_a_failure_of_a_team_that_a_later_try_got_through_is_not_told_to_administrators(
-    system: System, ledger: Ledger
-) -> None:
+def test_administrators_do_not_see_a_failure_that_a_later_try_got_past(system: System, ledger: Ledger) -> None:
     migrate_together(system, ledger)
     ledger.record("task_failed", task="team.copy", error="a retry helped")
 
     assert close_run(ledger, NO_WAIT)["outcome"] == "failed"
 
     told = system.value("SELECT description FROM posthog_asyncmigrationerror")
-    assert told == "The run ended before the switch, and no task said why: see its log."
+    assert told == "The run ended before the switch, and no task said why: see its logs."
 
 
 def test_a_run_whose_failed_tasks_are_cleared_after_its_report_goes_on_to_the_switch(
@@ -744,7 +742,7 @@ POSTHOG_STOPPED = {
 
 @pytest.mark.parametrize("left", POSTHOG_STOPPED.values(), ids=POSTHOG_STOPPED)
 def test_after_posthogs_own_runner_every_team_is_verified_again(system: System, ledger: Ledger, left: str) -> None:
-    """Its rows have version 0 and a time of 1970: they stand above our copies, and no recheck would look at them."""
+    """Its rows have version 0 and a time of 1970: they hide our copies, and no recheck would look at them."""
     system.postgres.execute("UPDATE posthog_persondistinctid SET version = 1")
     enable(system, ledger)
     plan(system, ledger)
@@ -834,7 +832,7 @@ def test_a_pause_holds_the_switch_and_the_end_of_old_writes_but_no_rollback(syst
     assert system.switches() == {"reads": "old", "writes": "both"}
 
 
-def test_the_way_back_is_told_before_and_after_the_switch(system: System, ledger: Ledger) -> None:
+def test_the_way_back_is_shown_before_and_after_the_switch(system: System, ledger: Ledger) -> None:
     def told(stop: bool, cache: int) -> tuple[bool, bool, str]:
         back = way_back(Switches(system.postgres), stop, cache)
         return "can return reads" in back.text, back.until is not None, back.text
@@ -865,4 +863,7 @@ def test_without_instance_settings_the_switch_itself_ends_the_way_back(system: S
         assert "there is no way back: this release of PostHog" in back.text
     assert back.text in for_approval(ledger)
     switch(system, ledger)
-    assert "There is no way back any more" in way_back(Switches(system.postgres), False, 900).text
+    assert (
+        "There is no way back: the old table is no longer written."
+        in way_back(Switches(system.postgres), False, 900).text
+    )

@@ -174,7 +174,7 @@ def opens_a_team(person: Person, migration: object) -> None:
 
 
 def sees_hostile_findings(person: Person, migration: object) -> None:
-    findings = migration.get_by_role("region", name="Ids of which")  # type: ignore[attr-defined]
+    findings = migration.get_by_role("region", name="Ids on which")  # type: ignore[attr-defined]
     migration.get_by_role("search", name="Findings").get_by_label("Team").fill(str(TEAM))  # type: ignore[attr-defined]
     expect(findings.get_by_role("row")).to_have_count(1 + len(HOSTILE))
     for distinct_id in HOSTILE:

@@ -134,7 +134,7 @@ def test_every_run_is_listed_and_its_certificate_opens_and_downloads(person: Per
 
 
 def test_the_tab_of_a_run_is_about_that_run(person: Person, page: Page) -> None:
-    """The run is a dry run. After it, the page itself still tells of the rollback."""
+    """The run is a dry run. After it, the page itself still shows the rollback."""
     run_id = trigger(person, dry_run=True)
     tab = person.page.context.new_page()
     tab.goto(f"{person.up.address}/dags/{FILL}/runs/{quote(run_id, safe='')}/plugin/migration-of-run")
@@ -179,7 +179,7 @@ def test_an_empty_id_and_the_kinds_of_findings_are_told_apart(person: Person, pa
             " FROM unnest(ARRAY['missing', 'stale', 'wrong_person', 'resurrected', 'ahead']) AS kind"
         )
     page.get_by_role("search", name="Findings").get_by_label("Team").fill("4242")
-    findings = page.get_by_role("region", name="Ids of which")
+    findings = page.get_by_role("region", name="Ids on which")
 
     expect(findings.get_by_role("rowheader", name='""', exact=True)).to_have_count(5)
     marks = findings.locator(".badge").evaluate_all(

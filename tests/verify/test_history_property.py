@@ -1,4 +1,4 @@
-"""Whatever the application did, and whenever merges ran, the new table ends by saying what Postgres says."""
+"""Whatever the application did, and whenever merges ran, in the end the new table says what Postgres says."""
 
 import itertools
 import os

@@ -254,9 +254,7 @@ def test_a_change_on_its_way_is_no_finding(system: System, ledger: Ledger, monke
         "jsonb_set(mark, '{server}', '\"another\"')",
     ],
 )
-def test_where_the_mark_tells_nothing_the_team_is_compared_as_a_whole(
-    system: System, ledger: Ledger, mark: str
-) -> None:
+def test_where_the_mark_says_nothing_the_team_is_compared_as_a_whole(system: System, ledger: Ledger, mark: str) -> None:
     """The ledger is from an earlier release, the server is another one, or the verification was long ago."""
     relink(system)
     system.postgres.execute(f"UPDATE pdi2_migration.team SET mark = {mark} WHERE team_id = {TEAM}".encode())

@@ -119,7 +119,7 @@ DIFFERENCES: dict[str, tuple[str, Row | None, list[Row]]] = {
 
 
 @pytest.mark.parametrize(("kind", "truth", "rows"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
-def test_a_difference_is_found_told_and_repaired(
+def test_a_difference_is_found_reported_and_repaired(
     system: System, ledger: Ledger, kind: str, truth: Row | None, rows: list[Row]
 ) -> None:
     given(system, truth, rows)
@@ -184,7 +184,7 @@ def test_tombstones_of_several_persons_are_one_tombstone(system: System, ledger:
 
 
 @pytest.mark.slow
-def test_every_kind_at_once(system: System, ledger: Ledger) -> None:
+def test_all_kinds_of_differences_are_repaired_at_once(system: System, ledger: Ledger) -> None:
     for name, (_, truth, _) in DIFFERENCES.items():
         given(system, truth, [], name)
     for turn in range(3):
@@ -200,7 +200,7 @@ def test_every_kind_at_once(system: System, ledger: Ledger) -> None:
     assert_agrees_whatever_merges(system)
 
 
-def test_more_differences_than_one_statement_takes(system: System, ledger: Ledger) -> None:
+def test_more_differences_than_one_statement_takes_are_repaired(system: System, ledger: Ledger) -> None:
     add_teams(system, TEAM)
     system.postgres.execute(
         "INSERT INTO posthog_person (uuid, team_id) "
@@ -370,7 +370,7 @@ TOLD: dict[str, tuple[list[str], Row | None, list[Row], str | None, str, Row]] =
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_a_finding_tells_what_each_said_and_what_was_done(system: System, ledger: Ledger, name: str) -> None:
+def test_a_finding_has_what_each_side_said_and_what_was_done(system: System, ledger: Ledger, name: str) -> None:
     events, truth, rows, old, action, written = TOLD[name]
     insert_old(system, [event(turn) for turn in events] or [event("+C1", "another")])
     given(system, truth, rows)

@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Param
 
 from pdi2.core.cluster.ours import catch_up
-from pdi2.core.engines.failures import WaitError, describe, told_of
+from pdi2.core.engines.failures import WaitError, describe, naming_failures
 from pdi2.core.state.settings import AUDIT_SCHEMA
 from pdi2.core.state.slices import NEW_TABLE
 from pdi2.core.verify import auditing
@@ -32,7 +32,7 @@ def looking(purpose: str) -> Iterator[Workbench]:
     try:
         with (
             open_ledger() as ledger,
-            told_of(purpose),
+            naming_failures(purpose),
             open_warehouse(purpose, settings.max_memory_usage) as warehouse,
         ):
             refuse_a_standby(ledger)
@@ -60,7 +60,7 @@ def compare(batch: dict[str, Any]) -> None:
     waits = False
     with looking("audit") as bench:
         left = auditing.left(bench.ledger, batch["team_ids"])
-        log.info("%s of %s teams are left to compare in this audit", len(left), len(batch["team_ids"]))
+        log.info("Teams left to compare in this audit: %s of %s", len(left), len(batch["team_ids"]))
         pending = auditing.groups(bench.warehouse, left) if left else []
     while pending and not waits:
         teams = pending.pop(0)

@@ -32,7 +32,7 @@ def schedule(option: str = "schedule") -> str | None:
     """When the migration (or the audit, with "audit_schedule") runs by itself, as cron or a preset; None: by hand."""
     text = _text(option)
     if text and not croniter.is_valid(text):
-        raise ConfigurationError(option, f"{text!r} is neither a cron expression nor a preset such as @daily.")
+        raise ConfigurationError(option, f'"{text}" is neither a cron expression nor a preset such as @daily.')
     return text
 
 
@@ -61,7 +61,7 @@ def deadline() -> Any:
         from airflow.sdk.definitions.callback import SyncCallback
         from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
     except ImportError as error:
-        raise ConfigurationError("deadline_minutes", "Airflow tells of late runs from 3.2 on: upgrade it.") from error
+        raise ConfigurationError("deadline_minutes", "Airflow reports late runs from 3.2 on: upgrade it.") from error
     callback = SyncCallback(path, kwargs=kwargs)
     return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, timedelta(minutes=minutes), callback, name="late run")
 
@@ -76,7 +76,7 @@ def notifier() -> Callable[..., Any] | None:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigurationError(
             "notifier",
-            f"{path!r} cannot be imported: {error}. Give the import path of a notifier, such as "
+            f"{path} cannot be imported: {error}. Give the import path of a notifier, such as "
             "airflow.providers.smtp.notifications.smtp.SmtpNotifier, and install its provider.",
         ) from error
     if isinstance(named, type) and issubclass(named, BaseNotifier):

@@ -18,7 +18,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from pdi2.core.cluster.ours import catch_up, follow
 from pdi2.core.engines import sessions
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.engines.failures import BusyError, Reaction, WaitError, describe, told_of, uncut
+from pdi2.core.engines.failures import BusyError, Reaction, WaitError, describe, naming_failures, uncut
 from pdi2.core.plan.postgres_checks import read_only
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import NotOwnerError, hold, settings_of_run
@@ -114,7 +114,7 @@ def opened(purpose: str) -> Iterator[Workbench]:
         hold(ledger)
         settings = settings_of(ledger)
         try:
-            with told_of(purpose):
+            with naming_failures(purpose):
                 warehouse = stack.enter_context(open_warehouse(purpose, settings.max_memory_usage))
                 catch_up(warehouse)
                 follow(ledger, warehouse)
@@ -131,11 +131,11 @@ def opened(purpose: str) -> Iterator[Workbench]:
 
 
 def refuse_a_standby(ledger: Ledger) -> None:
-    """Raises BusyError where nothing can be written, as after a failover: a repair comes before the first write."""
+    """Raises BusyError if nothing can be written, as after a failover: a repair comes before the first write."""
     for reason in read_only(ledger.connection):
         raise BusyError(
             f"{reason} This task did nothing, because what a standby says may be out of date. Airflow tries again; "
-            "where it has given up, trigger the run again: it does only what is missing."
+            "if it has given up, trigger the run again: it does only what is missing."
         )
 
 

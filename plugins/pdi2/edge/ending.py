@@ -53,7 +53,7 @@ def report() -> dict[str, Any]:
     if not through and states["stop_old_writes"] not in RED:
         raise UnfinishedError(
             "This run ended before it did what it was triggered for, and no task before this one says why: somebody "
-            "marked it, or tasks of it, by hand. What the ledger and the switches say is what has happened; what is "
+            "marked it, or tasks of it, by hand. Only the ledger and the switches say what has happened; what is "
             "finished is kept. Trigger the run again: it does only what is missing."
         )
     if facts is None:
@@ -76,8 +76,8 @@ def _write_certificate(ledger: Ledger, report: dict[str, Any]) -> None:
             file.write_text(text, encoding="utf-8")
     except Exception as error:
         raise MigrationError(
-            f"The certificate could not be written to {place}: {describe(error)}. The migration is not touched by "
-            "this, and the same facts are in the ledger. Correct [pdi2] certificates (AIRFLOW__PDI2__CERTIFICATES) or "
+            f"The certificate could not be written to {place}: {describe(error)}. This does not affect the migration, "
+            "and the same facts are in the ledger. Correct [pdi2] certificates (AIRFLOW__PDI2__CERTIFICATES), or "
             "what keeps Airflow from writing there, then clear this task: it writes the certificate again."
         ) from error
     ledger.record("certificate_written", place=place, files=list(drawn_up.files), json_sha256=drawn_up.json_sha256)

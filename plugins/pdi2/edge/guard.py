@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 5
 READERS = threading.BoundedSemaphore(4)
-"""Sessions of Postgres that one process of the API server reads with: PostHog needs the others."""
+"""How many Postgres sessions a process of the API server reads with: PostHog needs the others."""
 WAIT_SECONDS = 3
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -63,7 +63,7 @@ def unreadable(request: Request, error: Exception) -> JSONResponse:
     """Logs the cause, and does not show it, because it may name hosts and users."""
     log.error("The migration page cannot read the ledger", exc_info=error)
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
-        return _unavailable("There is no ledger yet, or it is of an earlier release: the next run makes what it lacks.")
+        return _unavailable("There is no ledger yet, or it is of an earlier release: the next run adds what it lacks.")
     return _unavailable(
         f"The ledger cannot be read through the Airflow connection {POSTGRES} ({type(error).__name__}). "
         "Nothing was changed, and a migration that is running goes on. The API server's log has the cause."
@@ -95,7 +95,7 @@ def same_origin(request: Request) -> None:
     if not origin.netloc or origin.netloc not in (request.headers["host"], urlsplit(API_BASE_URL).netloc):
         raise HTTPException(
             403,
-            "Nothing was changed: the browser's address is not Airflow's, as where a proxy changes the host. Set "
+            "Nothing was changed: the browser's address is not Airflow's, as behind a proxy that changes it. Set "
             "base_url in section [api] of Airflow's configuration to the address that browsers use.",
         )
 

@@ -83,17 +83,17 @@ def status(
                 airflow["unanswered"] = None
         alive = dag_run.state in runs.GOING_ON if dag_run else True
         newer = _newer(session, newest)
-        told = _told(session, newer)
+        told = _other_run(session, newer)
         if wanted and not owner:
-            other = _told(session, dag_run)
+            other = _other_run(session, dag_run)
         else:
-            other = told if owner is newest else _told(session, _newer(session, owner))
+            other = told if owner is newest else _other_run(session, _newer(session, owner))
         airflow["dag_is_paused"] = runs.dag_is_paused(session)
         going = dag_run if dag_run and dag_run.state in runs.GOING_ON else newer  # a newer one waits for its turn
         airflow["still"] = runs.still(session, going)
         seen = watching.status(connection, owner, newest, {**airflow, "newer": told}, alive)
     if seen["run"] and seen["run"]["outcome"] in (None, FAILED):
-        seen["failures"] = [*_untold(airflow.get("states", {}), seen["failures"]), *seen["failures"]]
+        seen["failures"] = [*_unrecorded(airflow.get("states", {}), seen["failures"]), *seen["failures"]]
     return {
         **seen,
         "other": other,
@@ -116,7 +116,7 @@ def list_of_runs(session: SessionDep) -> dict[str, Any]:
     with reading() as connection:
         owners = {line["airflow_run"]: line for line in watching.runs(connection, RUNS_LISTED)}
     listed = runs.newest(session, RUNS_LISTED)
-    told = runs.told(session, listed)
+    told = runs.left_for_the_page(session, listed)
     lines = [runs.summary(one, owners.pop(runs.name(one), None), told.get(runs.name(one), {})) for one in listed]
     oldest = min((line["started_at"] for line in lines if line["started_at"]), default=None)
     lines += [_gone(line) for line in owners.values() if oldest is None or line["started_at"] > oldest]
@@ -217,18 +217,18 @@ def _newer(session: Session, owner: dict[str, Any] | None) -> DagRun | None:
     return newest
 
 
-def _told(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
-    """What the page tells of a run that does not own the ledger."""
+def _other_run(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
+    """What the page says about a run that does not own the ledger."""
     if dag_run is None:
         return None
-    told = runs.told(session, [dag_run]).get(runs.name(dag_run), {})
+    told = runs.left_for_the_page(session, [dag_run]).get(runs.name(dag_run), {})
     return runs.summary(dag_run, None, told) | told | {"link": _run_link(runs.name(dag_run))}
 
 
-def _untold(states: dict[str, dict[str, int]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Failures of tasks of which the ledger knows none: each try was killed, or could not reach Postgres."""
+def _unrecorded(states: dict[str, dict[str, int]], told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Failures that the ledger does not know: each try of the task was killed, or could not reach Postgres."""
     known = {"team" if one["teams"] else one["task"].partition(".")[0] for one in told}
-    cause = "failed and could tell the ledger nothing: the task's log says why."
+    cause = "failed and could not say why in the ledger: see the task's log."
     return [
         {"task": f"{task} ({counted(tasks['failed'], 'task')})", "teams": 0, "cause": cause, "error": cause}
         | {"runbook": row_of_message(cause)}

@@ -21,22 +21,22 @@ FIRST_DELAY = timedelta(seconds=15)
 LONGEST_DELAY = timedelta(minutes=10)
 RETRIES = 6
 EXHAUSTED = (
-    f"Retries are exhausted. {SAFE} Where memory was short, lower the slots of the pool pdi2_copies or "
-    "max_memory_usage, or raise the server's or the user's limit; where the server was busy or away, wait until it is "
-    "not. Then trigger the run again: it goes on from the last checkpoint."
+    f"Retries are exhausted. {SAFE} If memory was short, lower the slots of the pool pdi2_copies or "
+    "max_memory_usage, or raise the server's or the user's limit; if the server was busy or away, wait until it is "
+    "back. Then trigger the run again: it goes on from the last checkpoint."
 )
 
 
-def hopeless(error: BaseException) -> str | None:
-    """Why a retry cannot help, and what to do next; None if it may help.
+def why_no_retry(error: BaseException) -> str | None:
+    """Why a retry cannot help, and what to do instead; None if it may help.
 
     A retry may help after Airflow's own failures, because Airflow says that a connection does not exist whenever the
     secrets backend or the API server did not answer. A task that took too long goes on from its checkpoint.
     """
     if isinstance(error, OF_AIRFLOW) or not isinstance(error, Exception) or uncut(error) is Reaction.RETRY:
         return None
-    told = isinstance(error, MigrationError)
-    then = "The error itself says what to do." if told else f"{SAFE} {next_step(error)}"
+    ours = isinstance(error, MigrationError)
+    then = "The error itself says what to do." if ours else f"{SAFE} {next_step(error)}"
     return f"A retry cannot help. {then}"
 
 
@@ -45,12 +45,12 @@ if RetryPolicy is not None:
     from airflow.sdk.definitions.retry_policy import RetryDecision
 
     class RetryWhatHelps(RetryPolicy):
-        """Retries what may pass: after a growing, jittered delay, or after ten minutes where it passes slowly."""
+        """Retries what may pass: after a growing, jittered delay, or after ten minutes if it passes slowly."""
 
         def evaluate(
             self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
         ) -> RetryDecision:
-            if reason := hopeless(exception):
+            if reason := why_no_retry(exception):
                 return RetryDecision.fail(reason)
             if try_number > max_tries:
                 return RetryDecision.fail(EXHAUSTED)
@@ -109,7 +109,7 @@ else:
             except AirflowException:
                 raise
             except Exception as error:
-                if reason := hopeless(error):
+                if reason := why_no_retry(error):
                     raise AirflowFailException(f"{describe(error)} {reason}") from error
                 raise
 
@@ -130,5 +130,5 @@ def raise_together(failures: list[Exception]) -> None:
     if len(failures) == 1:
         raise failures[0]
     if failures:
-        kind = BusyError if any(hopeless(one) is None for one in failures) else MigrationError
+        kind = BusyError if any(why_no_retry(one) is None for one in failures) else MigrationError
         raise kind("\n".join(describe(one) for one in failures))

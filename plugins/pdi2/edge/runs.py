@@ -21,7 +21,7 @@ from pdi2.edge import END, FILL, OLD_WRITES_END
 ROLLBACK = "rollback_person_distinct_id2"
 AUDIT = "audit_person_distinct_id2"
 OURS = (FILL, ROLLBACK, AUDIT)
-"""The page tells nothing of other DAGs, because whoever reads it was asked for no permission to read those."""
+"""The page shows no other DAGs, because its readers may lack the permission to see those."""
 LISTED = 5
 GOING_ON = (DagRunState.QUEUED, DagRunState.RUNNING)
 LAST = ("report", "roll_back", END)
@@ -32,7 +32,7 @@ STILL = timedelta(minutes=5)
 EXPLAINED = hasattr(TaskInstance, "retry_reason")
 """Whether Airflow keeps why a try failed and when the next is due, as it does from 3.3 on."""
 UNEXPLAINED = (
-    "The task ended without a word." if EXPLAINED else "Airflow before 3.3 does not keep why: the task's log says it."
+    "The task gave no reason." if EXPLAINED else "Airflow before 3.3 does not keep why: the task's log says it."
 )
 
 KEPT_ELSEWHERE = re.compile(r"[\w+.-]+://\S+")
@@ -95,7 +95,7 @@ def dag_is_paused(session: Session) -> bool:
 
 
 def still(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
-    """Since when no task of a run that goes on has begun or ended, and how many could; None if it is not for long."""
+    """Since when no task of a running run has begun or ended, and how many could; None if it is not for long."""
     if dag_run is None or dag_run.state not in GOING_ON:
         return None
     chosen = select(TaskInstance.state, func.count(), func.max(TaskInstance.updated_at)).where(*_of(dag_run))
@@ -109,7 +109,7 @@ def still(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
 def old_writes_end(session: Session) -> datetime | None:
     """When a run that only ends old writes, and does not own the ledger, will do so; None if no such run goes on."""
     going = session.scalars(select(DagRun).where(DagRun.dag_id == FILL, DagRun.state.in_(GOING_ON))).all()
-    ends = (one[OLD_WRITES_END] for one in told(session, going).values() if OLD_WRITES_END in one)
+    ends = (one[OLD_WRITES_END] for one in left_for_the_page(session, going).values() if OLD_WRITES_END in one)
     return next(map(datetime.fromisoformat, ends), None)
 
 
@@ -121,7 +121,7 @@ def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at
     return session.scalar(tries.where(TaskInstanceHistory.end_date > last_row_at) if last_row_at else tries)
 
 
-def told(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, Any]]:
+def left_for_the_page(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, Any]]:
     """By the ledger's name of a run, what its tasks left for the page: problems, message, plan, old_writes_end."""
     chosen = select(XComModel.dag_id, XComModel.run_id, XComModel.key, XComModel.value).where(
         XComModel.dag_run_id.in_([dag_run.id for dag_run in dag_runs]),

@@ -1,5 +1,6 @@
 """The tasks of the DAGs. Each opens its databases, calls the core, and logs the result."""
 
+import json
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from pdi2.core.copy.staging import forget_all
 from pdi2.core.engines.failures import MigrationError, WaitError, describe, waits
 from pdi2.core.plan import planning
 from pdi2.core.plan import preflight as checks
+from pdi2.core.report.telling import sentence
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import alone_with, settings_of_run
@@ -50,7 +52,7 @@ FOLLOWED_BY = {
 NEW_TABLE = Asset("person_distinct_id2")
 """Airflow's asset of the new table. It is updated only by the switch, with the certificate in the event."""
 POOL_NEEDED = (
-    f"The copies wait for slots of Airflow's pool {POOL}. Where none begins, look at Admin, Pools: a task in a pool "
+    f"The copies wait for slots of Airflow's pool {POOL}. If none begins, look at Admin, Pools: a task in a pool "
     "that does not exist is never scheduled, and Airflow does not say so. The plugin creates it as Airflow starts; by "
     f"hand: airflow pools set {POOL} 2 copies"
 )
@@ -147,7 +149,7 @@ def copy(batch: dict[str, Any]) -> dict[str, Any]:
         lambda bench, team_ids: copy_together(bench.ledger, bench.warehouse, team_ids),
         lambda bench, team_id: copy_team(bench.ledger, bench.warehouse, team_id),
     )
-    return _told(figures.of_copy, batch)
+    return _logged(figures.of_copy, batch)
 
 
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
@@ -163,7 +165,7 @@ def verify(batch: dict[str, Any]) -> dict[str, Any]:
         lambda bench, team_ids: verify_together(bench.ledger, bench.warehouse, team_ids, bench.settings),
         lambda bench, team_id: verify_team(bench.ledger, bench.warehouse, team_id, bench.settings),
     )
-    return _told(figures.of_verification, batch)
+    return _logged(figures.of_verification, batch)
 
 
 @task.short_circuit(trigger_rule="none_failed", ignore_downstream_trigger_rules=True)
@@ -176,7 +178,7 @@ def certify() -> dict[str, Any] | None:
         forget_all(bench.warehouse)
         certified = gate.certify(bench.ledger, bench.warehouse, bench.settings)
         payoff.measure(bench.ledger, bench.warehouse)
-    log.info("Certified: %s", certified)
+    log.info(sentence("certified", certified)[0])
     return None if bench.settings.team_ids else certified
 
 
@@ -229,10 +231,10 @@ def tell(key: str, value: Any) -> None:
     get_current_context()["ti"].xcom_push(key, value)
 
 
-def _told(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
+def _logged(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
     with open_ledger() as ledger:
         done = of(ledger, batch["team_ids"])
-    log.info("%s: %s", batch["label"], done)
+    log.info("%s: %s", batch["label"], json.dumps(done))
     return done
 
 

@@ -1,10 +1,9 @@
 """Every statement that the migration runs: one file each, named by what it does, in folders named like those of core.
 
 The drivers bind values: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Only three things are put into the text,
-and only here: `{name:Identifier}`, because ClickHouse binds identifiers in few places; `{name:Literal}`, a long list as
-the driver writes it, because a bound list would become part of the request's address; and `{name:Engine}`, an engine's
-definition from system.tables. A rule that several statements share has its own file, and is included with
-`/* include name */`.
+and only here. `{name:Identifier}`: ClickHouse binds identifiers in few places. `{name:Literal}`, a long list as the
+driver writes it: a bound list would become part of the request's address. `{name:Engine}`: an engine's definition from
+system.tables. A rule that several statements share has its own file, and is included with `/* include name */`.
 """
 
 import re
@@ -34,7 +33,7 @@ def clickhouse(name: str, parameters: Mapping[str, Any] | None = None) -> str:
                 return f"'{value}'"
             return str(format_query_value(value))
         if found[2] == "Identifier" and not SIMPLE.fullmatch(value):
-            raise ValueError(f"{value!r} is no plain identifier.")
+            raise ValueError(f'"{value}" would need quotes as an identifier.')
         return str(value)
 
     return PUT_IN.sub(text_of, _text("clickhouse", name))

@@ -14,6 +14,6 @@ async function ask(address, options = {}) {
   if (answer.ok) return answer;
   if (answer.status === 401) throw new Error("Your session has ended: log in to Airflow again.");
   const { detail } = await answer.json().catch(() => ({}));
-  if (answer.status === 403 && detail === "Forbidden") throw new Error("You have no permission: this takes the right to read runs of fill_person_distinct_id2, or to trigger them if you want to act.");
+  if (answer.status === 403 && detail === "Forbidden") throw new Error("You need permission to read the runs of fill_person_distinct_id2, or, to act here, to trigger them.");
   throw new Error(typeof detail === "string" ? detail : `The server answered ${answer.status}.`);
 }

@@ -14,7 +14,7 @@ function shape(tag, attributes, ...children) {
 }
 
 export function throughput(found) {
-  if (!found) return [el("p", { class: "quiet" }, "Nothing was copied or verified in this run yet.")];
+  if (!found) return [el("p", { class: "quiet" }, "This run has copied and verified nothing yet.")];
   return [
     ...bars("Copied", found.copied, found),
     ...bars("Verified", found.verified, found),

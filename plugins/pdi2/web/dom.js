@@ -10,7 +10,7 @@ export function el(tag, attributes = {}, ...children) {
   return element;
 }
 
-// Leaves alone what already says the same, so that nothing flickers or loses the focus, and no screen reader repeats itself.
+// Leaves alone what already says the same, so that nothing flickers or loses focus, and no screen reader repeats itself.
 export function say(element, ...children) {
   const made = element.cloneNode(false);
   made.append(...children.filter((child) => child !== null && child !== undefined));

@@ -47,7 +47,7 @@ function show(seen) {
 
 const going = (other) => ["queued", "running"].includes(other?.state);
 const phase = (seen) => (seen.run ? seen.phase : ofRun ? `This run ${seen.airflow.repairs ? "is an audit with repair" : did(seen.other)}` : seen.other ? "No migration has changed anything yet" : "No migration has begun");
-const did = (other) => (other?.old_writes_end ? "does nothing but end old writes" : going(other) ? "has changed nothing yet" : "changed nothing");
+const did = (other) => (other?.old_writes_end ? "only ends old writes" : going(other) ? "has changed nothing yet" : "changed nothing");
 
 function about({ run, alive, now, links, airflow }) {
   const zone = `Times are in ${zoneName()}.`;
@@ -69,8 +69,8 @@ function actions({ user, paused, links, waits: reasons = [], run, alive, airflow
   }
   if (now.by_somebody_else) made.push(link(links.audit, user.may_act ? "Trigger the audit" : "Open the audit"));
   made.push(link(links.dag, user.may_act ? "Trigger the DAG" : "Open the DAG"));
-  const told = (nodes) => [...nodes].map((child) => `${child.textContent} ${child.href ?? ""}`).join();
-  if (told($("actions").children) !== told(made)) $("actions").replaceChildren(...made);
+  const words = (nodes) => [...nodes].map((child) => `${child.textContent} ${child.href ?? ""}`).join();
+  if (words($("actions").children) !== words(made)) $("actions").replaceChildren(...made);
 }
 
 async function act(what) {
@@ -138,18 +138,18 @@ function switches({ switch: now, run, alive, read_times: reads, copy, certificat
     "Ids the old table gets wrong": copy ? number(copy.old_differs) : null,
     Certified: certified ? `${counted(certified.teams, "team")}, ${counted(certified.rows_copied, "row")} copied${certified.trial ? ", a trial" : ""}` : alive ? "not yet" : "no",
     Certificate: run.certificate ? certificate(run.id) : alive ? "written when the run ends" : "none",
-    Parameters: given.length ? el("ul", { class: "parameters" }, ...given.map(([name, value]) => el("li", {}, `${name}: ${told(value)}`))) : null,
+    Parameters: given.length ? el("ul", { class: "parameters" }, ...given.map(([name, value]) => el("li", {}, `${name}: ${setting(value)}`))) : null,
   };
 }
 
-const told = (value) => (Array.isArray(value) ? value.join(", ") : typeof value === "boolean" ? (value ? "on" : "off") : typeof value === "number" ? number(value) : String(value));
+const setting = (value) => (Array.isArray(value) ? value.join(", ") : typeof value === "boolean" ? (value ? "on" : "off") : typeof value === "number" ? number(value) : String(value));
 
 function sumOfFindings(kinds) {
   const words = Object.entries(kinds).map(([kind, { repaired, remaining }]) => `${kind.replace("_", " ")}: ${number(repaired)} repaired, ${number(remaining)} open`);
   return words.length ? words.join("; ") : "None so far.";
 }
 
-// What was seen last stays, dimmed, with the time when it was seen.
+// What was last seen stays, dimmed, with its time.
 let seenAt;
 function trouble(error) {
   $("trouble").hidden = !error;

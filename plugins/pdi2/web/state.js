@@ -34,7 +34,7 @@ function until(at, now) {
 
 function unanswered({ airflow, last }) {
   const since = airflow.unanswered_since;
-  const copied = last?.copied ? [" The last row was copied at ", time(last.copied), "."] : [" No row was copied yet."];
+  const copied = last?.copied ? [" The last row was copied at ", time(last.copied), "."] : [" No row has been copied yet."];
   return el("li", { class: "bad" }, `${airflow.unanswered} does not answer`, ...(since ? [" since ", time(since)] : []), ".", ...copied);
 }
 

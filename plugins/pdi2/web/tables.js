@@ -45,7 +45,7 @@ const logs = (team) =>
 
 export const findings = {
   path: "findings",
-  caption: "Ids of which the tables and Postgres said different things",
+  caption: "Ids on which the tables and Postgres disagreed",
   empty: "No finding.",
   key: (found) => `${found.team_id} ${found.kind} ${found.distinct_id}`,
   columns: [

@@ -1,4 +1,4 @@
-"""Our replica, the one we are connected to: what it knows about itself, and waiting until it has caught up."""
+"""Our replica, the one we are connected to: what it knows about itself, and the wait until it has caught up."""
 
 import logging
 from collections.abc import Collection, Mapping
@@ -143,7 +143,7 @@ def follow(ledger: Ledger, warehouse: Warehouse) -> None:
 
 
 def _known(identity: UUID) -> str | None:
-    """None in a database with the engine Ordinary, and of a server within a process."""
+    """None in a database with the engine Ordinary, and for an embedded server."""
     return str(identity) if identity.int else None
 
 

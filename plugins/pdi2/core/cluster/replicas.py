@@ -76,7 +76,7 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
             end_wait(ledger)
             raise ReplicaError(
                 f"The switch was given up, because some replica lacks what is copied and verified. {wait} Reads stay "
-                "on the old table. Mend the replica and trigger the run again: only the switch is left."
+                "on the old table. Repair the replica and trigger the run again: only the switch is left."
             ) from wait
         raise
     end_wait(ledger)

@@ -45,7 +45,7 @@ KEPT = "What is finished is kept; reads stay on the old table."
 
 
 class CopyError(MigrationError):
-    """A slice cannot be copied, or what was copied does not count up."""
+    """A slice cannot be copied, or what was copied does not add up."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Filled:
 
     ranges: list[Slice]
     ids: int
-    counts_up: bool
+    adds_up: bool
 
 
 def copy_team(ledger: Ledger, warehouse: Warehouse, team_id: int) -> None:
@@ -155,7 +155,7 @@ def _copy_slice(ledger: Ledger, warehouse: Warehouse, left: list[Slice], rows: i
     if reaction(failure) is not Reaction.SPLIT or rows <= FEWEST_ROWS:
         raise failure
     half = max(rows // 2, FEWEST_ROWS)
-    log.warning("The %s met a limit of the query; now %s rows at once. %s", left[0], half, describe(failure))
+    log.warning("The %s met a limit of the query; now %s rows at a time. %s", left[0], half, describe(failure))
     ledger.remember_range_rows(team_id, half)
     left[:] = cut(warehouse, join(left), min(len(left) * rows, rows_in_team), half)
     return half
@@ -190,7 +190,7 @@ def _hand_over_slice(warehouse: Warehouse, tables: Tables, filled: list[Filled])
     Counts differ if a slice is copied again, a live update replaced a copy, or new ids arrived. The slice is then
     checked id by id. Raises CopyError if a live id is not in the new table.
     """
-    doubtful = [one for one in filled if not one.counts_up]
+    doubtful = [one for one in filled if not one.adds_up]
     if tables.staged:
         ranges = _ranges(filled)
         before = pieces.rows_there(warehouse, ranges)
@@ -227,12 +227,12 @@ def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error:
         return WaitError(f"The copy of the {piece} waits: {describe(error)} {KEPT} {next_step(error)}")
     if is_time_limit(error):
         return BusyError(
-            f"The {piece} takes too long even at {FEWEST_ROWS:,} rows at once: {describe(error)} {KEPT} "
+            f"The {piece} takes too long even at {FEWEST_ROWS:,} rows at a time: {describe(error)} {KEPT} "
             f"{next_step(error)}"
         )
     if reaction(error) is Reaction.SPLIT:
         return CopyError(
-            f"The {piece} does not fit into max_memory_usage even at {FEWEST_ROWS:,} rows at once: {describe(error)} "
+            f"The {piece} does not fit into max_memory_usage even at {FEWEST_ROWS:,} rows at a time: {describe(error)} "
             f"{KEPT} Trigger the run again with a greater max_memory_usage than {warehouse.max_memory_usage:,}."
         )
     change = "The next try goes on from the last finished slice"

@@ -2,8 +2,8 @@
 
 Almost every id is simple: it has a single row, which is copied as it is. The complex ids are told apart first. Their
 latest link and unlink decide nearly all of them, and the rule of winners.sql decides the few that are left. Every
-statement may be run again: a copied row has a negative version that grows with the time of its event, so it never hides
-what the application wrote, and if an id is copied twice, the later event wins.
+statement may be run again, because a copied row has a negative version that grows with the time of its event. So it
+never hides what the application wrote, and if an id is copied twice, the later event wins.
 """
 
 import math

@@ -34,8 +34,8 @@ OTHERS_FOLLOW = {159, 341}
 class Tables:
     """The names of the table that copies are written to and of its helpers.
 
-    The helpers hold the hashes of a piece's complex ids, the same hashes as a set in memory, what the latest events
-    decide for these ids, and the rows of the ids that are left undecided.
+    The helpers hold the hashes of a piece's complex ids, the same hashes as a set in memory, what their latest events
+    decide, and the rows of the ids that these leave undecided.
 
     `stamp` is the _partition of the copies. A replicated table silently skips a part with the same content as one that
     it attached before, even if that part is gone by now. So the copies of a replicated table carry the microsecond of
@@ -127,7 +127,7 @@ def hand_over(warehouse: Warehouse, tables: Tables) -> Error | None:
             warehouse.define("staging_attach", tables.parameters)
         elif error.code not in OTHERS_FOLLOW:
             raise
-        log.warning("Of what is copied, the other replicas do not have all yet: %s", describe(error))
+        log.warning("The other replicas do not have everything that is copied yet: %s", describe(error))
         return error
     return None
 
@@ -142,7 +142,7 @@ def forget(warehouse: Warehouse, table: str) -> None:
     try:
         _drop(warehouse, table)
     except ClickHouseError as error:
-        log.warning("The table %s is of no more use and could not be dropped: %s", table, describe(error))
+        log.warning("The table %s is no longer needed and could not be dropped: %s", table, describe(error))
 
 
 def _drop(warehouse: Warehouse, table: str) -> None:

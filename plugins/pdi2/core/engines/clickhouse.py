@@ -259,7 +259,7 @@ class Warehouse(AbstractContextManager["Warehouse"]):
                     given_up, self._client = self._client, self._open()
                     given_up.close()
                 except ClickHouseError as another:
-                    log.info("Whether the statement goes on is not known: %s", describe(another))
+                    log.info("It is not known whether the statement is still running: %s", describe(another))
             raise
 
     def _open(self) -> Client:

@@ -23,7 +23,7 @@ OWN_TIME_LIMIT = re.compile("Timeout exceeded: elapsed|Estimated query execution
 QUOTA_EXCEEDED = 201
 
 TRANSIENT = {
-    159: "a replica or a lock was waited for in vain",
+    159: "a replica or a lock did not come in time",
     201: "the user's quota is used up until its interval ends",
     202: "too many statements run at the same time",
     203: "no free connection",
@@ -132,19 +132,19 @@ def waits(error: BaseException) -> bool:
 
 
 SAFE = "What is finished is kept and reads stay as they are."
-WAITS = "This passes, and the task goes on by itself then."
+WAITS = "This passes, and then the task goes on by itself."
 NEXT_STEP = {
     Reaction.SPLIT: "A statement that cannot be cut smaller does not fit: trigger the run again with a greater "
     "max_memory_usage.",
-    Reaction.RETRY: "This passes, and Airflow tries again; where it has given up, trigger the run again.",
+    Reaction.RETRY: "This passes, and Airflow tries again; if it has given up, trigger the run again.",
     Reaction.FAIL: "Remove the cause and trigger the run again: it does only what is missing.",
 }
 RIGHTS = (
-    "Give the Postgres role what docs/runbook.md lists, and BYPASSRLS where row security hides rows from it; then "
+    "Give the Postgres role what docs/runbook.md lists, and BYPASSRLS if row security hides rows from it; then "
     "trigger the run again: it does only what is missing."
 )
-LONGER = "Airflow tries again; if it stays so, give the ClickHouse user a greater max_execution_time."
-QUOTA = "It goes on by itself when the quota's interval is over; a greater quota makes it sooner."
+LONGER = "Airflow tries again; if that does not help, give the ClickHouse user a greater max_execution_time."
+QUOTA = "It goes on by itself when the quota's interval is over; a larger quota ends it sooner."
 
 
 def next_step(error: BaseException) -> str:
@@ -159,7 +159,7 @@ def next_step(error: BaseException) -> str:
 
 
 @contextmanager
-def told_of(what: str) -> Iterator[None]:
+def naming_failures(what: str) -> Iterator[None]:
     """Turns a database failure into our own error, which says what was stopped, what is safe and what to do next."""
     try:
         yield

@@ -71,8 +71,8 @@ def _refuse_a_shared_session(connection: Connection[Any], connect: Callable[[], 
         except psycopg.Error as error:
             raise FullPoolError(
                 f"Postgres is reached through a connection pooler that gave no second session within "
-                f"{SECOND_SESSION_SECONDS} s, and several tasks run at once. Where it is only busy, this "
-                f"passes. {REMEDY}"
+                f"{SECOND_SESSION_SECONDS} s, but several tasks run at once. If it is only busy, this passes. "
+                f"{REMEDY}"
             ) from error
         finally:
             patience.cancel()

@@ -20,8 +20,8 @@ COLUMN_TTL = re.compile(r"`(\w+)` [^`]*? TTL ")
 TTL = re.compile(r" TTL (.+?)(?: SETTINGS |$)", re.DOTALL)
 HARMLESS_TTL = re.compile(r" (?:TO (?:DISK|VOLUME)|RECOMPRESS) ")
 LEAST_LIMIT = LEAST_MEMORY // 2
-"""In bytes. The copy sets itself a lower memory limit than the run's where the server is short of memory, or where a
-helper table takes a part of it."""
+"""In bytes. The copy sets itself a lower memory limit than the run's if the server is short of memory, or if a helper
+table takes a part of it."""
 MARKS = {"log_comment": "pdi2", "insert_deduplication_token": "pdi2"}
 """Every statement and every insert is marked with a text of its own."""
 
@@ -88,7 +88,7 @@ def table_problems(warehouse: Warehouse) -> list[str]:
             problems += ttl_problems(created_by)
         problems += [
             f"A row policy hides rows of {table} from the ClickHouse user: it sees only those where "
-            f"{condition.decode()}. What is hidden would not be migrated, so take the policy from the user of "
+            f"{condition.decode()}. What is hidden would not be migrated, so lift the policy for the user of "
             "posthog_clickhouse, or use another user."
             for (condition,) in warehouse.rows("row_filter", {"table": table})
         ]
@@ -109,7 +109,7 @@ def ttl_problems(created_by: str) -> list[str]:
     while (plainer := INNERMOST.sub("", clauses)) != clauses:
         clauses = plainer
     problems = [
-        f"The TTL of column {column} of ClickHouse table {NEW_TABLE} takes away values of copied rows after they are "
+        f"The TTL of column {column} of ClickHouse table {NEW_TABLE} resets values of copied rows after they are "
         f"verified, because they carry the times of the old table. ALTER TABLE {NEW_TABLE} MODIFY COLUMN {column} "
         "REMOVE TTL ends that."
         for column in COLUMN_TTL.findall(columns)
@@ -139,9 +139,9 @@ def disk_problems(warehouse: Warehouse, rows_copied: int) -> list[str]:
     if not needed or free > needed + kept:
         return []
     return [
-        f"The disks of person_distinct_id2 (storage policy {policy}) have {free / 1e9:.1f} GB free, and the copy may "
-        f"need {needed / 1e9:.1f} GB (the size of what is not copied yet in the old table), while {kept / 1e9:.1f} GB "
-        "of them are kept free. Free or add disk first."
+        f"The disks of person_distinct_id2 (storage policy {policy}) have {free / 1e9:.1f} GB free. The copy may "
+        f"need {needed / 1e9:.1f} GB (what is not copied yet, at its size in the old table), and must leave "
+        f"{kept / 1e9:.1f} GB free. Free or add disk first."
     ]
 
 
@@ -155,7 +155,7 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
     problems = []
     if not warehouse.known["allow_ddl"].is_at(1):
         problems.append(
-            "The ClickHouse user may make no tables (its profile has allow_ddl = 0), and the copy needs helpers. Give "
+            "The ClickHouse user may not create tables (its profile has allow_ddl = 0), and the copy needs some. Give "
             "the user of posthog_clickhouse a profile with allow_ddl = 1."
         )
     sets: list[dict[str, Any]] = [{**REMOVING, "receive_timeout": SYNC_SECONDS}, DECIDING]
@@ -175,6 +175,6 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
     if refused:
         problems.append(
             f"The profile of the ClickHouse user forbids what the statements must set: {'; '.join(refused.values())}. "
-            "Take these constraints from the profile, or give the user of posthog_clickhouse a profile without them."
+            "Remove these constraints from the profile, or give the user of posthog_clickhouse a profile without them."
         )
     return problems

@@ -40,17 +40,17 @@ def _unequal_replicas(states: list[State]) -> list[str]:
     names |= {state.table: {*state.there, *state.away} for state in states}
     old, new = names.values()
     if len({state.replica for state in states}) > 1 and len(old) == len(new):
-        return []  # a replica's name is its table's own affair, and we have two names ourselves
+        return []  # each table names its replicas itself, and our own has two names
     if old == new or max(len(old), len(new)) == 1:  # with a single replica, the other table may be a plain one
         return []
     told = " and ".join(f"{table} has {', '.join(sorted(there)) or 'none'}" for table, there in names.items())
     missing, elsewhere = sorted(names, key=lambda table: len(names[table]))
     return [
-        f"The replicas of the two ClickHouse tables differ: {told}. On the others, {missing} is another table (another "
-        "path in Keeper, or not replicated) or none: its rows are not copied, and its readers would miss what is. "
-        "Create it there again, at the path that system.replicas.zookeeper_path shows here; nobody reads "
-        "person_distinct_id2 yet, but what person_distinct_id holds there must be saved first. If the others are gone "
-        f"for good: SYSTEM DROP REPLICA '...' FROM TABLE {elsewhere}."
+        f"The replicas of the two ClickHouse tables differ: {told}. On the others, {missing} is missing or a different "
+        "table (another path in Keeper, or not replicated): its rows would not be copied, and its readers would miss "
+        "those that are. Create it there again, at the path that system.replicas.zookeeper_path shows here. Nobody "
+        "reads person_distinct_id2 yet, but save what person_distinct_id holds there first. If the others are gone for "
+        f"good: SYSTEM DROP REPLICA '...' FROM TABLE {elsewhere}."
     ]
 
 
@@ -59,14 +59,14 @@ def balancer_problems(servers: set[str]) -> list[str]:
         return []
     return [
         f"The connection posthog_clickhouse leads to several replicas in turn ({', '.join(sorted(servers))}), of which "
-        "one may lag behind what the other was told. Name one replica as its host."
+        "one may lag behind the other. Name one replica as its host."
     ]
 
 
 def _shard_problem(front: bytes, cluster: bytes, shards: int) -> str:
     return (
         f"The ClickHouse tables are one of {shards} shards: the Distributed table {front.decode()} on the cluster "
-        f"{cluster.decode()} shares ids out among them, and Postgres knows them all. A migration over several shards "
+        f"{cluster.decode()} spreads the ids over them, and Postgres has them all. A migration over several shards "
         "is not supported. See docs/clusters.md."
     )
 
@@ -84,12 +84,12 @@ def engine_problem(table: str, engine: str, definition: str, wanted: str, by: st
             else f"There the table must be called {table} too."
         )
         return (
-            f"{problem}: it stands before {behind}, and takes neither a DELETE nor a slice's parts. {remedy} "
+            f"{problem}: it only forwards to {behind}, and takes neither a DELETE nor a slice's parts. {remedy} "
             "See docs/clusters.md."
         )
     if engine.startswith("Shared"):
         return (
-            f"{problem}: ClickHouse Cloud may read another replica than it wrote. It is not supported. "
+            f"{problem}: ClickHouse Cloud may read another replica than it wrote to. It is not supported. "
             "See docs/clusters.md."
         )
     return f"{problem} or its replicated form. Name the table itself, not a view of it."

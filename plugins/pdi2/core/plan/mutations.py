@@ -6,13 +6,13 @@ from pdi2.core.cluster.ours import plain
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import LONGEST_TEXT
 from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.words import counted
 
 SEEN = "mutation_seen"
 
 
 class Mutation(NamedTuple):
-    """`parts`: how many are left to do. `began`: in seconds since the epoch. `is_ours`: a repair's DELETE, or one of
-    nothing."""
+    """`parts`: left to do; `began` is in seconds since the epoch; `is_ours`: a repair's DELETE, or one of nothing."""
 
     name: str
     command: str
@@ -44,8 +44,8 @@ def unfinished(found: list[Mutation]) -> str | None:
         return None
     first = going[0]
     return (
-        f"ClickHouse still carries out {len(going)} mutation(s) of person_distinct_id2, the first of which is "
-        f"{first.name}, with {first.parts:,} part(s) to do: {first.command}. Nothing was changed. Airflow tries "
+        f"ClickHouse is still carrying out {counted(len(going), 'mutation')} of person_distinct_id2. The first is "
+        f"{first.name}, with {counted(first.parts, 'part')} to do: {first.command}. Nothing was changed. Airflow tries "
         "again; if this goes on, look at system.mutations and whether merges are stopped, then trigger the run again."
     )
 

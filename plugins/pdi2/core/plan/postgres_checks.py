@@ -61,7 +61,7 @@ def read_only(connection: Connection[Any]) -> list[str]:
         return [
             "Postgres gives this role read-only transactions (default_transaction_read_only is on), and the migration "
             "writes its ledger and the migration row. Find out why (some services do so when the disk is full), then "
-            "ALTER ROLE, or DATABASE where it is set there, SET default_transaction_read_only = off."
+            "ALTER ROLE, or DATABASE if it is set there, SET default_transaction_read_only = off."
         ]
     return []
 
@@ -93,7 +93,7 @@ def tombstone_problems(connection: Connection[Any]) -> list[str]:
     found = dict(postgres.execute(connection, "columns", {"tables": tables}).fetchall())
     return [
         f"Postgres table {table} has a column {column}: this PostHog keeps deleted rows, and this project would take "
-        "them for live ones. It is for PostHog 1.32 to 1.36; do not use it here."
+        "them for live ones. This project is for PostHog 1.32 to 1.36; do not use it here."
         for table, column in sorted(TOMBSTONES)
         if column in found.get(table, [])
     ]
@@ -117,7 +117,7 @@ def _elsewhere(connection: Connection[Any], tables: Set[str]) -> tuple[list[str]
 
 
 def row_security_problems(connection: Connection[Any]) -> dict[str, str]:
-    """By table, that a policy may hide rows of it."""
+    """By table, the problem that a policy may hide its rows."""
     tables = list(APPLICATION_COLUMNS | SETTING_COLUMNS)
     return {
         table: f"Row security may hide rows of {table} from the Postgres role. Give the role BYPASSRLS (ALTER "
@@ -127,10 +127,10 @@ def row_security_problems(connection: Connection[Any]) -> dict[str, str]:
 
 
 def open_schemas(connection: Connection[Any]) -> list[str]:
-    """Where any role could put what our statements, and the application's, would take for Postgres's own."""
+    """Schemas where any role could create what our statements and the application's would take for Postgres's own."""
     return [
         f"Every role of Postgres may create tables and functions in the schema {schema}, where this project and "
-        "PostHog look up theirs: who has any role could have theirs run instead. This run goes on. If no application "
+        "PostHog look up theirs, so any role could have its own executed instead. This run goes on. If no application "
         f"needs it: REVOKE CREATE ON SCHEMA {schema} FROM PUBLIC."
         for (schema,) in postgres.execute(connection, "open_schemas")
     ]
@@ -143,6 +143,6 @@ def privilege_problems(connection: Connection[Any]) -> list[str]:
         f"The Postgres role may not {privilege} on {table}. GRANT {privilege} ON {table} to it."
         for table, privilege in postgres.execute(connection, "privileges", {"tables": tables, "privileges": privileges})
     ] + [
-        f"The Postgres role may not number new rows of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
+        f"The Postgres role may not use the sequence of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
         for table, sequence in postgres.execute(connection, "sequences", {"tables": tables})
     ]

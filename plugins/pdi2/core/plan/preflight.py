@@ -12,7 +12,7 @@ from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, desc
 from pdi2.core.plan import clickhouse_checks, cluster_checks, mutations, postgres_checks
 from pdi2.core.plan.planning import rows_by_team
 from pdi2.core.state.ledger import TRIAL_PASSED, Ledger, TeamStatus
-from pdi2.core.state.ownership import AT_WORK, held_by, is_free
+from pdi2.core.state.ownership import AT_WORK, held_by, try_lock
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import NAME, Status, Switches
 from pdi2.core.state.words import counted
@@ -83,7 +83,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     problems += _switch_problems(ledger)
     if problems:
         raise PreflightError(problems)
-    if not is_free(ledger):
+    if not try_lock(ledger):  # held for this statement alone
         raise BusyError(AT_WORK + held_by(ledger))
     notes = _notes(ledger, warehouse, settings)
     if settings.dry_run:
@@ -94,7 +94,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
 
 
 def _notes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
-    """What does not stop the run, but people should know."""
+    """What people should know, although it does not stop the run."""
     notes = postgres_checks.read_only(ledger.connection) if settings.dry_run else []
     notes += postgres_checks.open_schemas(ledger.connection)
     before = Switches(ledger.connection).row(DEPENDENCY)
@@ -126,8 +126,8 @@ def _already_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
         return Preflight(
             Verdict.NOTHING,
             f"The row {NAME} was completed by somebody else (PostHog's own runner, or an administrator), unverified: "
-            "nothing says that the new table agrees with Postgres, and readers use it. Nothing was changed. Trigger "
-            'audit_person_distinct_id2: it compares every team with Postgres, and mends it with {"repair": true}.',
+            "readers use the new table, and nothing proves that it agrees with Postgres. Nothing was changed. Trigger "
+            'audit_person_distinct_id2: it compares every team, and with {"repair": true} repairs the new table.',
         )
     if set_back := switches.set_back():
         raise PreflightError([set_back])
@@ -178,8 +178,7 @@ def _team_problems(connection: Connection[Any], warehouse: Warehouse, settings: 
             f"ClickHouse does not let this user read its tables: {describe(error)}. Grant what docs/runbook.md lists."
         ]
     return [
-        f"team_ids names {team_id}, and no such team has a row in ClickHouse or in Postgres. "
-        "Trigger the run again without it."
+        f"team_ids names team {team_id}, which has no row in ClickHouse or Postgres. Trigger the run again without it."
         for team_id in settings.team_ids or ()
         if team_id not in known
     ]

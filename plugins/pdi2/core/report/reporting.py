@@ -18,12 +18,12 @@ LARGEST = 30
 ELSEWHERE = (
     "Reads are on the new table, and not by this run: somebody else completed PostHog's migration row (PostHog's own "
     "runner, or an administrator), so readers use what nobody certified. Trigger audit_person_distinct_id2: it "
-    'compares every team with Postgres, and mends it with {"repair": true}.'
+    'compares every team with Postgres, and with {"repair": true} repairs the new table.'
 )
 
 
 class UnfinishedError(MigrationError):
-    """The run ended before it did what it was triggered for, and no other Airflow task says why."""
+    """The run ended before it did what it was triggered for, and no other task says why."""
 
 
 def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
     missing = [why for team in teams if (why := not_verified(team.team_id, team))]
     if failure and failure["task"].startswith("team.") and not missing:  # a later try got through
         failure = None
-    lines = [failure["error"] if failure else "The run ended before the switch, and no task said why: see its log."]
+    lines = [failure["error"] if failure else "The run ended before the switch, and no task said why: see its logs."]
     if rejected:
         lines = [
             f"{rejected['by']} rejected the switch. Reads stay on the old table, and what is verified is kept. "

@@ -115,7 +115,7 @@ def waits(
 ) -> list[Wait]:
     """What the step `now` waits for. `copies` are the copies that wait for the server.
 
-    `switched_at` is None where no wait ends old writes, because each process ends its own when it is restarted.
+    `switched_at` is None if no wait ends old writes, because each process ends its own when it is restarted.
     """
     if now == "prove_dual_writes" and "dual_writes_watched" in happened:
         watched = happened["dual_writes_watched"]["detail"]

@@ -37,7 +37,7 @@ TOLD_BY_DEFAULT = [
 ]
 CAUSE = re.compile(r"ClickHouse error \d+ \(\w+\)|(ClickHouse|Postgres) does not answer")
 QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
-"""As `words.quoted` writes an id, which may read like a cause."""
+"""An id as `words.quoted` writes it; it may read like a cause."""
 
 
 def known_cause(error: str) -> re.Match[str] | None:
@@ -130,7 +130,7 @@ def _report(detail: Mapping[str, Any]) -> str:
 
 def _switched(detail: Mapping[str, Any]) -> str:
     again = sum((detail.get("rechecked") or {}).values())
-    more = f" Just before, {counted(again, 'finding')} of the last minutes: repaired." if again else ""
+    more = f" Just before, {counted(again, 'finding was', 'findings were')} repaired." if again else ""
     return f"Reads were switched to the new table.{more}"
 
 
@@ -144,7 +144,7 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "planned": _planned,
     "teams_left_out": lambda detail: (
-        f"{counted(len(detail['team_ids']), 'team')} that Postgres no longer knows: not copied, and the new table "
+        f"Not copied, because Postgres no longer knows them: {counted(len(detail['team_ids']), 'team')}. The new table "
         "shows nothing of them."
     ),
     "copy_waits": lambda detail: f"The copy of team {detail['team_id']} waits for the server: {detail['reason']}.",
@@ -162,12 +162,12 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "switch_approved": lambda detail: f"{detail['by']} approved the switch.",
     "switch_rejected": lambda detail: f"{detail['by']} rejected the switch.",
     "switch_waits": lambda detail: f"The switch waits: {detail['reason']}",
-    "switch_waited": lambda detail: "The switch waits for replicas no longer.",
+    "switch_waited": lambda detail: "The switch no longer waits for replicas.",
     "switch_put_off": lambda detail: (
-        f"The switch was put off: {detail['reason']}" if detail["reason"] else "The switch is put off no longer."
+        f"The switch was put off: {detail['reason']}" if detail["reason"] else "The switch is no longer put off."
     ),
-    "links_missed": lambda detail: f"{detail['found']}: the dual write does not work any more.",
-    "old_writes_put_off": lambda detail: detail["reason"] or "The end of old writes is put off no longer.",
+    "links_missed": lambda detail: f"{detail['found']}: the dual write no longer works.",
+    "old_writes_put_off": lambda detail: detail["reason"] or "The end of old writes is no longer put off.",
     "mutation_seen": lambda detail: f"Somebody changed person_distinct_id2 by a mutation: {detail['command']}.",
     "reads_switched": _switched,
     "old_writes_stopped": lambda detail: (

@@ -13,7 +13,7 @@ OLD = "Readers use the old table, and nothing is lost."
 
 @dataclass(frozen=True)
 class Verdict:
-    """`tone` is good, warn or bad. If `until` is set, a time, the page shows `text`, it and `after` as one sentence.
+    """`tone` is good, warn or bad. If there is a time `until`, the page shows `text`, it and `after` as one sentence.
 
     `topic` is the first cell of the row in docs/runbook.md that says more.
     """
@@ -29,20 +29,20 @@ class Verdict:
 def verdict(
     switch: Mapping[str, Any], run: Mapping[str, Any] | None, now: str | None, alive: bool, airflow: Mapping[str, Any]
 ) -> Verdict:
-    """For `switch` see watching.status, for `airflow` edge.page.status and watching.status; `now` is the run's step."""
+    """`now` is the run's step. For `switch` see watching.status, for `airflow` that and edge.page.status."""
     new = switch["status"] == Status.COMPLETED_SUCCESSFULLY.name
     if switch["reads"] and (switch["reads"] == "new") != new:
         return Verdict(
             "bad",
             f"PostHog's switches disagree: the migration row says the {'new' if new else 'old'} table, the setting "
             f"PERSON_DISTINCT_ID_READS the {switch['reads']} one.",
-            "Find out who changed one of them; the migration changes both at once.",
+            "Find out who changed one of them, and set it back; the migration changes both at once.",
             "The switches disagree",
         )
     if new and switch["writes"] == "old":
         return Verdict(
             "bad",
-            "Readers use the new table, and PostHog writes the old one only: the setting PERSON_DISTINCT_ID_WRITES is "
+            "Readers use the new table, but PostHog writes only the old one: the setting PERSON_DISTINCT_ID_WRITES is "
             '"old".',
             'Set it to "both", or to "new" if old writes had stopped before, and find out who changed it. Then trigger '
             'audit_person_distinct_id2 with {"repair": true}: it writes what the new table missed.',
@@ -72,8 +72,8 @@ def verdict(
             "bad",
             "Readers use the new table, unverified: somebody else completed PostHog's migration row (PostHog's own "
             "runner, or an administrator).",
-            "Trigger audit_person_distinct_id2: it compares every team with Postgres, and mends it with "
-            '{"repair": true}. If it finds no drift, all is well.',
+            "Trigger audit_person_distinct_id2: it compares every team with Postgres. If it finds no drift, all is "
+            'well; if it does, trigger it with {"repair": true}.',
             "Somebody else switched reads",
         )
     if new:
@@ -82,7 +82,7 @@ def verdict(
     if switch["writes"] == "new" or (switch["writes"] is None and completed):
         return Verdict(
             "bad",
-            "Readers use the old table, which lacks what came while PostHog wrote the new one only.",
+            "Readers use the old table, which lacks what came while PostHog wrote only the new one.",
             "Find out who changed PostHog's switches. If the migration was complete, set its row (and "
             "PERSON_DISTINCT_ID_READS) back: the new table has everything. If it never was, set "
             'PERSON_DISTINCT_ID_WRITES to "both".',
@@ -100,7 +100,7 @@ def verdict(
         return Verdict(
             "good",
             f"Safe: {OLD} {another}",
-            "Open the page Migration: it tells how the migration stands.",
+            "Open the page Migration: it says how the migration stands.",
             "The tab of another run",
         )
     followed = airflow.get("unknown") and airflow.get("newer")  # somebody triggered another run, as the page says
@@ -237,7 +237,7 @@ def _still(text: str, still: Mapping[str, Any]) -> Verdict:
     return Verdict(
         "warn",
         f"{text} But nothing moves: no task has begun or ended since",
-        "See that Airflow's scheduler and workers are up, and that its pools have free slots (Admin, Pools).",
+        "Check that Airflow's scheduler and workers are up, and that its pools have free slots (Admin, Pools).",
         "Airflow begins no task",
         until=still["since"],
         after=f", and none runs; {still['scheduled']:,} scheduled, {still['queued']:,} queued.",
@@ -245,7 +245,7 @@ def _still(text: str, still: Mapping[str, Any]) -> Verdict:
 
 
 def _not_running(run: Mapping[str, Any] | None, airflow: Mapping[str, Any]) -> Verdict:
-    """`newer` is the migration run that came after `run` and has changed nothing, as edge.page tells it."""
+    """`newer` is the migration run that came after `run` and has changed nothing, in the words of edge.page."""
     newer = airflow.get("newer")
     nothing = "Safe: readers use the old table, and the migration has changed nothing."
     if newer:

@@ -42,9 +42,9 @@ def status(
     airflow: Mapping[str, Any],
     alive: bool,
 ) -> dict[str, Any]:
-    """A run, and the migration as a whole: the `newest` run decides which table is read, whichever is looked at.
+    """A run, and the migration as a whole: the `newest` run decides which table is read, whichever one is shown.
 
-    `run` is None if no run has begun, or if the one that is looked at never owned the ledger. `airflow` is what Airflow
+    `run` is None if no run has begun, or if the one that is shown never owned the ledger. `airflow` is what Airflow
     knows about the run's tasks; `alive` says whether the run goes on in Airflow. If a newer run exists, there are no
     figures, because the ledger's teams have moved on.
     """
@@ -65,7 +65,7 @@ def status(
         "reads": switches.reads(),
         "by_somebody_else": somebody_else,
         "wrong": sum(count["remaining"] for count in findings.values()) if complete else 0,
-        # When the audit began that compared every team after the switch, if no id is wrong since.
+        # When the audit of every team after the switch began, if no id has been wrong since.
         "found_right": postgres.value(connection, "watch_audit", {"switched_at": finished_at})
         if there and somebody_else
         else None,
@@ -80,12 +80,12 @@ def status(
     }
     told = {**airflow, "paused": bool(paused), "another": _another(run, newest, airflow)}
     if run is None or newest is None:
-        return {**seen, "verdict": _told(switch, newest, None, bool(newest and not newest["ended_at"]), told)}
+        return {**seen, "verdict": _first_line(switch, newest, None, bool(newest and not newest["ended_at"]), told)}
     alive = alive and not run["ended_at"]
     period = {"since": run["started_at"], "until": run["until"]}
     happened = {line["what"]: line for line in _all(connection, "watch_milestones", period)}
     if alive:
-        happened.pop("report", None)  # of before its tasks were cleared
+        happened.pop("report", None)  # from before its tasks were cleared
     figures = None
     if run["newest"]:
         planned_at = happened["planned"]["at"] if "planned" in happened else None
@@ -103,7 +103,7 @@ def status(
         **seen,
         "alive": alive,
         "phase": steps.phase(run, found, alive, switches.reads_are_new()),
-        "verdict": _told(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
+        "verdict": _first_line(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
         "steps": [asdict(step) for step in found],
         "waits": [asdict(wait) for wait in waits],
         **(figures or {}),
@@ -161,7 +161,7 @@ def _another(run: Mapping[str, Any] | None, newest: Mapping[str, Any] | None, ai
     return "This run is an audit with repair." if airflow["repairs"] else "This run has changed nothing."
 
 
-def _told(*situation: Any) -> dict[str, Any]:
+def _first_line(*situation: Any) -> dict[str, Any]:
     told = verdict(*situation)
     return {**asdict(told), "runbook": runbook.row_about(told.topic)}
 
@@ -171,7 +171,7 @@ def _failures(
 ) -> list[dict[str, Any]]:
     """What failed, grouped by cause, each with its runbook row.
 
-    A task that Airflow will retry, or that got through later, has not failed. Where Airflow has forgotten the run, or
+    A task that Airflow will retry, or that got through later, has not failed. If Airflow has forgotten the run, or
     calls none of these tasks failed, as after a kill, every failure of a run that did not end well may be the cause.
     """
     chosen = {"since": run["started_at"], "until": run["until"], "newest": run["newest"], "alive": alive}

@@ -24,13 +24,13 @@ def way_back(switches: Switches, stop_old_writes: bool, read_cache_seconds: floa
     row = switches.row()
     if row and row.finished_at and switches.reads_are_new():
         if not switches.old_is_written():
-            return WayBack("There is no way back any more: the old table is no longer written.")
+            return WayBack("There is no way back: the old table is no longer written.")
         if not stop_old_writes:
             return WayBack(f"rollback_person_distinct_id2 can return reads {UNTIL_A_RUN}")
         until = row.finished_at + timedelta(seconds=read_cache_seconds)
         return WayBack(
             f"rollback_person_distinct_id2 can return reads until old writes stop, at {until:%Y-%m-%d %H:%M:%S %Z}, or "
-            "later where the migration is paused then.",
+            "later if the migration is paused then.",
             until,
         )
     before = "Once reads are switched there is no way back: "

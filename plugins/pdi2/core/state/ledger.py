@@ -130,8 +130,8 @@ class Ledger:
     def switch_committed(self) -> datetime:
         """From when on every reader's next look finds the newest switch.
 
-        This is recorded by a statement of its own after the commit: the switch's own time is that of its transaction's
-        begin, and it may have waited for locks or for a standby. Where nothing has recorded it, that is now.
+        This is recorded after the commit, by a statement of its own. The switch's own time is when its transaction
+        began, which may have waited for locks or for a standby. If nothing was recorded yet, that is now.
         """
         if self._value("switch_committed") is None:
             self.record("switch_committed")
@@ -217,10 +217,11 @@ class Ledger:
     def set_verified(self, teams: Iterable[Mapping[str, Any]]) -> None:
         """Marks teams as verified. Each of `teams` has a team_id and these facts:
 
-        old_differs; mark: where both databases stood when the verification began, for rechecking; digest and
-        truth_digest of the whole team, as the new table's reader sees it and as Postgres has it; tombstones: how many
-        of the application's tombstones the new table has for ids that Postgres does not have; seconds: the team's share
-        of the time.
+        - old_differs
+        - mark: where both databases stood when the verification began, for rechecking
+        - digest and truth_digest of the whole team, as the new table's reader sees it and as Postgres has it
+        - tombstones: how many tombstones of the application the new table has for ids that are not in Postgres
+        - seconds: the team's share of the time
         """
         verified = list(teams)
         self._execute("team_verified", {"teams": Jsonb(verified)})
@@ -245,7 +246,7 @@ class Ledger:
         self.settle_findings(marks)
 
     def settle_findings(self, team_ids: Iterable[int] | None, found_before: datetime | None = None) -> None:
-        """Closes the findings of teams (None: all) that agree with Postgres, but for those since `found_before`."""
+        """Closes the findings of teams (None: all) that agree with Postgres; only those before `found_before`."""
         teams = None if team_ids is None else list(team_ids)
         self._execute("findings_settled", {"team_ids": teams, "found_before": found_before})
 

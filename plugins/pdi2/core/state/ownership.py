@@ -17,8 +17,8 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 
 AT_WORK = (
-    "Another run of this migration is running at this moment (it holds the advisory lock). Nothing was changed. "
-    "Airflow tries again; where it has given up, wait until the other run has ended, and trigger this one again."
+    "Another run of this migration is running (it holds the advisory lock). Nothing was changed. Airflow tries "
+    "again; if it has given up, wait until the other run has ended, and trigger this one again."
 )
 
 
@@ -28,7 +28,7 @@ def held_by(ledger: Ledger, team_id: int | None = None) -> str:
     if not found:
         return ""
     return (
-        f" The lock is held by {'; '.join(found)}. If that is no task of a run, end its session in Postgres: "
+        f" The lock is held by {'; '.join(found)}. If that is not a task of a run, end its session in Postgres: "
         "SELECT pg_terminate_backend(process)."
     )
 
@@ -37,8 +37,8 @@ class NotOwnerError(MigrationError):
     """Another run is starting the migration, or has taken it over."""
 
 
-def is_free(ledger: Ledger) -> bool:
-    """Whether no task of any run is running now. Within a transaction, none can begin before its end."""
+def try_lock(ledger: Ledger) -> bool:
+    """Takes the migration's lock until the transaction ends, so that no task can begin. False if a task is running."""
     return bool(postgres.value(ledger.connection, "lock_claim"))
 
 
@@ -56,14 +56,14 @@ def settings_of_run(ledger: Ledger) -> Settings | None:
 def claim(ledger: Ledger, settings: Mapping[str, Any], alone: bool = True) -> None:
     """Makes this run the owner, within the caller's transaction. Raises BusyError if another run is running.
 
-    With `alone=False` it goes on regardless. Use that only where the other run's tasks can do no harm.
+    With `alone=False` it goes on regardless. Use that only if the other run's tasks can do no harm.
 
     If the previous owner is between two tasks, its next task sees that it lost the migration, and stops.
     """
     current = ledger.current_run()
     if current and is_owner(ledger) and not current.ended_at:
         return
-    if not is_free(ledger) and alone:
+    if not try_lock(ledger) and alone:
         raise BusyError(AT_WORK + held_by(ledger))
     run = {"airflow_run": ledger.airflow_run, "actor": ledger.actor, "settings": Jsonb(dict(settings))}
     postgres.execute(ledger.connection, "run_claim", run)
@@ -73,7 +73,7 @@ def hold(ledger: Ledger) -> None:
     """Takes the shared lock until the connection closes. Raises NotOwnerError."""
     if not postgres.value(ledger.connection, "lock_try_shared"):
         raise NotOwnerError(
-            "Another run of the migration is starting at this moment. Nothing was changed. "
+            "Another run of the migration is starting. Nothing was changed. "
             f"Wait until it has ended, then trigger this run again.{held_by(ledger)}"
         )
     refuse_unless_owner(ledger)
@@ -82,9 +82,9 @@ def hold(ledger: Ledger) -> None:
 def refuse_unless_owner(ledger: Ledger) -> None:
     if not is_owner(ledger):
         current = ledger.current_run()
-        owner = f"run {current.airflow_run!r} of {current.actor}" if current else "no run"
+        owner = f'run "{current.airflow_run}" of {current.actor}' if current else "no run"
         raise NotOwnerError(
-            f"Run {ledger.airflow_run!r} does not own the migration: {owner} does. This task changed nothing. "
+            f'Run "{ledger.airflow_run}" does not own the migration: {owner} does. This task changed nothing. '
             "Let the owner finish, or trigger a new run: it goes on from the last checkpoint."
         )
 
@@ -93,7 +93,7 @@ def refuse_unless_owner(ledger: Ledger) -> None:
 def alone_with(ledger: Ledger, team_ids: Iterable[int]) -> Iterator[None]:
     """Keeps other processes from these teams. Raises WaitError if one works on any of them already.
 
-    Where Airflow loses a task's process from sight, a second try begins while the first one still works.
+    If Airflow loses sight of a task's process, a second try begins while the first one is still working.
     """
     found = postgres.execute(ledger.connection, "team_lock", {"team_ids": sorted(team_ids)}).fetchall()
     taken = [team_id for team_id, is_taken in found if is_taken]

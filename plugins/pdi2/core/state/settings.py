@@ -71,7 +71,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
         "section": FOLDED,
         "title": "Settle time (s)",
         "description": "How long dual writes are watched, without a miss, before anything is copied. "
-        "0: waits for nothing, still checks.",
+        "0: does not wait, but still checks.",
     },
     "in_flight_seconds": {
         "default": None,
@@ -189,7 +189,7 @@ def _problems(name: str, schema: Mapping[str, Any], value: Any) -> list[str]:
     given = json.dumps(value, ensure_ascii=False, default=str)
     if name == "team_ids":
         return [
-            f"Parameter team_ids is {given}: that is no list of teams. Give their numbers with commas between them, "
+            f"Parameter team_ids is {given}, which is not a list of teams. Give numbers with commas between them, "
             "such as 2, 17, or as a list, [2, 17]; leave it empty for all teams."
         ]
     return [f"Parameter {name} cannot be {given}. Give {_range(schema)}."]

@@ -49,7 +49,7 @@ class Teams:
 
 
 def named(team_ids: Sequence[int]) -> str:
-    return f"team {team_ids[0]}" if len(team_ids) == 1 else f"{len(team_ids):,} teams from {team_ids[0]}"
+    return f"team {team_ids[0]}" if len(team_ids) == 1 else f"{len(team_ids):,} teams from team {team_ids[0]} on"
 
 
 def aggregated_at_once(memory: int) -> int:
@@ -70,7 +70,7 @@ def together(rows: Mapping[int, int], memory: int) -> list[Teams]:
 
 
 def grouped(rows: Mapping[int, int], memory: int) -> list[Teams]:
-    """All teams: small ones in groups that share statements, each other team by itself."""
+    """All teams: small ones in groups that share statements, each other team alone."""
     shared = together(rows, memory)
     sharing = {team_id for teams in shared for team_id in teams.team_ids}
     return shared + [Teams((team_id,), count) for team_id, count in rows.items() if team_id not in sharing]
@@ -112,10 +112,9 @@ def join(slices: list[Slice]) -> Slice:
 def cut(warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int, table: str = OLD_TABLE) -> list[Slice]:
     """Cuts the range into slices of about `rows` rows of the table, in key order, with no gap and no overlap.
 
-    The bounds come from the primary index, or from a sample of the rows if the index is too coarse or missing: if the
-    server has no mergeTreeIndex, if it leaves the ids out of its index (it may, if the teams alone tell granules
-    apart), or if there are so many parts that one granule of each, which a bound may cut anywhere, makes more than half
-    a slice.
+    The bounds come from the primary index, or from a sample of the rows if the index is too coarse or missing: the
+    server has no mergeTreeIndex, or leaves the ids out of its index (it may if the teams alone tell granules apart). So
+    it is with many parts: a bound may cut one granule of each anywhere, and together these make more than half a slice.
     """
     if rows_in_whole <= rows:
         return [whole]

@@ -73,10 +73,10 @@ class Switches:
             now = Status(row.status).name if row else "gone"
             if row and row.status == Status.COMPLETED_SUCCESSFULLY:
                 raise ChangedElsewhereError(
-                    f"The row {NAME} of posthog_asyncmigration was {seen.name} when this run last saw it, and was then "
-                    "completed by somebody else (PostHog's own runner, or an administrator): readers use the new "
-                    "table, and this run has not proven it. It switched nothing. Trigger audit_person_distinct_id2: "
-                    'it compares every team with Postgres, and mends it with {"repair": true}.'
+                    f"The row {NAME} of posthog_asyncmigration was {seen.name} when this run last saw it. Since then "
+                    "it was completed by somebody else (PostHog's own runner, or an administrator), so readers use a "
+                    "new table that this run has not proven. This run switched nothing. Trigger the audit, "
+                    'audit_person_distinct_id2, and if it finds drift, again with {"repair": true}.'
                 )
             raise ChangedElsewhereError(
                 f"The row {NAME} of posthog_asyncmigration was {seen.name} when this run last saw it and is now "
@@ -131,7 +131,7 @@ class Switches:
         if "old" not in (self.writes(), self.reads()):
             return None
         return (
-            f"The migration row says that the migration is complete, and yet PERSON_DISTINCT_ID_WRITES is "
+            f"The migration row says that the migration is complete, but PERSON_DISTINCT_ID_WRITES is "
             f'"{self.writes()}" and PERSON_DISTINCT_ID_READS is "{self.reads()}": somebody set one of them back by '
             'hand. Find out who and why. Set the first to "both" (to "new" if old writes had stopped before) and the '
             'second to "new", and trigger audit_person_distinct_id2 with {"repair": true}: it writes what the new '

@@ -45,7 +45,7 @@ class Miss(NamedTuple):
 
 
 class DualWriteError(MigrationError):
-    """The dual write cannot be enabled, or not be proven."""
+    """The dual write cannot be enabled or proven."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,12 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
 
 
 def _of_the_future(warehouse: Warehouse) -> list[str]:
-    """The links that are stamped later than now, by their hashes: they will show no missed write."""
+    """The hashes of the links that have a time in the future. They cannot show a missed write."""
     (now,) = warehouse.rows("now")[0]
     future = _misses(warehouse, now, now + FUTURE_SECONDS, [])
     if len(future) > MOST_KNOWN:
         raise DualWriteError(
-            f"More than {MOST_KNOWN:,} links in person_distinct_id carry a time after now: a writer's clock, "
+            f"More than {MOST_KNOWN:,} links in person_distinct_id have a time in the future: a writer's clock, "
             "or ClickHouse's, is wrong, and the dual write cannot be proven. Nothing was changed. Set the clock "
             "right, wait until those times have passed, and trigger the run again."
         )
@@ -114,7 +114,7 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     enabled = ledger.latest(ENABLED)
     started = ledger.latest_of_run("run_started")
     if enabled is None or started is None:
-        raise MigrationError("Dual writes were never enabled by this project. Clear enable_dual_writes to do it.")
+        raise MigrationError("Dual writes were never enabled by this project. Clear enable_dual_writes to enable them.")
     (now,) = warehouse.rows("now")[0]
     end = int(now - settings.in_flight)
     window = settings.settle_seconds or Settings.settle_seconds  # dual writes may have been on for weeks
@@ -145,8 +145,8 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
 def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | None:
     """Why nothing should be switched now: links of the last hour or less that the new table lacks.
 
-    None if it lacks none, and if a link has reached both tables since one was missed and since the last repair: what a
-    recheck or an audit has written is no miss any more, but says nothing about the consumer.
+    None if it lacks none, and if a link has reached both tables since one was missed and since the last repair. What a
+    recheck or an audit has written is no longer missed, but says nothing about the consumer.
     """
     enabled = ledger.latest(ENABLED) or {"enabled_at": 0, "known": []}
     before = ledger.latest_of_run(MISSED)
@@ -198,12 +198,12 @@ def _links(warehouse: Warehouse, start: int, end: int) -> int:
 
 
 def _newest_id(ledger: Ledger) -> tuple[int, int, str]:
-    """The row id of Postgres's newest id, its team and itself."""
+    """Of Postgres's newest id: its row id, its team, and the id itself."""
     return postgres.execute(ledger.connection, "newest_id").fetchone() or (0, 0, "")
 
 
 def _newest_is_late(ledger: Ledger, warehouse: Warehouse, started: dict[str, Any]) -> bool:
-    """Whether Postgres has got ids since the run began, and the link of the newest one is not in the old table."""
+    """Whether Postgres has got ids since the run began, but the old table lacks the link of the newest one."""
     newest, team_id, distinct_id = _newest_id(ledger)
     if newest <= started.get("newest_id", newest):
         return False
@@ -212,24 +212,24 @@ def _newest_is_late(ledger: Ledger, warehouse: Warehouse, started: dict[str, Any
 
 
 def _late(ledger: Ledger, settings: Settings, now: int, started_at: int) -> Observation:
-    """Waits for links that Postgres shows to be on their way; raises DualWriteError once they are overdue."""
+    """Waits for links that must be on their way, because Postgres has the ids; raises DualWriteError once overdue."""
     message = (
-        "Postgres has new ids since this run began, and person_distinct_id has no link in the window of the proof."
+        "Postgres has got new ids since this run began, but person_distinct_id has no link in the window of the proof."
     )
     patience = settings.in_flight or Settings().in_flight
     _watch(ledger, max(started_at + settings.proof_limit_seconds, now + patience), message, late=True)
     if now < (ledger.latest_of_run("dual_writes_watched") or {})["until"]:
         return Observation(False, f"{message} Waiting.")
     raise DualWriteError(
-        f"{message} So nothing shows that both tables are written: the consumer of person_distinct_id lags or stands "
-        "still, or the writers' clocks are late. Nothing was copied, and reads stay on the old table. Look at the "
+        f"{message} So nothing shows that both tables are written: the consumer of person_distinct_id lags or has "
+        "stopped, or the writers' clocks are slow. Nothing was copied, and reads stay on the old table. Look at the "
         "consumer's lag and at the clocks, then trigger the run again; if the lag is usual, with a greater "
         "in_flight_seconds."
     )
 
 
 def _watch(ledger: Ledger, until: float, message: str, late: bool = False) -> None:
-    """Records what the proof waits for, once until it waits for something else."""
+    """Records what the proof waits for, if it waited for something else before."""
     before = ledger.latest_of_run("dual_writes_watched")
     if before is None or before["late"] != late:
         ledger.record("dual_writes_watched", until=until, message=message, late=late)

@@ -21,7 +21,8 @@ from pdi2.core.verify.verifying import verify_changes
 
 LISTED = 20
 PUT_OFF = "switch_put_off"
-GOES_ON = "This goes on by itself once a new link reaches both tables: look at the consumer of person_distinct_id2."
+CHECK = "Check the consumer of person_distinct_id2."
+GOES_ON = "The run goes on by itself once a new link reaches both tables."
 
 
 class GateError(MigrationError):
@@ -74,7 +75,7 @@ def _check_dual_writes(ledger: Ledger) -> None:
     switches = Switches(ledger.connection)
     if not switches.both_are_written():
         raise GateError(
-            "The application does not write both tables any more (PERSON_DISTINCT_ID_WRITES is "
+            "The application no longer writes both tables (PERSON_DISTINCT_ID_WRITES is "
             f"{switches.writes() or 'not set'}), so one of them misses what comes next. "
             "Reads stay on the old table, and what is copied is kept. Find out who changed the setting (an "
             "administrator, a restore, an upgrade of PostHog), and trigger a new run: it turns the dual write on, "
@@ -102,9 +103,9 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
 
     The switch is one transaction: it checks the gate once more, sets the row to CompletedSuccessfully and reads to
     "new", and records an event. Raises GateError if a team is not verified, a required approval is missing, somebody
-    ended the dual write or the run is a trial; BusyError if somebody's mutation of the new table fails; WaitError if
-    one is unfinished, a link was missed, replicas lag or the migration is paused; ChangedElsewhereError if somebody
-    else changed the row.
+    ended the dual write or the run is a trial. Raises BusyError if somebody's mutation of the new table fails, and
+    WaitError if one is unfinished, a link was missed, replicas lag or the migration is paused. Raises
+    ChangedElsewhereError if somebody else changed the row.
     """
     _refuse_trials(settings)
     switches = Switches(ledger.connection)
@@ -124,7 +125,8 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     rechecked = verify_changes(ledger, warehouse, settings)
     if missed:
         replicas.end_wait(ledger)
-    _put_off(ledger, missed and f"{missed} Reads stay on the old table, and what was missed is repaired. {GOES_ON}")
+    safe = "Reads stay on the old table, and what was missed is repaired."
+    _wait_if(ledger, missed and f"{missed} {safe} {CHECK} {GOES_ON}")
     everywhere = replicas.wait_for_all(ledger, warehouse)
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
@@ -157,11 +159,11 @@ def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
             "have changed is compared, and then reads are switched."
         )
     if busy := mutations.unfinished(found):
-        _put_off(ledger, busy)
+        _wait_if(ledger, busy)
 
 
-def _put_off(ledger: Ledger, reason: str | None, what: str = PUT_OFF) -> None:
-    """Raises WaitError if there is a reason to wait. The ledger is told when the reason changes, or has gone."""
+def _wait_if(ledger: Ledger, reason: str | None, what: str = PUT_OFF) -> None:
+    """Raises WaitError if there is a reason to wait. Records when the reason changes, and when it has gone."""
     if reason != (ledger.latest_of_run(what) or {}).get("reason"):
         ledger.record(what, reason=reason)
     if reason:
@@ -204,11 +206,11 @@ def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
     if not ledger.switched(row.finished_at):
         raise GateError(
             "The migration row was completed by somebody else (PostHog's own runner, or an administrator), so nothing "
-            "says that the new table agrees with Postgres, and old writes go on. Nothing was changed. Trigger "
-            'audit_person_distinct_id2: it compares every team with Postgres, and mends it with {"repair": true}.'
+            "proves that the new table agrees with Postgres, and old writes go on. Nothing was changed. Trigger "
+            'audit_person_distinct_id2: it compares every team, and with {"repair": true} repairs the new table.'
         )
     _refuse_if_followed(ledger)
-    # Without instance settings we cannot stop old writes: each process stops once it restarts, so waiting is no use.
+    # Without instance settings we cannot stop old writes: each process stops when it restarts, so we do not wait.
     wait = settings.read_cache_seconds if switches.has_settings else 0
     return ledger.switch_committed() + timedelta(seconds=wait)
 
@@ -231,8 +233,8 @@ def stop_old_writes(ledger: Ledger, warehouse: Warehouse, settings: Settings) ->
     """
     refuse_while_paused(ledger, "The end of old writes")
     switches = Switches(ledger.connection)
-    if switches.writes() == "both":  # without settings the application ends its own old writes, whatever we say
-        _put_off(ledger, _why_the_way_back_is_needed(ledger, warehouse, settings), "old_writes_put_off")
+    if switches.writes() == "both":  # without settings the application ends old writes itself
+        _wait_if(ledger, _why_the_way_back_is_needed(ledger, warehouse, settings), "old_writes_put_off")
     with ledger.transaction():
         ledger.hold_events()
         refuse_while_paused(ledger, "The end of old writes")
@@ -247,8 +249,8 @@ def stop_old_writes(ledger: Ledger, warehouse: Warehouse, settings: Settings) ->
 def _why_the_way_back_is_needed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | None:
     if missed := dual_writes.missed(ledger, warehouse, settings):
         return (
-            f"{missed} So old writes go on, and a rollback stays possible. {GOES_ON} What does not come any more is "
-            'written by audit_person_distinct_id2 with {"repair": true}.'
+            f"{missed} So old writes go on, and a rollback stays possible. {CHECK} If it has lost links, trigger "
+            f'audit_person_distinct_id2 with {{"repair": true}}, which writes them. {GOES_ON}'
         )
     if wrong := ledger.verified_with_open_findings():
         return (

@@ -114,7 +114,7 @@ def judge(ledger: Ledger) -> tuple[Audit, str]:
         raise DriftError(f"{told}\n{_what_to_do(ledger, audit)}")
     if missing := sorted(audit.planned - audit.compared):
         raise AuditError(
-            f"{told}\n{len(missing):,} of {len(audit.planned):,} teams were not compared, among them "
+            f"{told}\nTeams that were not compared: {len(missing):,} of {len(audit.planned):,}, among them "
             f"{', '.join(map(str, missing[:LISTED]))}: the tasks that failed say why. Nothing was changed in them. "
             "Clear those tasks, or trigger the audit again."
         )
@@ -131,7 +131,7 @@ def _check_repair(ledger: Ledger, settings: Settings) -> None:
         raise AuditError(f"{problem} The audit compared nothing and changed nothing.")
     if settings.repair and not Switches(ledger.connection).reads_are_new():
         raise AuditError(
-            "Reads are on the old table, and until they are switched the migration alone repairs the new one. Nothing "
+            "Reads are on the old table, and until they are switched only the migration repairs the new one. Nothing "
             "was changed. Trigger the audit without repair, or fill_person_distinct_id2: it verifies and repairs."
         )
 
@@ -163,12 +163,12 @@ def _compared(ledger: Ledger, audit: Audit) -> str:
     after = Switches(ledger.connection).reads_are_new()
     if not audit.planned:
         return "There is no team to compare" + ("." if after else ": before the switch, only verified ones are.")
-    teams = f"{len(audit.compared):,} teams" if after else f"{len(audit.compared):,} verified teams, before the switch"
+    teams = f"{len(audit.compared):,}" if after else f"{len(audit.compared):,} verified, before the switch"
     if audit.old_differs is None:
-        return f"Compared person_distinct_id2 of {teams} with Postgres. The old table is no longer written."
+        return f"Compared person_distinct_id2 with Postgres; teams: {teams}. The old table is no longer written."
     return (
-        f"Compared person_distinct_id2 of {teams} with Postgres. The old table's reader differs for "
-        f"about {audit.old_differs:,} ids, which is no drift."
+        f"Compared person_distinct_id2 with Postgres; teams: {teams}. Ids that the old table's reader gets wrong, "
+        f"which is not drift: about {audit.old_differs:,}."
     )
 
 
@@ -183,11 +183,11 @@ def _what_to_do(ledger: Ledger, audit: Audit) -> str:
     cause = "Find out which writer or consumer of person_distinct_id2 loses rows"
     if left <= BY_DELETIONS:
         cause = (
-            "Postgres has deleted these ids, or has given them anew. PostHog 1.31 to 1.33 tells ClickHouse nothing of "
-            f"that, so there the repair is all there is to do. On other releases: {cause[0].lower()}{cause[1:]}"
+            "Postgres has deleted these ids, or created them again. PostHog 1.31 to 1.33 does not tell ClickHouse, "
+            f"so there the repair is all there is to do. On other releases: {cause[0].lower()}{cause[1:]}"
         )
     found = (
-        f"{audit.drift:,} ids drifted from Postgres. They are in pdi2_migration.finding, found_at "
+        f"Ids that drifted from Postgres: {audit.drift:,}. They are in pdi2_migration.finding, found_at "
         f"{audit.since.isoformat(sep=' ', timespec='seconds')} and later. Postgres is right, and nothing was lost "
         f"there. {cause}, "
     )

@@ -221,7 +221,7 @@ def _by_range(
 
     Small teams that share the statement count as one range.
 
-    Aggregating a whole team in key order would need no ranges, but it would need memory for every part of the table at
+    Aggregating a whole team in key order would need no ranges, but needs memory for every part of the table at
     once: 177 MB for 12 parts of 20,000 rows, 885 MB for 60.
     """
     if len(teams.team_ids) > 1:

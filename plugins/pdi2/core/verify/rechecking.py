@@ -2,8 +2,8 @@
 
 Every row in Postgres names the transaction that wrote it (xmin), so a plain scan finds changed rows without hashing.
 Deleted rows show because fewer of the earlier rows are left: such a team is compared as a whole. So is every team that
-was verified before a mutation of the new table, because what somebody's ALTER or DELETE removed leaves no newer row,
-and every team that has fewer rows in the new table than it had ids when it was verified: a part was detached, dropped
+was verified before a mutation of the new table, because what somebody's ALTER or DELETE removed leaves no newer row.
+And so is every team with fewer rows in the new table than it had ids when it was verified: a part was detached, dropped
 or lost with a replica.
 """
 
@@ -51,7 +51,7 @@ def mark(before: dict[str, Any], first: Digests, team_id: int) -> dict[str, Any]
 
 @dataclass
 class Changes:
-    """Of verified teams: where what changed since then can be told by `since`, and which are compared as a whole.
+    """Where `since` shows what changed in verified teams, and which teams are compared as a whole.
 
     `since`: by team, the time in seconds from which rows in the new table count as changed. `rows`: how many rows of
     Postgres changed. `whole`: by team, its new mark, once it was compared; empty before.
@@ -106,8 +106,8 @@ def suspected(ledger: Ledger, warehouse: Warehouse, found: Changes, stood: dict[
 
 
 def _changed(ledger: Ledger, warehouse: Warehouse, found: Changes, team_ids: Sequence[int]) -> dict[int, set[bytes]]:
-    """By team, the ids that were written in Postgres or the new table since its time, whoever wrote them, and the ids
-    that were repaired since: if a part is lost, its repairs are lost too.
+    """By team, the ids that anybody wrote in Postgres or the new table since its time, and the ids that were repaired
+    since: if a part is lost, its repairs are lost too.
 
     Of a team with more than MOST_CHANGED of them, not all are listed.
     """

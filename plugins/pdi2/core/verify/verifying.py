@@ -104,7 +104,7 @@ def compare(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settin
 
 
 def _wrong_in_old(warehouse: Warehouse, teams: Teams) -> Counter[int] | None:
-    """Only information, so it is left out where it does not fit into memory."""
+    """Only information, so it is left out if it does not fit into memory."""
     try:
         return old_differs(warehouse, teams)
     except DatabaseError as error:
