@@ -209,13 +209,15 @@ class Ledger:
         """The teams whose last slice is done."""
         return {team_id for (team_id,) in self._execute("slice_ended", {"team_ids": list(team_ids)})}
 
-    def finish_together(self, copied: Mapping[int, int], cost: Cost) -> None:
-        """Finishes teams that were copied as wholes by shared statements; `copied` has the rows of each."""
-        teams = [{"team_id": team_id, "rows_copied": rows} for team_id, rows in copied.items()]
-        self._execute("slice_finish_together", {"teams": Jsonb(teams), **asdict(cost)})
-
-    def finish_slice(self, finished: Slice, rows_copied: int, cost: Cost) -> None:
-        self._execute("slice_finish", {**asdict(finished), "rows_copied": rows_copied, **asdict(cost)})
+    def finish_slices(self, copied: Mapping[Slice, int], cost: Cost) -> None:
+        """Finishes slices of different teams that were copied by the same statements; `copied` has the rows of each."""
+        slices = {
+            "team_ids": [one.team_id for one in copied],
+            "lowers": [one.lower for one in copied],
+            "uppers": [one.upper for one in copied],
+            "rows_copied": list(copied.values()),
+        }
+        self._execute("slice_finish", {**slices, **asdict(cost)})
 
     def remember_range_rows(self, team_id: int, rows: int) -> None:
         self._execute("team_range_rows", {"team_id": team_id, "range_rows": rows})
