@@ -48,7 +48,7 @@ def figures(
         "verified": total(verified, "rows_source"),
     }
     whole = total(totals, "work")
-    done = total(totals, "work_copied") + KINDS["verified"] * total(verified, "work")
+    done = total(totals, "work_done")
     finished = whole == total(verified, "work")
     going_on = alive and planned_at is not None and not finished
     left = None
