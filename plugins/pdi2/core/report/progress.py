@@ -63,7 +63,6 @@ def figures(
         "last": {kind: work[kind]["ended"] for kind in KINDS},
         "copy": {
             "slices": total(totals, "slices"),
-            "seconds": total(totals, "copy_seconds"),
             "peak_memory": max((line["peak_memory"] or 0 for line in totals), default=0) or None,
             "old_differs": total(totals, "old_differs"),
         },
