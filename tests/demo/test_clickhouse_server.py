@@ -210,7 +210,7 @@ def test_a_session_keeps_settings_and_temporary_tables(server: Server) -> None:
 def test_kills_a_query_and_locks_its_session(server: Server, client: Client) -> None:
     sql = "SELECT sleepEachRow(0.01) FROM numbers(9999) SETTINGS max_block_size = 10, log_comment = 'slow one'"
     with ThreadPoolExecutor() as pool:
-        slow = pool.submit(http, server, sql, query_id="slow'one", session_id="slow")
+        slow = pool.submit(http, server, sql, query_id="slow'one", session_id="slow", wait_end_of_query=1)
         until(lambda: client.command("SELECT count() FROM system.processes WHERE Settings['log_comment'] = 'slow one'"))
         assert http(server, "SELECT 1", session_id="slow").headers["X-ClickHouse-Exception-Code"] == "373"
         assert http(server, "SELECT 1", query_id="slow'one").headers["X-ClickHouse-Exception-Code"] == "216"
