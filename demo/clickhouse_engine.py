@@ -1,6 +1,7 @@
 """chDB behind the demo server: makes the engine of one process look like a server's, one statement at a time.
 
-The engine gives every statement its own id. The client's id is in the setting `query_cache_tag`.
+The engine gives every statement its own id. The client's id is passed in the setting `query_cache_tag`, and statements
+that kill queries, or read `FROM system.processes` or `system.query_log`, are rewritten to see the client's id.
 """
 
 import re
@@ -27,12 +28,24 @@ INSERT = re.compile(
 )
 """An insert with data: what precedes its settings, the settings, and the format. The data follows after the match."""
 COMPUTED = re.compile(rb"(?i)\b(?:SELECT|VALUES)\b")
+INPUT = re.compile(rb"(?i)\bFROM\s+input\s*\(")
+EMPTY = re.compile(rb"(?s)" + SPACE + rb";?\s*\Z")
+KILL = re.compile(rb"(?is)" + SPACE + rb"KILL\s+QUERY\b")
+USE = re.compile(rb"(?is)" + SPACE + rb"USE\b")
 FORMAT = re.compile(rb"(?i)\bFORMAT\s+(\w+)\s*(?:\bSETTINGS\b[^;]*)?;?\s*\Z")
-SESSION_SECONDS = 60.0
-"""How long a session that is not used is kept, as by ClickHouse itself."""
+QUERY_ID = re.compile(rb"\b(?:initial_)?query_id\b")
+QUERIES = re.compile(rb"(?i)\b(FROM|JOIN)\s+(system\s*\.\s*(?:processes|query_log))\b")
+
+CLIENTS_ID = rb"if(Settings['query_cache_tag'] = '', query_id, Settings['query_cache_tag'])"
+AS_CLIENTS_KNOW_THEM = (
+    rb"\1 (SELECT * REPLACE (" + CLIENTS_ID + rb" AS query_id, " + CLIENTS_ID + rb" AS initial_query_id,"
+    rb" mapFilter((name, _) -> name NOT IN ('query_cache_tag', 'implicit_select'), Settings) AS Settings)"
+    rb" FROM \2 WHERE query NOT LIKE 'SET query_cache_tag%')"
+)
 
 CONFIG = """<clickhouse>
     <max_server_memory_usage>{memory}</max_server_memory_usage>
+    <query_log><database>system</database><table>query_log</table></query_log>
     {more}
 </clickhouse>"""
 SHARDS = """<remote_servers><posthog>
@@ -61,6 +74,8 @@ class Query:
     database: str = ""
     format: str = "TabSeparated"
     session_id: str = ""
+    session_timeout: float = 60
+    session_check: bool = False
 
     read_only: bool = field(default=False, init=False)
     progress: dict[str, int] = field(default_factory=dict, init=False)
@@ -69,6 +84,7 @@ class Query:
 @dataclass
 class Session:
     connection: Any
+    database: str = "default"
     busy: bool = False
     expires: float = 0
 
@@ -103,6 +119,14 @@ class Engine:
 
     def kill(self, query: Query) -> None:
         self.ask(f"KILL QUERY WHERE Settings['query_cache_tag'] = {_quoted(query.query_id)} ASYNC")
+
+    def sample_memory(self) -> None:
+        """Note the most memory that each running statement has held so far."""
+        tag = "Settings['query_cache_tag']"
+        sql = f"SELECT {tag}, peak_memory_usage FROM system.processes WHERE {tag} != ''"
+        for query_id, peak in self.ask(f"{sql} SETTINGS log_queries = 0"):
+            if (query := self.running.get(query_id)) and int(peak) > 0:
+                query.progress["memory_usage"] = int(peak)
 
     def run(self, query: Query) -> Iterator[bytes]:
         """The answer, piece by piece. The first `next` starts the statement; closing cancels it."""
@@ -141,13 +165,15 @@ class Engine:
         undo = "SET query_cache_tag = DEFAULT"
         try:
             undo = ", ".join((undo, *_current(session.connection, query.settings)))
-            _prepare(session.connection, settings, query.database)
+            _prepare(session.connection, settings, query.database or session.database)
             yield session.connection
+            if USE.match(query.statement):
+                session.database = _rows(session.connection, "SELECT currentDatabase()")[0][0]
         finally:
             try:
                 session.connection.query(undo)
             finally:
-                session.expires, session.busy = time.monotonic() + SESSION_SECONDS, False
+                session.expires, session.busy = time.monotonic() + query.session_timeout, False
 
     def _take(self, query: Query) -> Session:
         with self.lock:
@@ -156,6 +182,8 @@ class Engine:
                 if not session.busy and session.expires < now:
                     self.sessions.pop(name).connection.close()
             name = query.session_id
+            if name not in self.sessions and query.session_check:
+                raise ServerError(372, f"Session {name} not found")
             session = self.sessions.get(name) or Session(chdb.connect(self.path))
             if session.busy:
                 raise ServerError(373, f"Session {name} is locked by a concurrent client")
@@ -176,10 +204,20 @@ def _insert(connection: Any, query: Query, insert: re.Match[bytes]) -> Iterator[
 
 
 def _answer(connection: Any, query: Query) -> Iterator[bytes]:
-    statement = query.statement
-    query.read_only = connection._conn.classify_query(statement)["query_class"].name == "READ_ONLY"
+    statement, head = query.statement, query.statement[:HEAD]
+    if EMPTY.match(statement):
+        raise ServerError(62, "Syntax error: Empty query")
+    if INSERT.match(head) and INPUT.search(head):  # the engine accepts this, but inserts nothing
+        raise ServerError(48, "INSERT ... SELECT ... FROM input() is not implemented")
+    kind = connection._conn.classify_query(statement)
+    query.read_only = kind["query_class"].name == "READ_ONLY"
+    if query.read_only and kind["statement_count"] > 1:
+        raise ServerError(62, "Syntax error (Multi-statements are not allowed)")
     if named := FORMAT.search(statement[-HEAD:]):
         query.format = named[1].decode()
+    statement = QUERIES.sub(AS_CLIENTS_KNOW_THEM, statement)
+    if KILL.match(head):
+        statement = QUERY_ID.sub(b"Settings['query_cache_tag']", statement)
     if query.read_only and query.format in STREAMED:
         with _streamed(connection, query, statement) as pieces:
             if pieces is not None:

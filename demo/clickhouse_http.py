@@ -2,12 +2,13 @@
 
 clickhouse-connect and Airflow's ClickHouseHook cannot tell it from a real server. A careful reader should know:
 
+- Peak memory (`memory_usage` in X-ClickHouse-Summary) is sampled while a statement runs, so it is a lower bound, and
+  missing for short statements. system.query_log has it exactly, after `SYSTEM FLUSH LOGS`.
 - Request bodies are held in memory, and so are answers in formats that cannot be streamed (not in STREAMED).
-- Answers are never compressed, bodies only by lz4, and GET is not read-only. System tables do not have the ids that
-  clients give their statements. Missing: external tables, ClickHouse's own compression, `FROM input()`, progress
-  headers, a statement's memory in its summary, system.query_log, access management.
+- Answers are never compressed, GET is not read-only. Missing: external tables, ClickHouse's own compression,
+  `FROM input()`, progress headers, access management.
 - Data survives kill -9 as in ClickHouse: what was acknowledged is in the kernel, though not yet on the disk.
-- `max_memory_usage_for_user` stops working while any statement without it runs.
+- `max_memory_usage_for_user` stops working while any statement without it runs, such as our samples.
 
 If it is started with a faults token, it misbehaves on request: `POST /faults`, with that Bearer token, takes a list of
 `Fault`s as JSON. The first fault that matches a statement and has shots left acts. `GET /faults` says what each did.
@@ -43,10 +44,13 @@ from demo.clickhouse_engine import HEAD, Engine, Query, ServerError
 from demo.clickhouse_request import pairs, read_query
 from demo.faults import Fault
 
-STATUS = dict.fromkeys((76, 209, 439), 503)
-"""The HTTP status for those of ClickHouse's error codes with which a client tries again; 500 for all others."""
+STATUS = {194: 401, 131: 413, 159: 408, 48: 501, 76: 503, 209: 503, 439: 503}
+STATUS |= dict.fromkeys((192, 193, 497, 516), 403)
+STATUS |= dict.fromkeys((46, 47, 50, 56, 60, 63, 73, 81, 115, 511), 404)
+STATUS |= dict.fromkeys((6, 8, 15, 25, 26, 27, 36, 38, 41, 43, 44, 53, 62, 72, 117, 321, 457), 400)
+"""The HTTP status for each of ClickHouse's error codes; 500 for all others."""
 
-LOOK_SECONDS = 0.05
+SAMPLE_SECONDS = 0.05
 HOLD_SECONDS = 0.02
 
 
@@ -92,9 +96,18 @@ class Front:
     @asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = 256
+        sampler = asyncio.create_task(self.sample_memory())
         yield
+        sampler.cancel()
         for query in list(self.engine.running.values()):
             self.engine.kill(query)
+
+    async def sample_memory(self) -> None:
+        while True:
+            await asyncio.sleep(SAMPLE_SECONDS)
+            if self.engine.running:
+                with suppress(RuntimeError):  # the engine may have no memory left for this
+                    await run_in_threadpool(self.engine.sample_memory)
 
     async def control(self, request: Request) -> Response:
         if not _same(request.headers.get("authorization", ""), f"Bearer {self.faults_token}"):
@@ -114,13 +127,15 @@ class Front:
             "X-ClickHouse-Timezone": self.engine.timezone,
         }
         try:
-            self.authenticate(request)
+            self.authenticate(request, url)
             if request.method == "GET" and not url:
                 return PlainTextResponse("Ok.\n")
             query = await read_query(request, url, headers["X-ClickHouse-Query-Id"])
             return await self.run(request, query, url, headers)
         except ServerError as error:
             headers["X-ClickHouse-Exception-Code"] = str(error.code)
+            if error.code == 194:
+                headers["WWW-Authenticate"] = 'Basic realm="ClickHouse server HTTP API"'
             return PlainTextResponse(self.words(error), STATUS.get(error.code, 500), headers)
         except Cut:
             for connection in list(self.http.server_state.connections):
@@ -131,13 +146,19 @@ class Front:
         except ClientDisconnect:
             return Response()
 
-    def authenticate(self, request: Request) -> None:
+    def authenticate(self, request: Request, url: dict[str, str]) -> None:
+        user, password = (
+            request.headers.get(name, "").encode("latin-1").decode(errors="replace")
+            for name in ("x-clickhouse-user", "x-clickhouse-key")
+        )
         scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-        user, password = "default", ""
-        if scheme == "Basic":
-            user, _, password = b64decode(credentials).decode(errors="replace").partition(":")
+        if scheme.lower() == "basic":
+            with suppress(ValueError):
+                user, _, password = b64decode(credentials).decode().partition(":")
+        user, password = user or url.get("user") or "default", password or url.get("password", "")
         if not (_same(user, self.user) & _same(password, self.password)):
-            raise ServerError(516, f"{user}: Authentication failed: password is incorrect, or no such user")
+            code = 516 if scheme or password or user != "default" else 194
+            raise ServerError(code, f"{user}: Authentication failed: password is incorrect, or no such user")
 
     async def run(self, request: Request, query: Query, url: dict[str, str], headers: dict[str, str]) -> Response:
         statement = query.statement[:HEAD].decode(errors="replace")
@@ -179,7 +200,7 @@ class Front:
         while cancels and not task.done():
             if query.read_only:
                 await run_in_threadpool(self.engine.kill, query)
-            await asyncio.wait({task}, timeout=LOOK_SECONDS)
+            await asyncio.wait({task}, timeout=SAMPLE_SECONDS)
         gone.cancel()
         return await task
 

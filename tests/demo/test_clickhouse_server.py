@@ -4,17 +4,16 @@ import json
 import signal
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-import clickhouse_connect
 import lz4.frame
 import pytest
 import urllib3
+from backports import zstd
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
 from stories import until
@@ -46,8 +45,8 @@ def table(client: Client) -> str:
 
 def http(server: Server, sql: str = "", body: bytes | None = None, **options: Any) -> urllib3.BaseHTTPResponse:
     """Sends a request that clickhouse-connect would not send."""
-    login = b64encode(f"{server.user}:{server.password}".encode()).decode()
-    headers = {"Authorization": f"Basic {login}"} | options.pop("headers", {})
+    login = {"X-ClickHouse-User": server.user, "X-ClickHouse-Key": server.password.encode()}
+    headers = login | options.pop("headers", {})
     more = {"preload_content": options.pop("preload_content", True), "retries": False, "timeout": 20}
     url = f"http://127.0.0.1:{server.port}/?{urlencode(({'query': sql} if sql else {}) | options)}"
     return urllib3.request("POST", url, body=body, headers=headers, **more)
@@ -77,7 +76,7 @@ def test_binds_parameters_and_any_bytes(client: Client) -> None:
     assert client.command("SELECT 'a', 2") == ["a", "2"]
 
 
-@pytest.mark.parametrize("compress", [False, "lz4"])
+@pytest.mark.parametrize("compress", [False, "lz4", "gzip", "zstd"])
 def test_inserts_compressed_rows(server: Server, table: str, compress: bool | str) -> None:
     with server.connect(compress=compress) as client:
         summary = client.insert(table, ROWS, column_names=["id", "text"], settings={"max_insert_block_size": 10_000})
@@ -107,9 +106,12 @@ def test_inserts_from_url_and_body(server: Server, client: Client, table: str, s
 
 
 def test_refuses_a_damaged_body(server: Server, client: Client, table: str) -> None:
-    for body in (lz4.frame.compress(b"1\tx\n")[:-6], b"1\tx\n"):
-        response = http(server, f"INSERT INTO {table} FORMAT TSV", body, headers={"Content-Encoding": "lz4"})
-        assert response.headers["X-ClickHouse-Exception-Code"] == "117", response.data
+    for encoding, body in {
+        "lz4": lz4.frame.compress(b"1\tx\n")[:-6],
+        "zstd": zstd.compress(b"1\tx\n")[1:],
+    }.items():
+        response = http(server, f"INSERT INTO {table} FORMAT TSV", body, headers={"Content-Encoding": encoding})
+        assert (response.status, response.headers["X-ClickHouse-Exception-Code"]) == (400, "117"), response.data
     assert client.command(f"SELECT count() FROM {table}") == 0
 
 
@@ -151,19 +153,23 @@ def test_an_error_in_the_middle_of_a_stream_is_an_error(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sql", "code"),
+    ("sql", "code", "status"),
     [
-        ("SELECT * FROM nowhere", 60),
-        ("SELECT 1 SETTINGS no_such_setting = 1", 115),
-        ("garbage", 62),
-        ("SELECT throwIf(1)", 395),
-        ("SELECT count() FROM numbers(1000000000000) SETTINGS max_execution_time = 0.1", 159),
-        ("SELECT groupArray(number) FROM numbers(10000000) SETTINGS max_memory_usage = 10000000", 241),
+        ("SELECT * FROM nowhere", 60, 404),
+        ("SELECT 1 SETTINGS no_such_setting = 1", 115, 404),
+        ("garbage", 62, 400),
+        ("SELECT 1; SELECT 2", 62, 400),
+        ("", 62, 400),
+        ("SELECT throwIf(1)", 395, 500),
+        ("INSERT INTO numbered SELECT id FROM input('id UInt8') FORMAT TSV\n1", 48, 501),
+        ("SELECT count() FROM numbers(1000000000000) SETTINGS max_execution_time = 0.1", 159, 408),
+        ("SELECT groupArray(number) FROM numbers(10000000) SETTINGS max_memory_usage = 10000000", 241, 500),
     ],
 )
-def test_errors_carry_their_code(server: Server, sql: str, code: int) -> None:
+def test_errors_carry_their_code(server: Server, sql: str, code: int, status: int) -> None:
     response = http(server, sql, default_format="Native", wait_end_of_query=1)
-    assert response.headers["X-ClickHouse-Exception-Code"] == str(code), response.data
+    seen = response.status, response.headers["X-ClickHouse-Exception-Code"]
+    assert seen == (status, str(code)), response.data
     assert response.data.startswith(f"Code: {code}. DB::Exception: ".encode())
 
 
@@ -181,11 +187,14 @@ def test_the_servers_memory_limit_is_total(tmp_path: Path) -> None:
         assert small.stop() == 0
 
 
-@pytest.mark.parametrize(("user", "password"), [("default", "wrong"), ("stranger", PASSWORD), ("", "")])
-def test_refuses_strangers(server: Server, user: str, password: str) -> None:
-    with pytest.raises(DatabaseError) as error:
-        clickhouse_connect.get_client(**server.address | {"username": user, "password": password})
-    assert error.value.code == 516
+@pytest.mark.parametrize(
+    ("user", "password", "status", "code"),
+    [("default", "wrong", 403, "516"), ("stranger", PASSWORD, 403, "516"), ("", "", 401, "194")],
+)
+def test_refuses_strangers(server: Server, user: str, password: str, status: int, code: str) -> None:
+    url = f"http://127.0.0.1:{server.port}/?query=SELECT+1&" + urlencode({"user": user, "password": password})
+    response = urllib3.request("GET", url, retries=False)
+    assert (response.status, response.headers["X-ClickHouse-Exception-Code"]) == (status, code)
 
 
 def test_a_server_has_a_password_of_its_own(tmp_path: Path) -> None:
@@ -205,16 +214,19 @@ def test_a_session_keeps_settings_and_temporary_tables(server: Server) -> None:
         assert seen == (3, 1234, "")
         with pytest.raises(DatabaseError, match="UNKNOWN_TABLE"):
             other.query("SELECT * FROM kept")
+    missing = http(server, "SELECT 1", session_id="nobody's", session_check=1)
+    assert missing.headers["X-ClickHouse-Exception-Code"] == "372"
 
 
 def test_kills_a_query_and_locks_its_session(server: Server, client: Client) -> None:
     sql = "SELECT sleepEachRow(0.01) FROM numbers(9999) SETTINGS max_block_size = 10, log_comment = 'slow one'"
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(http, server, sql, query_id="slow'one", session_id="slow", wait_end_of_query=1)
-        until(lambda: client.command("SELECT count() FROM system.processes WHERE Settings['log_comment'] = 'slow one'"))
+        look = "SELECT Settings['log_comment'] FROM system.processes WHERE query_id = 'slow\\'one'"
+        assert until(lambda: client.query(look).result_rows) == [("slow one",)]
         assert http(server, "SELECT 1", session_id="slow").headers["X-ClickHouse-Exception-Code"] == "373"
         assert http(server, "SELECT 1", query_id="slow'one").headers["X-ClickHouse-Exception-Code"] == "216"
-        client.command("KILL QUERY WHERE Settings['log_comment'] = 'slow one' SYNC")
+        client.command("KILL QUERY WHERE query_id = 'slow\\'one' SYNC")
         answer = slow.result()
     assert answer.headers["X-ClickHouse-Exception-Code"] == "394"
     assert answer.headers["X-ClickHouse-Query-Id"] == "slow'one"
@@ -229,6 +241,17 @@ def test_a_reading_query_ends_when_its_client_leaves(server: Server, client: Cli
     endless.close()
     look = "SELECT count() FROM system.processes WHERE match(query, 'numbers.(100000|1000000000000)[)]')"
     until(lambda: client.command(f"{look} AND query NOT LIKE '%processes%'") == 0)
+
+
+def test_tells_the_memory_a_statement_took(client: Client) -> None:
+    summary = client.query(
+        "SELECT uniqExact(number), sleep(0.3) FROM numbers(1000000)", settings={"query_id": "big"}
+    ).summary
+    assert int(summary["memory_usage"]) > 1_000_000
+    assert (summary["query_id"], summary["read_rows"]) == ("big", "1000000")
+    client.command("SYSTEM FLUSH LOGS")
+    logged = client.query("SELECT memory_usage FROM system.query_log WHERE query_id = 'big' AND type = 'QueryFinish'")
+    assert logged.result_rows[0][0] >= int(summary["memory_usage"])
 
 
 def test_serves_many_clients_at_once(server: Server, client: Client, table: str) -> None:
