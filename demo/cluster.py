@@ -18,12 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from demo import clickhouse_server, cluster_engine, cluster_exchange
 from demo.alone import free_port
 from demo.clickhouse_engine import Engine
 from demo.clickhouse_server import Server
 from demo.cluster_zookeeper import ZooKeeper
-from demo.schema import KEEPER_PATH, create_clickhouse
+from demo.reader import disagreements
+from demo.schema import KEEPER_PATH, Table, create_clickhouse
 
 CONFIG = """<logger><level>information</level><console>false</console><log>{path}.log</log></logger>
     <tcp_port>{tcp_port}</tcp_port>
@@ -167,6 +170,20 @@ def servers(directory: Path, replicas: int, **options: Any) -> Iterator[Sequence
         with server.connect() as client:
             create_clickhouse(client)
         yield [server]
+
+
+def disagreeing(
+    servers: Sequence[Server], postgres: psycopg.Connection, team_ids: Sequence[int]
+) -> list[tuple[int, str]]:
+    """The ids of these teams for which the new table's reader and Postgres disagree, on each of the servers."""
+    found = []
+    for server in servers:
+        with server.connect() as client:
+            if len(servers) > 1:
+                client.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+            for team_id in team_ids:
+                found += [(team_id, distinct_id) for distinct_id in disagreements(postgres, client, team_id)]
+    return found
 
 
 def told(servers: Sequence[Server]) -> str:

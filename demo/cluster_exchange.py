@@ -1,9 +1,9 @@
 """The sending side of ClickHouse's parts exchange: sends other replicas the parts that they fetch.
 
-It serves POST /?endpoint=DataPartsExchange:<the replica's path in Keeper>&part=<name>, in versions 1 to 10 of the
-protocol. An embedded engine can fetch parts, but only a server sends them. `POST /control` with JSON changes how it
-answers: {"refuse": true} answers every fetch with a 503, {"delay": 2.0} waits that many seconds before each, and
-{"bytes_per_second": 1000} throttles it.
+It serves POST /?endpoint=DataPartsExchange:<the replica's path in Keeper>&part=<name>, in version 10 of the protocol,
+which the engines of cluster_engine.KNOWN speak. An embedded engine can fetch parts, but only a server sends them. `POST
+/control` with JSON changes how it answers: {"refuse": true} answers every fetch with a 503, and {"delay": 2.0} waits
+that many seconds before each.
 """
 
 import json
@@ -25,16 +25,16 @@ from backports import zstd
 
 from demo.cluster_hash import file_hash
 
-NEWEST = 10
-SINCE = {
-    "checksums.txt": 0,
-    "columns.txt": 0,
-    "default_compression_codec.txt": 4,
-    "metadata_version.txt": 8,
-    "columns_substreams.txt": 9,
-    "invalidated_system_columns.txt": 10,
-}
-"""Files that have no checksum in checksums.txt, with the version of the protocol since which they are sent."""
+VERSION = 10
+FILES = (
+    "checksums.txt",
+    "columns.txt",
+    "default_compression_codec.txt",
+    "metadata_version.txt",
+    "columns_substreams.txt",
+    "invalidated_system_columns.txt",
+)
+"""Files that have no checksum in checksums.txt."""
 NEEDED = {"checksums.txt", "columns.txt"}
 PART = re.compile(r"\w+_\d+_\d+_\d+(_\d+)?")
 CHUNK = 1 << 20
@@ -103,7 +103,7 @@ class Exchange(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.directories_of = directories_of
         self.known: dict[str, list[str]] = {}
-        self.manners: dict[str, Any] = {"refuse": False, "delay": 0.0, "bytes_per_second": 0}
+        self.manners: dict[str, Any] = {"refuse": False, "delay": 0.0}
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def directory(self, replica_path: str, part: str) -> Path:
@@ -135,9 +135,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.manners["refuse"]:
             return self.answer(503, "Code: 210. DB::NetException: Refused on request. (NETWORK_ERROR)")
         time.sleep(self.server.manners["delay"])
-        version = min(int(query.get("client_protocol_version", 0)), NEWEST)
         try:
-            self.send_part(self.server.directory(replica_path, query["part"]), version)
+            self.send_part(self.server.directory(replica_path, query["part"]))
         except FileNotFoundError:
             self.answer(500, f"Code: 232. DB::Exception: No part {query['part']} in table. (NO_SUCH_DATA_PART)")
         except ConnectionError:
@@ -160,21 +159,20 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def send_part(self, directory: Path, version: int) -> None:
+    def send_part(self, directory: Path) -> None:
         with ExitStack() as stack:  # opens all files before it sends a byte, because a merge may remove the part
-            small = {}
-            for name, since in SINCE.items():
-                if since <= version and (name in NEEDED or (directory / name).exists()):
-                    small[name] = (directory / name).read_bytes()
+            small = {
+                name: (directory / name).read_bytes() for name in FILES if name in NEEDED or (directory / name).exists()
+            }
             listed = checksums(small["checksums.txt"])
             files = {name: stack.enter_context((directory / name).open("rb")) for name in sorted(listed)}
             sizes = {name: size for name, (size, _) in listed.items()} | {n: len(data) for n, data in small.items()}
-            head = _head(directory, version, sizes)
+            head = _head(directory, sizes)
             self.send_response(200)
             self.send_header("Content-Type", "application/octet-stream")
             whole = len(head) + sum(len(_text(name)) + 8 + size + 16 for name, size in sizes.items())
             self.send_header("Content-Length", str(whole))
-            self.send_header("Set-Cookie", f"server_protocol_version={version}")
+            self.send_header("Set-Cookie", f"server_protocol_version={VERSION}")
             self.end_headers()
             self.wfile.write(head)
             for name, file in files.items():
@@ -189,22 +187,21 @@ class Handler(BaseHTTPRequestHandler):
                 raise ConnectionAbortedError(f"{name} is shorter than checksums.txt says")
             size -= len(data)
             self.wfile.write(data)
-            if rate := self.server.manners["bytes_per_second"]:
-                time.sleep(len(data) / rate)
         self.wfile.write(digest)
 
 
-def _head(directory: Path, version: int, sizes: dict[str, int]) -> bytes:
+def _head(directory: Path, sizes: dict[str, int]) -> bytes:
     wide = any(name.endswith((".mrk", ".mrk2", ".cmrk", ".cmrk2")) for name in sizes)
     ttl = directory / "ttl.txt"
-    since = {
-        1: struct.pack("<Q", sum(sizes.values())),
-        2: _text(ttl.read_text() if ttl.exists() else "ttl format version: 1\n{}"),
-        3: _text("Wide" if wide else "Compact"),
-        5: b"00000000-0000-0000-0000-000000000000",
-        7: struct.pack("<Q", 0),  # projections
-    }
-    return b"".join(part for first, part in since.items() if first <= version) + struct.pack("<Q", len(sizes))
+    return b"".join(
+        (
+            struct.pack("<Q", sum(sizes.values())),
+            _text(ttl.read_text() if ttl.exists() else "ttl format version: 1\n{}"),
+            _text("Wide" if wide else "Compact"),
+            b"00000000-0000-0000-0000-000000000000",
+            struct.pack("<QQ", 0, len(sizes)),  # projections, files
+        )
+    )
 
 
 def control(port: int, **manners: Any) -> None:

@@ -5,7 +5,6 @@ ids become the same.
 """
 
 import random
-import time
 from collections.abc import Iterable
 from typing import NamedTuple
 from uuid import UUID
@@ -88,13 +87,6 @@ def ids_with_one_row(clickhouse: Client, team_id: int, distinct_ids: Iterable[st
     """
     parameters = {"team_id": team_id, "distinct_ids": list(distinct_ids)}
     return [distinct_id for (distinct_id,) in clickhouse.query(query, parameters=parameters).result_rows]
-
-
-def seconds_to_count_persons(clickhouse: Client, table: Table, team_id: int) -> float:
-    """How long ClickHouse takes to count a team's persons, the read on which most of PostHog's insights are built."""
-    start = time.perf_counter()
-    clickhouse.query(f"SELECT uniqExact(person_id) FROM ({_READ[table]})", parameters={"team_id": team_id})
-    return time.perf_counter() - start
 
 
 def _answers(clickhouse: Client, query: str, parameters: dict[str, object]) -> dict[str, UUID]:

@@ -24,8 +24,7 @@ from demo.airflow import AUDIT, FILL, ROLLBACK
 from demo.alone import anew
 from demo.chaos import Mishap, Scene, drawn, kill
 from demo.clickhouse_server import Server
-from demo.reader import disagreements
-from demo.schema import MIGRATION, Table, create_postgres, sql
+from demo.schema import MIGRATION, create_postgres, sql
 from demo.seed import seed as fill
 from demo.soak_tables import LINE, Attempt, Blow, attempts, blows
 from demo.switches import WRITES
@@ -236,18 +235,8 @@ def run(
         soak.trigger(AUDIT, AUDITED)
         assert soak.scene.run
         soak.note_outcome(soak.scene.run.wait())
-        disagreeing = []
         with postgres.connect("posthog") as application:
-            for server in servers:
-                with server.connect() as client:
-                    if others:
-                        client.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
-                    disagreeing += [
-                        (team_id, distinct_id)
-                        for team_id in team_ids
-                        for distinct_id in disagreements(application, client, team_id)
-                    ]
-        return _judge(soak, summary, disagreeing)
+            return _judge(soak, summary, cluster.disagreeing(servers, application, team_ids))
 
 
 def _prepare(

@@ -1,7 +1,6 @@
 """`make demo`: a whole migration under a live application, from seeded tables to a switched reader, step by step."""
 
 import json
-import statistics
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -12,13 +11,12 @@ import psycopg
 from clickhouse_connect.driver.client import Client
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-from rich.table import Table as RichTable
+from rich.table import Table
 
 from demo import airflow, cluster, dag_run, traffic
 from demo import postgres as embedded
 from demo.alone import anew
-from demo.reader import disagreements, seconds_to_count_persons
-from demo.schema import Table, create_postgres
+from demo.schema import create_postgres
 from demo.seed import Seeded, seed
 
 CONF = {"settle_seconds": 3, "in_flight_seconds": 1, "read_cache_seconds": 2}
@@ -27,7 +25,6 @@ TRAFFIC: dict[str, Any] = {"rate": 10, "writers": 1, "cache_seconds": 0.5, "flus
 times in CONF are enough. A real installation uses the defaults."""
 
 POLL_SECONDS = 0.2
-READS = 5
 console = Console(highlight=False, soft_wrap=True)
 
 STEPS = {
@@ -91,12 +88,8 @@ def run(rows: int, teams: int, seed: int, directory: Path, replicas: int) -> int
                 code = _watch(process, postgres, clock)
                 summary = live.end()
             clock.tell("The application has stopped, and everything it wrote has arrived")
-            wrong = _report(postgres, clickhouse, seeded, summary, time.monotonic() - clock.began)
-            for other in servers[1:]:
-                with other.connect() as another:
-                    another.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
-                    if ids := sum(len(disagreements(postgres, another, team_id)) for team_id in seeded.team_ids):
-                        wrong.append(f"{ids:,} ids of the new table disagree with Postgres on the other replica")
+            disagreeing = len(cluster.disagreeing(servers, postgres, seeded.team_ids))
+            wrong = _report(postgres, disagreeing, seeded, summary, time.monotonic() - clock.began)
     if code:
         wrong.append(f"Airflow ended with exit code {code}; {log} says why")
     for problem in wrong:
@@ -139,80 +132,66 @@ def _watch(process: subprocess.Popen[str], postgres: psycopg.Connection, clock: 
 
 _PROGRESS = "SELECT count(*), count(*) FILTER (WHERE status = 'verified') FROM pdi2_migration.team"
 
-_LEDGER = """
-SELECT count(*), count(*) FILTER (WHERE status = 'verified'), sum(rows_source)::bigint, sum(rows_copied)::bigint,
-       sum(slices_done)::bigint, sum(copy_seconds), max(peak_memory), sum(old_differs)::bigint
-FROM pdi2_migration.team
-"""
-
-_FINDINGS = """
-SELECT kind, count(*), count(*) FILTER (WHERE repaired), count(*) FILTER (WHERE NOT repaired)
-FROM pdi2_migration.finding
-GROUP BY kind
-ORDER BY kind
-"""
-
-
-_CERTIFICATE = """
-SELECT detail->>'place', name FROM pdi2_migration.event, jsonb_array_elements_text(detail->'files') AS name
-WHERE what = 'certificate_written' AND name LIKE '%.html'
-ORDER BY event.id DESC LIMIT 1
+_TOLD = """
+SELECT DISTINCT ON (what) what, detail
+FROM pdi2_migration.event
+WHERE what IN ('report', 'read_times', 'certificate_written')
+ORDER BY what, id DESC
 """
 
 
 def _report(
-    postgres: psycopg.Connection, clickhouse: Client, seeded: Seeded, live: dict[str, Any], seconds: float
+    postgres: psycopg.Connection, disagreeing: int, seeded: Seeded, live: dict[str, Any], seconds: float
 ) -> list[str]:
-    """Prints what was done, looks at every id of every team once more, and returns what is not right."""
-    if not _exists(postgres):
-        return ["the run ended before it wrote anything"]
-    [(teams, verified, source, copied, slices, copy_seconds, peak, old_differs)] = _rows(postgres, _LEDGER)
-    findings = _rows(postgres, _FINDINGS)
-    disagreeing = sum(len(disagreements(postgres, clickhouse, team_id)) for team_id in seeded.team_ids)
-    largest = seeded.team_ids[0]
-    old, new = (_median_read(clickhouse, table, largest) for table in (Table.OLD, Table.NEW))
+    """Prints what was done, and returns what is not right."""
+    told = dict(_rows(postgres, _TOLD)) if _exists(postgres) else {}
+    if "report" not in told:
+        return ["the run left no report"]
+    report, findings = told["report"], told["report"]["findings"]
 
-    table = RichTable(title="The migration", show_header=False, title_justify="left")
+    table = Table(title="The migration", show_header=False, title_justify="left")
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("Teams verified", f"{verified:,} of {teams:,}")
-    table.add_row("Rows in the old table", f"{source or 0:,}")
-    table.add_row("Rows copied", f"{copied or 0:,} in {slices or 0:,} slices")
-    for kind, found, repaired, remaining in findings:
-        table.add_row(f"Differences found: {kind}", f"{found:,} ({repaired:,} repaired, {remaining:,} remaining)")
-    table.add_row("Ids the old table's reader gets wrong", f"{old_differs or 0:,}")
+    table.add_row("Teams verified", f"{report['verified']:,} of {report['teams']:,}")
+    table.add_row("Rows in the old table", f"{report['rows_source']:,}")
+    table.add_row("Rows copied", f"{report['rows_copied']:,} in {report['slices']:,} slices")
+    for kind, count in findings.items():
+        repaired, remaining = count["repaired"], count["remaining"]
+        found = f"{repaired + remaining:,} ({repaired:,} repaired, {remaining:,} remaining)"
+        table.add_row(f"Differences found: {kind}", found)
+    table.add_row("Ids the old table's reader gets wrong", f"{report['old_differs']:,}")
     table.add_row("Ids the new table's reader gets wrong", f"{disagreeing:,}")
     table.add_row("Changes made meanwhile by the application", f"{live['writes']:,}")
     table.add_row("Answers it read meanwhile", f"{live['reads']:,} ({live['wrong']:,} wrong)")
-    table.add_row(f"Reading team {largest}, old table", f"{old * 1000:,.0f} ms")
-    table.add_row(f"Reading team {largest}, new table", f"{new * 1000:,.0f} ms ({old / new:.1f} times as fast)")
-    table.add_row("ClickHouse's time for the copy", f"{copy_seconds or 0:.1f} s")
+    if read := told.get("read_times"):
+        old, new, team_id = read["read_old"], read["read_new"], read["team_id"]
+        table.add_row(f"Reading team {team_id}, old table", f"{old * 1000:,.0f} ms")
+        table.add_row(f"Reading team {team_id}, new table", f"{new * 1000:,.0f} ms ({old / new:.1f} times as fast)")
+    table.add_row("ClickHouse's time for the copy", f"{report['copy_seconds']:.1f} s")
+    peak = report["peak_memory"]
     table.add_row("Peak memory of the copy", f"{peak / 1e6:,.0f} MB" if peak else "not measured: too quick")
     table.add_row("Time in all", f"{seconds:.0f} s")
     console.print(table)
-    for place, page in _rows(postgres, _CERTIFICATE):
-        console.print(f"The certificate, team by team: {place.removeprefix('file://')}/{page}")
+    if written := told.get("certificate_written"):
+        [page] = [name for name in written["files"] if name.endswith(".html")]
+        console.print(f"The certificate, team by team: {written['place'].removeprefix('file://')}/{page}")
 
     [(status, progress)] = _rows(postgres, "SELECT status, progress FROM posthog_asyncmigration")
     settings = dict(_rows(postgres, "SELECT key, raw_value FROM posthog_instancesetting"))
     wrong = []
-    if verified != len(seeded.team_ids):
-        wrong.append(f"{verified} of {len(seeded.team_ids)} teams are verified")
+    if report["verified"] != len(seeded.team_ids):
+        wrong.append(f"{report['verified']} of {len(seeded.team_ids)} teams are verified")
     if disagreeing:
         wrong.append(f"{disagreeing:,} ids of the new table disagree with Postgres")
     if live["wrong"] or live["undelivered"] or not live["sound"]:
         wrong.append(f"the live application: {json.dumps(live)}")
-    if any(remaining for *_, remaining in findings):
+    if any(count["remaining"] for count in findings.values()):
         wrong.append("differences from Postgres remain")
     if (status, progress) != (2, 100) or set(settings.values()) != {'"new"'}:
         wrong.append(f"the switch: status {status}, progress {progress}, settings {json.dumps(settings)}")
     if not wrong:
         console.print("[green]Every id of every team reads as Postgres says; reads and writes are on the new table.[/]")
     return wrong
-
-
-def _median_read(clickhouse: Client, table: Table, team_id: int) -> float:
-    return statistics.median(seconds_to_count_persons(clickhouse, table, team_id) for _ in range(READS))
 
 
 def _exists(postgres: psycopg.Connection) -> bool:

@@ -77,7 +77,7 @@ def test_reads_switch_once_every_replica_has_what_is_verified(replicated: Replic
     third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
     prove(replicated, proven)
     assert [ids_on(client) for client in replicated.replicas] == [2, 2, 0]
-    told = certificate.for_approval(proven)
+    told = certificate.for_approval(proven, NO_WAIT)
     assert "| Replica r1-01 | compared with Postgres |\n| Replica r2-01 | has everything |" in told
     assert "| Replica r3-01 | lacks 1 part |" in told
 

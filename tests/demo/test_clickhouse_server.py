@@ -221,7 +221,7 @@ def test_a_session_keeps_settings_and_temporary_tables(server: Server) -> None:
 def test_kills_a_query_and_locks_its_session(server: Server, client: Client) -> None:
     sql = "SELECT sleepEachRow(0.01) FROM numbers(9999) SETTINGS max_block_size = 10, log_comment = 'slow one'"
     with ThreadPoolExecutor() as pool:
-        slow = pool.submit(http, server, sql, query_id="slow'one", session_id="slow")
+        slow = pool.submit(http, server, sql, query_id="slow'one", session_id="slow", wait_end_of_query=1)
         look = "SELECT Settings['log_comment'] FROM system.processes WHERE query_id = 'slow\\'one'"
         assert until(lambda: client.query(look).result_rows) == [("slow one",)]
         assert http(server, "SELECT 1", session_id="slow").headers["X-ClickHouse-Exception-Code"] == "373"

@@ -493,21 +493,6 @@ def test_rollback_refuses_once_old_writes_have_stopped(
     assert any(told in text for text in failures())
 
 
-def test_a_migration_row_that_somebody_else_changed_is_not_switched(system: System, seeded: Seeded) -> None:
-    when_recorded(system, "event", "NEW.what = 'certified'", "UPDATE posthog_asyncmigration SET status = 1")
-
-    run = system.run()
-
-    assert run.state == "failed"
-    assert system.status() == 1, "somebody else's status stays"
-    assert stands(system, reads="old", writes="both")
-    assert "reads_switched" not in events(system)
-    assert tries(run, "switch_reads") == [1]
-    assert red(run) == {"switch_reads"}
-    assert "somebody else changed it" in system.ledger().latest("task_failed")["error"]
-    assert system.ledger().current_run().outcome == "failed"
-
-
 @contextlib.contextmanager
 def traffic(system: System, team_id: int, hears_of_the_switch: Callable[[psycopg.Connection], bool]) -> Iterator[None]:
     """An application process that creates ids all the time. It believes what the switch said when it started."""

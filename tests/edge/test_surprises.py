@@ -308,10 +308,16 @@ def test_an_end_of_old_writes_that_is_marked_by_hand_is_none(
     assert system.switches() == {"reads": "new", "writes": "new"}
 
 
-def test_teams_may_be_named_as_text(system: System, seeded: Seeded) -> None:
+def test_teams_may_be_named_as_text_and_whole_numbers_written_as_fractions(system: System, seeded: Seeded) -> None:
     teams = seeded.team_ids[-2:]
 
-    run = system.run(team_ids="{}, {}".format(*teams))
+    run = system.run(
+        team_ids="{}, {}".format(*teams),
+        settle_seconds=1.0,
+        read_cache_seconds=0.0,
+        in_flight_seconds=0.5,
+        max_memory_usage=2e8,
+    )
 
     assert run.state == "success"
     assert set(system.teams()) == set(teams)
@@ -327,14 +333,3 @@ def test_what_is_no_list_of_teams_is_never_a_full_migration(system: System, seed
             system.run(team_ids=wrong)
 
     assert dump(system) == before
-
-
-def test_a_whole_number_may_be_written_as_a_fraction(system: System, seeded: Seeded) -> None:
-    team = seeded.team_ids[-1]
-
-    run = system.run(
-        settle_seconds=1.0, read_cache_seconds=0.0, in_flight_seconds=0.5, max_memory_usage=2e8, team_ids=[float(team)]
-    )
-
-    assert run.state == "success"
-    assert set(system.teams()) == {team}

@@ -231,6 +231,8 @@ def test_a_run_whose_row_somebody_else_completed_never_reports_completed(system:
     run = system.run()
 
     assert run.state == "failed"
+    red = [(task.task_id, task.try_number) for task in run.get_task_instances() if task.state == "failed"]
+    assert red == [("switch_reads", 1)]
     assert system.ledger().current_run().outcome == "failed"
     assert system.ledger().latest("report")["outcome"] == "failed"
     assert system.ledger().latest("reads_switched") is None

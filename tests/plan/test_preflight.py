@@ -662,6 +662,7 @@ BAD_PARAMETERS: dict[str, dict[str, Any]] = {
     "too much memory": {"max_memory_usage": 10**15},
     "negative time": {"settle_seconds": -1},
     "more than a day": {"settle_seconds": 86_401},
+    "more than an hour": {"in_flight_seconds": 3_601},
     "half a second": {"read_cache_seconds": 0.5},
     "no value": {"stop_old_writes": None},
     "a flag for a number": {"read_cache_seconds": True},

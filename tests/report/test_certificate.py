@@ -129,7 +129,7 @@ def test_the_runbooks_statements_remove_an_id_of_a_person_from_the_ledger(system
 
 def test_nobody_approves_what_was_not_certified(ledger: Ledger) -> None:
     with pytest.raises(MigrationError, match=r"nothing to approve.*Clear the task certify"):
-        certificate.for_approval(ledger)
+        certificate.for_approval(ledger, Settings())
 
 
 def test_the_ledger_of_an_earlier_version_gets_what_it_lacks(system: System, ledger: Ledger) -> None:

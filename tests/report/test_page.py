@@ -537,19 +537,6 @@ def test_a_failed_run_says_why_and_where_it_stopped(system: System, viewer: Visi
     assert [step["state"] for step in seen["steps"]][:4] == ["done", "done", "stopped", "stopped"]
 
 
-def test_a_rollback_is_shown(system: System, viewer: Visitor) -> None:
-    ledger = system.ledger()
-    migrate_together(system, ledger)
-    gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
-    gate.roll_back(system.ledger("rollback"))
-
-    seen = viewer.get("/status").json()
-
-    assert seen["phase"] == "Rolled back: reads are on the old table"
-    assert seen["steps"] == []
-    assert (seen["switch"]["reads"], seen["switch"]["writes"]) == ("old", "both")
-
-
 def test_a_trial_is_about_its_own_teams(system: System, viewer: Visitor) -> None:
     ledger = system.ledger()
     trial = Settings(settle_seconds=0, read_cache_seconds=0, team_ids=(8,))

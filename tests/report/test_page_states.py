@@ -141,10 +141,14 @@ def test_after_a_rollback_it_says_to_restart_posthogs_processes(
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
     gate.roll_back(system.ledger(f"{ROLLBACK} one"))
 
-    told = first_line(viewer)
+    seen = viewer.get("/status").json()
 
+    told = seen["verdict"]
     assert told["do"].startswith("Restart PostHog's processes")
     assert told["runbook"]["about"] == told["topic"] == "Rolled back"
+    assert seen["phase"] == "Rolled back: reads are on the old table"
+    assert seen["steps"] == []
+    assert (seen["switch"]["reads"], seen["switch"]["writes"]) == ("old", "both")
 
 
 def test_a_switch_that_stays_open_to_a_rollback_says_so(system: System, viewer: Visitor, ledger: Ledger) -> None:

@@ -843,7 +843,7 @@ def test_the_way_back_is_shown_before_and_after_the_switch(system: System, ledge
     assert "as long as both tables are written" in told(False, 900)[2]
     migrate_together(system, ledger)
     judge(system, ledger)
-    assert told(NO_WAIT.stop_old_writes, NO_WAIT.read_cache_seconds)[2] in for_approval(ledger)
+    assert told(NO_WAIT.stop_old_writes, NO_WAIT.read_cache_seconds)[2] in for_approval(ledger, NO_WAIT)
     switch(system, ledger)
     finished = system.value("SELECT finished_at FROM posthog_asyncmigration")
     assert way_back(Switches(system.postgres), True, 900).until == finished + timedelta(seconds=900)
@@ -861,7 +861,7 @@ def test_without_instance_settings_the_switch_itself_ends_the_way_back(system: S
     for stop in (True, False):
         back = way_back(Switches(system.postgres), stop, 900)
         assert "there is no way back: this release of PostHog" in back.text
-    assert back.text in for_approval(ledger)
+    assert back.text in for_approval(ledger, NO_WAIT)
     switch(system, ledger)
     assert (
         "There is no way back: the old table is no longer written."

@@ -21,7 +21,8 @@ class Approve(ApprovalOperator):
     def execute(self, context: Context) -> Any:
         with open_ledger() as ledger:
             refuse_unless_owner(ledger)
-            if not settings_of(ledger).require_approval:
+            settings = settings_of(ledger)
+            if not settings.require_approval:
                 self.log.info("No approval is required.")
                 return None
             approval = ledger.approval()
@@ -30,7 +31,7 @@ class Approve(ApprovalOperator):
                 return None
             if approval.what == "approval_asked":
                 self._wait_for_the_answer(context)
-            self.body = certificate.for_approval(ledger)
+            self.body = certificate.for_approval(ledger, settings)
             try:
                 return super().execute(context)
             except TaskAwaitingInput:

@@ -117,7 +117,8 @@ def _copy_wholes(ledger: Ledger, warehouse: Warehouse, teams: Teams) -> set[int]
             with tables_for(warehouse, teams, rows=0) as tables:
                 missing = pieces.mend(warehouse, tables, Teams(differ, teams.rows))
     right = {team_id: expected[team_id] for team_id in teams.team_ids if not missing or team_id not in differ}
-    ledger.finish_together(right, cost)
+    ledger.finish_slices({Slice(team_id, b"", None): rows for team_id, rows in right.items()}, cost)
+    ledger.set_copied(right)
     Switches(ledger.connection).follow_ledger()
     log.info("Copied %s of %s: %s rows in %.2f s", len(right), teams, f"{sum(right.values()):,}", cost.seconds)
     return set(right)
@@ -146,7 +147,7 @@ def _copy_slice(ledger: Ledger, warehouse: Warehouse, left: list[Slice], rows: i
             filled = []
     if filled:
         ranges, ids = _ranges(filled), sum(one.ids for one in filled)
-        ledger.finish_slice(join(ranges), ids, cost)
+        ledger.finish_slices({join(ranges): ids}, cost)
         del left[: len(ranges)]
         Switches(ledger.connection).follow_ledger()
         log.info("Copied the %s: %s in %.2f s", join(ranges), counted(ids, "row"), cost.seconds)

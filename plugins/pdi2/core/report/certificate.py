@@ -19,6 +19,7 @@ from pdi2.core.report.reporting import ELSEWHERE
 from pdi2.core.report.telling import MILESTONES, by_kind, row, sentence, setting
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import NAME, Switches
 from pdi2.core.state.words import are, counted
 
@@ -67,7 +68,7 @@ def _collect(ledger: Ledger, report: dict[str, Any]) -> dict[str, Any]:
         "run": {"number": run.id, "airflow_run": run.airflow_run, "actor": run.actor},
         "started_at": run.started_at,
         "ended_at": run.ended_at,
-        "settings": (ledger.latest_of_run("run_started") or {}).get("settings", {}),
+        "settings": run.settings,
         "report": report,
         "replicas": _replicas(ledger),
         "read_times": ledger.latest_of_run("read_times"),
@@ -101,7 +102,7 @@ def _has(replica: dict[str, Any]) -> str:
     return f"{state}lacks {counted(replica['lacks'], 'part')}" if replica["lacks"] else f"{state}has everything"
 
 
-def for_approval(ledger: Ledger) -> str:
+def for_approval(ledger: Ledger, settings: Settings) -> str:
     """What a person approves, in Markdown. It contains numbers but no ids, because an id may contain hostile text."""
     certificate = ledger.latest_of_run("certified")
     if certificate is None:
@@ -131,8 +132,7 @@ def for_approval(ledger: Ledger) -> str:
             f"| The application's read, team {times['team_id']}, {counted(times['ids'], 'id')} | "
             f"{times['read_old'] * 1000:,.0f} ms old, {times['read_new'] * 1000:,.0f} ms new |\n"
         )
-    settings = (ledger.latest_of_run("run_started") or {}).get("settings", {})
-    back = way_back(Switches(ledger.connection), settings["stop_old_writes"], settings["read_cache_seconds"])
+    back = way_back(Switches(ledger.connection), settings.stop_old_writes, settings.read_cache_seconds)
     return (
         f"{text}\n**Approve** switches reads to the new table. **{back.text}**\n\n**Reject** leaves reads on the old "
         "table and ends the run; what is verified is kept, and a new run asks again."

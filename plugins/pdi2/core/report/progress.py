@@ -48,7 +48,7 @@ def figures(
         "verified": total(verified, "rows_source"),
     }
     whole = total(totals, "work")
-    done = total(totals, "work_copied") + KINDS["verified"] * total(verified, "work")
+    done = total(totals, "work_done")
     finished = whole == total(verified, "work")
     going_on = alive and planned_at is not None and not finished
     left = None
@@ -63,7 +63,6 @@ def figures(
         "last": {kind: work[kind]["ended"] for kind in KINDS},
         "copy": {
             "slices": total(totals, "slices"),
-            "seconds": total(totals, "copy_seconds"),
             "peak_memory": max((line["peak_memory"] or 0 for line in totals), default=0) or None,
             "old_differs": total(totals, "old_differs"),
         },

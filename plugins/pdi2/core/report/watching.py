@@ -75,7 +75,7 @@ def status(
         "now": now,
         "switch": switch,
         "run": run,
-        "paused": paused and asdict(paused),
+        "paused": paused and {"at": paused.at, "actor": paused.actor},
         "findings": findings,
     }
     told = {**airflow, "paused": bool(paused), "another": _another(run, newest, airflow)}

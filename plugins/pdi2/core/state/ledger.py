@@ -24,6 +24,8 @@ T = TypeVar("T")
 TRIAL_PASSED = "trial passed"
 FAILED = "failed"
 REJECTED = "rejected"
+APPROVAL = ("certified", "approval_asked", "switch_approved", "switch_rejected", "reads_switched", "rolled_back")
+"""The events that affect the approval of the switch."""
 
 
 class TeamStatus(StrEnum):
@@ -67,11 +69,13 @@ class Team:
 
 
 @dataclass(frozen=True)
-class Pause:
-    """Who paused the migration, and when."""
+class Event:
+    """A line of the audit log."""
 
     at: datetime
     actor: str
+    what: str
+    detail: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,10 @@ class Ledger:
 
     def switched(self, finished_at: datetime | None) -> bool:
         """Whether this project, and not somebody else, made the switch that the migration row records."""
-        return self.exists() and bool(self._value("switched", {"finished_at": finished_at}))
+        if finished_at is None or not self.exists():
+            return False
+        switch = self.standing("reads_switched", "rolled_back")
+        return switch is not None and switch.at >= finished_at
 
     def clock(self) -> datetime:
         """Now by Postgres, the one clock that all tasks share."""
@@ -133,27 +140,37 @@ class Ledger:
         This is recorded after the commit, by a statement of its own. The switch's own time is when its transaction
         began, which may have waited for locks or for a standby. If nothing was recorded yet, that is now.
         """
-        if self._value("switch_committed") is None:
-            self.record("switch_committed")
-        at: datetime = self._value("switch_committed")
-        return at
+        if committed := self.standing("switch_committed", "reads_switched"):
+            return committed.at
+        self.record("switch_committed")
+        return self.switch_committed()
+
+    def newest(self, *names: str, of_run: bool = False) -> Event | None:
+        """The newest event with one of these names; with `of_run`, since the current run began."""
+        return self._rows(Event, "event_newest", {"names": list(names), "of_run": of_run}).fetchone()
+
+    def standing(self, what: str, *ended_by: str, of_run: bool = False) -> Event | None:
+        """The newest event with that name, unless one that ends it has come since."""
+        event = self.newest(what, *ended_by, of_run=of_run)
+        return event if event and event.what == what else None
 
     def latest(self, what: str) -> dict[str, Any] | None:
         """The detail of the newest event with that name."""
-        detail: dict[str, Any] | None = self._value("event_latest", {"what": what, "of_run": False})
-        return detail
+        event = self.newest(what)
+        return event.detail if event else None
 
     def latest_of_run(self, what: str) -> dict[str, Any] | None:
         """The detail of the newest event with that name since the current run began."""
-        detail: dict[str, Any] | None = self._value("event_latest", {"what": what, "of_run": True})
-        return detail
+        event = self.newest(what, of_run=True)
+        return event.detail if event else None
 
     def approval(self) -> Approval:
         """The approval of the last certificate. A switch, a rejection or a rollback ends an earlier approval."""
-        return self._rows(Approval, "approval").fetchone() or Approval("", None)
+        event = self.newest(*APPROVAL)
+        return Approval(event.what, event.detail.get("by")) if event else Approval("", None)
 
-    def paused(self) -> Pause | None:
-        return self._rows(Pause, "paused").fetchone()
+    def paused(self) -> Event | None:
+        return self.standing("paused", "resumed")
 
     def hold_events(self) -> None:
         """Keeps others from recording events until the caller's transaction ends, so no pause can come in between."""
@@ -192,13 +209,15 @@ class Ledger:
         """The teams whose last slice is done."""
         return {team_id for (team_id,) in self._execute("slice_ended", {"team_ids": list(team_ids)})}
 
-    def finish_together(self, copied: Mapping[int, int], cost: Cost) -> None:
-        """Finishes teams that were copied as wholes by shared statements; `copied` has the rows of each."""
-        teams = [{"team_id": team_id, "rows_copied": rows} for team_id, rows in copied.items()]
-        self._execute("slice_finish_together", {"teams": Jsonb(teams), **asdict(cost)})
-
-    def finish_slice(self, finished: Slice, rows_copied: int, cost: Cost) -> None:
-        self._execute("slice_finish", {**asdict(finished), "rows_copied": rows_copied, **asdict(cost)})
+    def finish_slices(self, copied: Mapping[Slice, int], cost: Cost) -> None:
+        """Finishes slices of different teams that were copied by the same statements; `copied` has the rows of each."""
+        slices = {
+            "team_ids": [one.team_id for one in copied],
+            "lowers": [one.lower for one in copied],
+            "uppers": [one.upper for one in copied],
+            "rows_copied": list(copied.values()),
+        }
+        self._execute("slice_finish", {**slices, **asdict(cost)})
 
     def remember_range_rows(self, team_id: int, rows: int) -> None:
         self._execute("team_range_rows", {"team_id": team_id, "range_rows": rows})

@@ -81,7 +81,7 @@ def _check_dual_writes(ledger: Ledger) -> None:
             "administrator, a restore, an upgrade of PostHog), and trigger a new run: it turns the dual write on, "
             "proves it, and verifies every team again."
         )
-    if not postgres.value(ledger.connection, "dual_writes_proven"):
+    if not ledger.standing("dual_writes_proven", "dual_writes_enabled", "dual_writes_missed", of_run=True):
         raise GateError(
             "The ledger has no proof of the dual write in this run (a task that is marked by hand proves nothing), so "
             "some writer may leave the new table out. Reads stay on the old table, and what is done is kept. Clear the "
@@ -290,7 +290,7 @@ def roll_back(ledger: Ledger) -> str:
 
 
 def _refuse_to_lose_updates(ledger: Ledger, switches: Switches) -> None:
-    ended = ledger.exists() and postgres.value(ledger.connection, "old_writes_ended")
+    ended = ledger.exists() and ledger.standing("old_writes_stopped", "reads_switched")  # whatever the setting says now
     if ended or switches.writes() != "both":
         raise RollbackError(
             f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is now "{switches.writes()}"), so the old table lacks '

@@ -25,7 +25,6 @@ SELECT coalesce(substring(named FROM 'ClickHouse error [0-9]+ \([A-Z_0-9]+\)'),
        count(DISTINCT team_id) AS teams,
        min(team_id) AS team_id,
        min(task) AS task,
-       min(at) AS at,
        left(min(error), 2000) AS error
 FROM failed
 CROSS JOIN LATERAL (SELECT regexp_replace(error, '"([^"\\]|\\.)*"', '', 'g')) AS unquoted (named)

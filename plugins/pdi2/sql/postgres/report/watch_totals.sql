@@ -1,15 +1,12 @@
--- Totals by status. For a team that is still being copied, an id counts as a row, which is nearly right. Each team
--- counts as one more row, so that a team without rows is work too. migration_row_progress.sql computes the same.
+-- Totals by status.
 SELECT status,
        count(*) AS teams,
        sum(rows_source)::bigint AS rows_source,
        sum(CASE WHEN status IN ('copied', 'verified') THEN rows_source ELSE least(rows_copied, rows_source) END)::bigint
            AS rows_done,
        sum(rows_source + 1)::bigint AS work,
-       (%(copy_share)s * sum(CASE WHEN status IN ('copied', 'verified') THEN rows_source + 1
-                                  ELSE least(rows_copied, rows_source) END))::double precision AS work_copied,
+       (/* include work_done */)::double precision AS work_done,
        sum(slices_done)::bigint AS slices,
-       sum(copy_seconds) AS copy_seconds,
        max(peak_memory) AS peak_memory,
        sum(old_differs)::bigint AS old_differs,
        max(copied_at) AS copied_at,

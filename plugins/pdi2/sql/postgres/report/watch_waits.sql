@@ -5,7 +5,7 @@ WITH latest AS (
     WHERE at >= %(since)s AND what IN ('copy_waits', 'copy_put_off', 'copy_goes_on')
     GROUP BY detail -> 'team_id'
 )
-SELECT team.team_id, event.at, left(event.detail ->> 'reason', 1000) AS reason
+SELECT team.team_id, left(event.detail ->> 'reason', 1000) AS reason
 FROM latest
 JOIN pdi2_migration.event ON event.id = latest.id
 JOIN pdi2_migration.team ON team.team_id = (event.detail ->> 'team_id')::bigint

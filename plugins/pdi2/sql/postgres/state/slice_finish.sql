@@ -1,6 +1,9 @@
+-- Slices of different teams, which share the time by their rows.
 WITH finished AS (
     INSERT INTO pdi2_migration.slice (team_id, lower, upper, rows_copied, seconds, peak_memory)
-    VALUES (%(team_id)s, %(lower)s, %(upper)s, %(rows_copied)s, %(seconds)s, %(peak_memory)s)
+    SELECT team_id, lower, upper, rows_copied, %(seconds)s * (rows_copied + 1) / sum(rows_copied + 1) OVER (), %(peak_memory)s
+    FROM unnest(%(team_ids)s::bigint[], %(lowers)s::bytea[], %(uppers)s::bytea[], %(rows_copied)s::bigint[])
+        AS copied (team_id, lower, upper, rows_copied)
     RETURNING *
 )
 UPDATE pdi2_migration.team
