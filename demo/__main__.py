@@ -14,6 +14,7 @@ MODULES = {
     "up": "up",
     "seed": "prepare",
     "screenshots": "screenshots",
+    "clickhouse": "clickhouse_server",
     "traffic": "traffic",
     "soak": "soak",
 }
@@ -57,6 +58,14 @@ def main() -> int:
     pictures.add_argument("--pictures", type=Path, default=Path("docs/screenshots"))
     pictures.add_argument("--directory", type=Path, default=Path(".demo-screenshots"), help="made anew each time")
 
+    clickhouse = commands.add_parser(
+        "clickhouse",
+        help="the embedded engine behind ClickHouse's HTTP protocol, until Ctrl-C",
+        description="For user default, with the password in the variable CLICKHOUSE_PASSWORD; without it, with none.",
+    )
+    clickhouse.add_argument("--path", type=Path, required=True, help="the engine's directory")
+    clickhouse.add_argument("--port", type=int, required=True, help="of HTTP, on 127.0.0.1")
+
     traffic = commands.add_parser(
         "traffic", parents=[databases], help="the live application, writers and a reader, until Ctrl-C"
     )
@@ -85,7 +94,7 @@ def main() -> int:
 
     options = vars(parser.parse_args())
     command = options.pop("command")
-    if command != "traffic":  # which handles signals itself
+    if command not in ("clickhouse", "traffic"):  # which handle signals themselves
         end_in_good_order()
     try:
         return import_module(f"demo.{MODULES[command]}").run(**options)

@@ -52,6 +52,12 @@ def serve(
         engine.close()
 
 
+def run(path: Path, port: int) -> int:
+    """`serve` for scripts outside the project, which rely on `python -m demo clickhouse --path DIR --port N`."""
+    serve(str(path), port, "default", os.environ.get("CLICKHOUSE_PASSWORD", ""), faults_token="", max_memory=0)
+    return 0
+
+
 def serve_parent() -> None:
     """`serve` with options from standard input, until the process at its other end is gone."""
     options = json.loads(sys.stdin.readline())

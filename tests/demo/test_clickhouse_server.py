@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import clickhouse_connect
 import lz4.frame
 import pytest
 import urllib3
@@ -18,6 +21,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError, StreamFailureError
 from stories import until
 
+from demo.alone import free_port
 from demo.clickhouse_server import Server, running
 
 PASSWORD = 'it\'s a "secret" \\ ü'
@@ -60,6 +64,22 @@ def test_speaks_to_the_official_hook(server: Server, monkeypatch: pytest.MonkeyP
     hook.run("CREATE OR REPLACE TABLE hooked (id UInt8, text String) ENGINE = Memory")
     hook.bulk_insert_rows("hooked", [(1, "one"), (2, "two")], ["id", "text"])
     assert hook.get_records("SELECT * FROM hooked ORDER BY id") == [(1, "one"), (2, "two")]
+
+
+def test_it_is_started_by_the_command_that_scripts_outside_the_project_rely_on(tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "demo", "clickhouse", "--path", str(tmp_path / "new"), "--port", str(port)]
+    for rows in (1, 2):
+        with subprocess.Popen(command) as process:
+            try:
+                until(Server(tmp_path, port).answers)
+                with clickhouse_connect.get_client(host="127.0.0.1", port=port) as client:
+                    client.command("CREATE TABLE IF NOT EXISTS kept (id UInt64) ENGINE = MergeTree ORDER BY id")
+                    client.insert("kept", [[rows]])
+                    assert client.command("SELECT count() FROM kept") == rows
+            finally:
+                process.terminate()
+        assert process.returncode == 0
 
 
 def test_binds_parameters_and_any_bytes(client: Client) -> None:
