@@ -269,9 +269,12 @@ class Ledger:
         teams = None if team_ids is None else list(team_ids)
         self._execute("findings_settled", {"team_ids": teams, "found_before": found_before})
 
-    def findings_by_kind(self, team_ids: Iterable[int] | None = None) -> dict[str, dict[str, int]]:
-        """How many findings are repaired and how many remain: of these teams, or of all."""
-        found = self._execute("findings_by_kind", {"team_ids": None if team_ids is None else list(team_ids)})
+    def findings_by_kind(
+        self, team_ids: Iterable[int] | None = None, since: datetime | None = None
+    ) -> dict[str, dict[str, int]]:
+        """How many findings are repaired and how many remain: of these teams, or of all; those since then, or ever."""
+        teams = None if team_ids is None else list(team_ids)
+        found = self._execute("findings_by_kind", {"team_ids": teams, "since": since})
         return {kind: {"repaired": repaired, "remaining": remaining} for kind, repaired, remaining in found}
 
     def _execute(self, name: str, parameters: Mapping[str, Any] | None = None) -> Cursor[Any]:

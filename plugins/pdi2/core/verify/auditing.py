@@ -144,17 +144,13 @@ def _of_run(ledger: Ledger) -> Audit:
     if begun is None:
         raise AuditError("This audit never chose its teams, so nothing was compared. See the first task that failed.")
     (_, since, planned), *done = events[begun:]
-    findings: dict[str, dict[str, int]] = {}
-    parameters = {"since": since, "team_ids": planned["team_ids"]}
-    for kind, repaired, remaining in postgres.execute(ledger.connection, "findings_since", parameters):
-        findings[kind] = {"repaired": repaired, "remaining": remaining}
     counted = [detail["old_differs"] for _, _, detail in done if detail["old_differs"] is not None]
     return Audit(
         planned=set(planned["team_ids"]),
         every=planned.get("every", False),  # of an earlier release
         compared={team_id for _, _, detail in done for team_id in detail["team_ids"]},
         old_differs=sum(counted) if counted else None,
-        findings=findings,
+        findings=ledger.findings_by_kind(planned["team_ids"], since),
         since=since,
     )
 
