@@ -17,7 +17,8 @@ import clickhouse_connect
 import psycopg
 import pytest
 from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, System
-from pdi2.core.state.ownership import alone_with
+from pdi2.core.state.ledger import Ledger
+from pdi2.core.state.ownership import alone_with, held_by
 from pdi2.core.state.settings import Settings
 from stories import (
     BOB,
@@ -639,19 +640,22 @@ def test_a_try_waits_for_an_earlier_one_that_still_works(
     assert system.disagreements() == {}
 
 
-def test_a_run_waits_for_another_that_is_at_work(
+def test_a_run_waits_for_another_that_is_running(
     system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pdi2.edge.retries.FIRST_DELAY", timedelta(seconds=1))
     other = psycopg.connect(system.uri, autocommit=True)
     other.execute("SELECT pg_advisory_lock_shared(hashtext('pdi2_migration'), 0)")
-    release = threading.Timer(4, other.close)
+
+    def named_and_gone(ledger: Ledger) -> str:
+        holder = held_by(ledger)
+        other.close()
+        return holder
+
+    monkeypatch.setattr("pdi2.core.plan.preflight.held_by", named_and_gone)
     before = dump(system)
-    release.start()
-    try:
-        run = system.run(dry_run=True)
-    finally:
-        release.join()
+
+    run = system.run(dry_run=True)
 
     assert run.state == "success"
     assert tries(run, "preflight")[0] > 1
