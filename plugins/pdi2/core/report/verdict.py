@@ -198,6 +198,8 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
             "Create it under Admin, Pools, or with: airflow pools set pdi2_copies 2 copies",
             "The pool of the copies does not exist",
         )
+    if away := airflow.get("scheduler_away_since"):
+        return _scheduler_is_away(text, away)
     if still := airflow.get("still"):
         return _still(text, still)
     if airflow.get("failed"):
@@ -233,6 +235,17 @@ def _dag_is_paused(text: str) -> Verdict:
     )
 
 
+def _scheduler_is_away(text: str, since: datetime) -> Verdict:
+    return Verdict(
+        "bad",
+        f"{text} But Airflow's scheduler has given no sign of life since",
+        "Start it again: the run then goes on by itself.",
+        "Airflow begins no task",
+        until=since,
+        after=": no task begins, or is tried again.",
+    )
+
+
 def _still(text: str, still: Mapping[str, Any]) -> Verdict:
     return Verdict(
         "warn",
@@ -253,6 +266,8 @@ def _not_running(run: Mapping[str, Any] | None, airflow: Mapping[str, Any]) -> V
         if newer["state"] in ("queued", "running"):
             if airflow.get("dag_is_paused"):
                 return _dag_is_paused(text)
+            if away := airflow.get("scheduler_away_since"):
+                return _scheduler_is_away(text, away)
             if still := airflow.get("still"):
                 return _still(text, still)
             return Verdict("good", text, "Nothing: a run is checking.", "A run is checking")
