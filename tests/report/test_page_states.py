@@ -305,7 +305,8 @@ def test_drift_after_the_switch_is_an_alarm_until_an_audit_finds_it_gone(
         audit(system, look)
 
     told = first_line(viewer)
-    assert (told["tone"], told["text"]) == ("bad", "Readers use the new table, and it answers 2 ids wrongly.")
+    assert told["tone"] == "bad"
+    assert told["text"].startswith("Readers use the new table, and it answers 2 ids wrongly. Old writes have stopped")
     assert '{"repair": true}' in told["do"]
     assert told["runbook"]["about"] == "The new table answers wrongly"
     [last, *_] = viewer.get("/events").json()["lines"]
@@ -730,7 +731,8 @@ def test_old_writes_that_wait_say_why(system: System, viewer: Visitor, ledger: L
     ledger.record("old_writes_put_off", reason="1 link reached person_distinct_id alone.")
     told = first_line(viewer)
     assert (told["tone"], told["topic"]) == ("bad", "Old writes wait")
-    assert "a rollback is possible. 1 link reached" in told["text"]
+    assert "a rollback is possible" in told["text"]
+    assert told["do"].startswith("1 link reached")
     assert told["runbook"]["about"] == "Old writes wait"
     ledger.record("old_writes_put_off", reason=None)
     assert first_line(viewer)["topic"] == "Reads are switched, both tables are written"

@@ -337,7 +337,8 @@ def test_it_is_said_from_when_on_the_migration_is_irreversible(person: Person, p
             "INSERT INTO pdi2_migration.event (actor, what, detail)"
             """ VALUES ('ann', 'old_writes_put_off', '{"reason": "1 link reached person_distinct_id alone."}')"""
         )
-        expect(first).to_contain_text("Old writes wait, and a rollback is possible. 1 link reached person_distinct_id")
+        expect(first).to_contain_text("Old writes wait, and a rollback is possible.")
+        expect(first).to_contain_text("1 link reached person_distinct_id alone. Or roll back.")
         expect(page.get_by_role("link", name="Roll back")).to_be_visible()
         postgres.execute("DELETE FROM pdi2_migration.event WHERE actor = 'ann'")
     assert person.barriers() == []

@@ -68,7 +68,7 @@ function actions({ user, paused, links, waits: reasons = [], run, alive, airflow
     if (now.reads === "new" && now.writes === "both") made.push(link(links.rollback, "Roll back"));
     if (airflow.pool && alive) made.push(link(links.pool, `Copies at once: ${airflow.pool.slots}`));
   }
-  if (now.by_somebody_else) made.push(link(links.audit, user.may_act ? "Trigger the audit" : "Open the audit"));
+  if (now.by_somebody_else || now.wrong) made.push(link(links.audit, user.may_act ? "Trigger the audit" : "Open the audit"));
   made.push(link(links.dag, user.may_act ? "Trigger the DAG" : "Open the DAG"));
   const told = (nodes) => [...nodes].map((child) => `${child.textContent} ${child.href ?? ""}`).join();
   if (told($("actions").children) !== told(made)) $("actions").replaceChildren(...made);

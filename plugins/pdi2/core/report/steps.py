@@ -137,9 +137,7 @@ def waits(
         if last and last["what"] != "switch_waited" and last["detail"].get("reason"):
             return [Wait("server", sentence(last["what"], last["detail"])[0])]
     held = happened.get("old_writes_put_off")
-    if now == "stop_old_writes" and held and held["detail"]["reason"]:
-        return [Wait("server", sentence(held["what"], held["detail"])[0])]
-    if now == "stop_old_writes" and switched_at:
+    if now == "stop_old_writes" and switched_at and not (held and held["detail"]["reason"]):  # the first line says that
         until = switched_at + timedelta(seconds=run["settings"]["read_cache_seconds"])
         if until < datetime.now(UTC):  # it waits for Airflow to begin its task
             return []

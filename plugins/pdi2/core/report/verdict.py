@@ -49,10 +49,13 @@ def verdict(
             "The new table lacks writes",
         )
     if new and switch["wrong"]:
-        both = " Both tables are written, so a rollback is possible." if switch["writes"] == "both" else ""
+        way_back = {
+            "both": " Both tables are written, so a rollback is possible.",
+            "new": " Old writes have stopped, so a rollback is not possible.",
+        }.get(switch["writes"], "")
         return Verdict(
             "bad",
-            f"Readers use the new table, and it answers {counted(switch['wrong'], 'id')} wrongly.{both}",
+            f"Readers use the new table, and it answers {counted(switch['wrong'], 'id')} wrongly.{way_back}",
             "Find out which writer or consumer of person_distinct_id2 loses rows, then trigger "
             'audit_person_distinct_id2 with {"repair": true}: it writes what Postgres says. The findings name the ids.',
             "The new table answers wrongly",
@@ -141,8 +144,8 @@ def _after_the_switch(
     if until and (reason := airflow.get("old_writes_wait")):
         return Verdict(
             "bad",
-            f"{text} Old writes wait, and a rollback is possible. {reason}",
-            "Do what that says, or roll back.",
+            f"{text} Old writes wait, and a rollback is possible.",
+            f"{reason} Or roll back.",
             "Old writes wait",
         )
     if until:
