@@ -17,7 +17,7 @@ export function causeFirst(error) {
 
 export const teams = (open) => ({
   path: "teams",
-  caption: "Teams of the migration",
+  caption: "Teams of the migration. Copied counts one row per distinct_id; the old table may have several.",
   empty: "No team matches.",
   sort: "rows",
   key: (team) => team.team_id,
@@ -133,7 +133,7 @@ export async function showTeam(dialog, body, teamId) {
     "Memory limit per statement": team.memory_budget ? `${memory(team.memory_budget)}, after the server ran short` : "as the run's parameters say",
     "Copied at": time(team.copied_at),
     "Verified at": time(team.verified_at),
-    "Ids that the old table's reader got wrong": number(team.old_differs),
+    "Ids that the old table's reader got wrong": team.verified_at ? `about ${number(team.old_differs)}` : "–",
     Logs: logs(team),
   };
   body.replaceChildren(
