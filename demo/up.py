@@ -26,7 +26,7 @@ from demo.seed import seed
 
 READY_WITHIN_SECONDS = 600
 STOPPED_WITHIN_SECONDS = 20
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 def run(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bool, replicas: int) -> int:
@@ -118,8 +118,8 @@ def _serve(
             time.sleep(0.5)
     with live:
         console.print(f"Airflow: {address}   user: admin   password: {password}")
-        console.print("Next: open the DAG fill_person_distinct_id2 and trigger it, first with dry_run. The page")
-        console.print("Migration in the navigation shows what happens.")
+        console.print("Next: open the DAG fill_person_distinct_id2 and trigger it, first with dry_run.")
+        console.print("The page Migration in the navigation shows what happens.")
         if rate:
             console.print(f"Meanwhile the application makes {rate:g} changes per second, and reads what it wrote.")
         console.print('It follows a switch within 2 s, so {"settle_seconds": 12, "read_cache_seconds": 10} is enough.')

@@ -332,6 +332,15 @@ def test_it_is_said_from_when_on_the_migration_is_irreversible(person: Person, p
 
     expect(first).to_contain_text("Old writes stop at", timeout=AIRFLOW_WORKS)
     expect(first).to_contain_text("until then a rollback is possible; after that it is irreversible.")
+    with person.up.postgres.connect("posthog") as postgres:
+        postgres.execute(
+            "INSERT INTO pdi2_migration.event (actor, what, detail)"
+            """ VALUES ('ann', 'old_writes_put_off', '{"reason": "1 link reached person_distinct_id alone."}')"""
+        )
+        expect(first).to_contain_text("Old writes wait, and a rollback is possible.")
+        expect(first).to_contain_text("1 link reached person_distinct_id alone. Or roll back.")
+        expect(page.get_by_role("link", name="Roll back")).to_be_visible()
+        postgres.execute("DELETE FROM pdi2_migration.event WHERE actor = 'ann'")
     assert person.barriers() == []
     expect(first).to_contain_text("this is irreversible, and a rollback is no longer possible", timeout=AIRFLOW_WORKS)
     expect(page.get_by_role("heading", level=1)).to_have_text("Complete: reads are on the new table")

@@ -91,6 +91,7 @@ def status(
         airflow["dag_is_paused"] = runs.dag_is_paused(session)
         going = dag_run if dag_run and dag_run.state in runs.GOING_ON else newer  # a newer one waits for its turn
         airflow["still"] = runs.still(session, going)
+        airflow["scheduler_away_since"] = runs.scheduler_away_since(session)
         seen = watching.status(connection, owner, newest, {**airflow, "newer": told}, alive)
     if seen["run"] and seen["run"]["outcome"] in (None, FAILED):
         seen["failures"] = [*_unrecorded(airflow.get("states", {}), seen["failures"]), *seen["failures"]]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from airflow.jobs.scheduler_job_runner import SchedulerJobRunner
 from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
@@ -104,6 +105,12 @@ def still(session: Session, dag_run: DagRun | None) -> dict[str, Any] | None:
     if since is None or datetime.now(UTC) - since < STILL or found.keys() & (State.unfinished - {None, *WAITING}):
         return None
     return {"since": since, **{str(state): found.get(state, (0,))[0] for state in WAITING}}
+
+
+def scheduler_away_since(session: Session) -> datetime | None:
+    """The last sign of life of Airflow's scheduler, if it is down: no task begins, or is tried again, without it."""
+    job = SchedulerJobRunner.most_recent_job(session=session)
+    return job.latest_heartbeat if job and not job.is_alive() else None
 
 
 def old_writes_end(session: Session) -> datetime | None:

@@ -43,6 +43,7 @@ function show(seen) {
   say($("findings-sum"), sumOfFindings(seen.findings));
   // Hidden for a run that another one followed, because the ledger has gone on with its teams.
   for (const id of ["throughput-section", "teams-section", "findings-section", "events-section"]) $(id).hidden = !run.newest;
+  if (!seen.steps.length) $("throughput-section").hidden = true; // of a rollback
 }
 
 const going = (other) => ["queued", "running"].includes(other?.state);
@@ -67,7 +68,7 @@ function actions({ user, paused, links, waits: reasons = [], run, alive, airflow
     if (now.reads === "new" && now.writes === "both") made.push(link(links.rollback, "Roll back"));
     if (airflow.pool && alive) made.push(link(links.pool, `Copies at once: ${airflow.pool.slots}`));
   }
-  if (now.by_somebody_else) made.push(link(links.audit, user.may_act ? "Trigger the audit" : "Open the audit"));
+  if (now.by_somebody_else || now.wrong) made.push(link(links.audit, user.may_act ? "Trigger the audit" : "Open the audit"));
   made.push(link(links.dag, user.may_act ? "Trigger the DAG" : "Open the DAG"));
   const words = (nodes) => [...nodes].map((child) => `${child.textContent} ${child.href ?? ""}`).join();
   if (words($("actions").children) !== words(made)) $("actions").replaceChildren(...made);
@@ -99,7 +100,7 @@ function progress(seen) {
       "Teams failed": known ? number(byStatus.failed ?? 0) : "–",
       "Copy speed": speed(rate.copied),
       "Verification speed": speed(rate.verified),
-      "Time left": alive && left !== null ? `about ${duration(left)}` : "–",
+      "Time left": alive && left !== null && !seen.airflow.unanswered ? `about ${duration(left)}` : "–",
       "Last row copied": time(last.copied),
       "Peak memory": memory(copy.peak_memory),
       Slices: number(copy.slices),
@@ -126,7 +127,7 @@ function counts({ task, state }, { airflow: { states = {} } }) {
   return [el("span", {}, found.map(([name, count]) => `${number(count)} ${name.replaceAll("_", " ")}`).join(", "))];
 }
 
-function switches({ switch: now, run, alive, read_times: reads, copy, certificate: certified }) {
+function switches({ switch: now, run, rows, alive, read_times: reads, copy, certificate: certified }) {
   const old = reads && `${ms(reads.read_old)} from the old table, ${ms(reads.read_new)} from the new one`;
   const given = Object.entries(run.settings).filter(([, value]) => value !== null);
   return {
@@ -135,7 +136,7 @@ function switches({ switch: now, run, alive, read_times: reads, copy, certificat
     "PostHog's migration row": now.status ? `${now.status.toLowerCase().replaceAll("_", " ")}, ${now.progress} %` : "not there",
     "Switched at": time(now.status === "COMPLETED_SUCCESSFULLY" ? now.finished_at : null),
     "Read speed-up": reads ? [el("b", {}, `${(reads.read_old / reads.read_new).toFixed(1)} times as fast`), ` for ${counted(reads.ids, "id")} of team ${reads.team_id}: ${old}`] : alive ? "measured when the teams are certified" : null,
-    "Ids the old table gets wrong": copy ? number(copy.old_differs) : null,
+    "Ids the old table gets wrong": rows?.verified ? `about ${number(copy.old_differs)}` : null,
     Certified: certified ? `${counted(certified.teams, "team")}, ${counted(certified.rows_copied, "row")} copied${certified.trial ? ", a trial" : ""}` : alive ? "not yet" : "no",
     Certificate: run.certificate ? certificate(run.id) : alive ? "written when the run ends" : "none",
     Parameters: given.length ? el("ul", { class: "parameters" }, ...given.map(([name, value]) => el("li", {}, `${name}: ${setting(value)}`))) : null,

@@ -3,6 +3,8 @@
 import { counted, el, fold, link, visible, visibleLines } from "./dom.js";
 import { seconds, time } from "./time.js";
 
+const STILL = 60; // seconds
+
 export function verdict({ verdict: told }) {
   const words = [told.text, told.until ? " " : "", told.until ? time(told.until, { named: true }) : "", told.after];
   return el(
@@ -20,9 +22,11 @@ export function waits(seen) {
   if (airflow.pool === null && seen.switch.status !== "COMPLETED_SUCCESSFULLY") told.push(el("li", { class: "bad" }, "Airflow has no pool pdi2_copies, and without it no copy begins. Create it under ", link(seen.links.pool, "Admin, Pools"), ", or with ", el("code", {}, "airflow pools set pdi2_copies 2 copies"), "."));
   if (paused) told.push(el("li", {}, "Paused by ", visible(paused.actor), " since ", time(paused.at), ". What is running ends with its slice; nothing else begins until somebody resumes."));
   if (!run) return told;
+  if (alive && airflow.scheduler_away_since) told.push(el("li", { class: "bad" }, "Airflow's scheduler has given no sign of life since ", time(airflow.scheduler_away_since), ": no task begins, or is tried again, before it is back."));
   for (const wait of reasons) told.push(el("li", {}, visibleLines(wait.text), ...until(wait.until, seen.now)));
   if (alive && airflow.unanswered) told.push(unanswered(seen));
   if (alive && airflow.retrying) told.push(retrying(seen));
+  if (alive && !told.length) told.push(...still(seen));
   if (alive && airflow.pool?.slots === 0) told.push(el("li", {}, "The pool pdi2_copies has no slots: no copy begins until somebody gives it some."));
   if (run.newest && !run.ended_at && !alive) told.push(el("li", { class: "bad" }, `Airflow says that this run is ${airflow.state}, and it left no report: it was killed or marked by hand. What is finished is kept; trigger the DAG again.`));
   return [...told, ...failures(seen)];
@@ -30,6 +34,13 @@ export function waits(seen) {
 
 function until(at, now) {
   return at && seconds(now, at) > 0 ? [" Until ", time(at), "."] : [];
+}
+
+// ClickHouse may hang for minutes before a task gives it up, and until then Airflow only knows that the task runs.
+function still({ steps, last, now }) {
+  const since = [last?.copied, last?.verified].filter(Boolean).sort().at(-1);
+  if (!since || seconds(since, now) < STILL || !steps.some((step) => step.state === "now" && step.task.startsWith("team."))) return [];
+  return [el("li", {}, "No team was verified and no row copied since ", time(since), ". One large team may take that long; if ClickHouse has not answered, the log of a task that runs says so.")];
 }
 
 function unanswered({ airflow, last }) {

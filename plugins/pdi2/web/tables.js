@@ -1,10 +1,11 @@
 // The columns of the lists, and the dialog of a team.
 
 import { get } from "./api.js";
-import { counted, el, link, memory, number, pairs, speed, visible, visibleLines } from "./dom.js";
+import { counted, el, fold, link, memory, number, pairs, speed, visible, visibleLines } from "./dom.js";
 import { row } from "./state.js";
 import { duration, seconds, time } from "./time.js";
 
+const LONG = 300; // characters
 const badge = (status) => el("span", { class: `badge ${status}` }, status.replace("_", " "));
 const distinctId = (text) => el("bdi", { class: "id" }, text === "" ? '""' : visible(text));
 
@@ -16,7 +17,7 @@ export function causeFirst(error) {
 
 export const teams = (open) => ({
   path: "teams",
-  caption: "Teams of the migration",
+  caption: "Teams of the migration. Copied counts one row per distinct_id; the old table may have several.",
   empty: "No team matches.",
   sort: "rows",
   key: (team) => team.team_id,
@@ -74,9 +75,15 @@ export const events = {
   columns: [
     { title: "When", cell: (event) => time(event.at) },
     { title: "Who", cell: (event) => visible(event.actor) },
-    { title: "What", cell: (event) => el("span", { class: "sentence" }, visibleLines(event.text), event.until ? " " : "", event.until ? time(event.until) : "", event.until ? "." : "") },
+    { title: "What", cell: (event) => sentence(event) },
   ],
 };
+
+// An engine's error may be a screenful, and an outage writes it once for each task.
+function sentence({ id, text, until }) {
+  const whole = el("span", { class: "sentence" }, visibleLines(text), until ? " " : "", until ? time(until) : "", until ? "." : "");
+  return text.length > LONG ? fold(`event ${id}`, `${visible(text.slice(0, LONG / 2))}…`, whole) : whole;
+}
 
 export const runs = {
   path: "runs",
@@ -126,7 +133,7 @@ export async function showTeam(dialog, body, teamId) {
     "Memory limit per statement": team.memory_budget ? `${memory(team.memory_budget)}, after the server ran short` : "as the run's parameters say",
     "Copied at": time(team.copied_at),
     "Verified at": time(team.verified_at),
-    "Ids that the old table's reader got wrong": number(team.old_differs),
+    "Ids that the old table's reader got wrong": team.verified_at ? `about ${number(team.old_differs)}` : "–",
     Logs: logs(team),
   };
   body.replaceChildren(

@@ -32,7 +32,8 @@ def figures(
 
     `seconds_left` is None until this run has done some of both kinds of work, or nothing is left of one kind, and
     while the migration is paused. It goes by the clock since the plan, so it includes the time that Airflow takes to
-    start tasks. Once a run has ended, its figures no longer change, and its speeds are averages over its whole time.
+    start tasks, and it is no less than as many teams would take without rows. Once a run has ended, its figures no
+    longer change, and its speeds are averages over its whole time.
     """
     since = {"since": run["started_at"]}
     parameters = {"team_ids": run["settings"].get("team_ids"), "copy_share": COPY_SHARE}
@@ -54,6 +55,8 @@ def figures(
     left = None
     if going_on and planned_at and not paused:
         left = _seconds_left(work, rows, whole - done, now - planned_at)
+        small = (work["verified"]["per_team"] or 0) * (total(totals, "teams") - total(verified, "teams"))
+        left = left and max(left, small)
     return {
         "teams": {line["status"]: line["teams"] for line in totals},
         "rows": rows,

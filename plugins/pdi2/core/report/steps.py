@@ -81,7 +81,10 @@ def steps(
             return "stopped"
         return "now" if task in now else "waiting"
 
-    return [Step(task, title, state(task), done.get(task)) for task, (title, _, _) in STEPS.items()]
+    return [
+        Step(task, title, state(task), None if task in skipped else done.get(task))
+        for task, (title, _, _) in STEPS.items()
+    ]
 
 
 def current(found: list[Step]) -> str | None:
@@ -134,9 +137,9 @@ def waits(
         if last and last["what"] != "switch_waited" and last["detail"].get("reason"):
             return [Wait("server", sentence(last["what"], last["detail"])[0])]
     held = happened.get("old_writes_put_off")
-    if now == "stop_old_writes" and held and held["detail"]["reason"]:
-        return [Wait("server", sentence(held["what"], held["detail"])[0])]
-    if now == "stop_old_writes" and switched_at:
+    if now == "stop_old_writes" and switched_at and not (held and held["detail"]["reason"]):  # the first line says that
         until = switched_at + timedelta(seconds=run["settings"]["read_cache_seconds"])
+        if until < datetime.now(UTC):  # it waits for Airflow to begin its task
+            return []
         return [Wait("readers", "A reader may still use the old table until its cache has run out.", until)]
     return []

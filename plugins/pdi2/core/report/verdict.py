@@ -49,10 +49,13 @@ def verdict(
             "The new table lacks writes",
         )
     if new and switch["wrong"]:
-        both = " Both tables are written, so a rollback is possible." if switch["writes"] == "both" else ""
+        way_back = {
+            "both": " Both tables are written, so a rollback is possible.",
+            "new": " Old writes have stopped, so a rollback is not possible.",
+        }.get(switch["writes"], "")
         return Verdict(
             "bad",
-            f"Readers use the new table, and it answers {counted(switch['wrong'], 'id')} wrongly.{both}",
+            f"Readers use the new table, and it answers {counted(switch['wrong'], 'id')} wrongly.{way_back}",
             "Find out which writer or consumer of person_distinct_id2 loses rows, then trigger "
             'audit_person_distinct_id2 with {"repair": true}: it writes what Postgres says. The findings name the ids.',
             "The new table answers wrongly",
@@ -141,8 +144,8 @@ def _after_the_switch(
     if until and (reason := airflow.get("old_writes_wait")):
         return Verdict(
             "bad",
-            f"{text} Old writes wait, and a rollback is possible. {reason}",
-            "Do what that says, or roll back.",
+            f"{text} Old writes wait, and a rollback is possible.",
+            f"{reason} Or roll back.",
             "Old writes wait",
         )
     if until:
@@ -198,6 +201,8 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
             "Create it under Admin, Pools, or with: airflow pools set pdi2_copies 2 copies",
             "The pool of the copies does not exist",
         )
+    if away := airflow.get("scheduler_away_since"):
+        return _scheduler_is_away(text, away)
     if still := airflow.get("still"):
         return _still(text, still)
     if airflow.get("failed"):
@@ -233,6 +238,17 @@ def _dag_is_paused(text: str) -> Verdict:
     )
 
 
+def _scheduler_is_away(text: str, since: datetime) -> Verdict:
+    return Verdict(
+        "bad",
+        f"{text} But Airflow's scheduler has given no sign of life since",
+        "Start it again: the run then goes on by itself.",
+        "Airflow begins no task",
+        until=since,
+        after=": no task begins, or is tried again.",
+    )
+
+
 def _still(text: str, still: Mapping[str, Any]) -> Verdict:
     return Verdict(
         "warn",
@@ -253,6 +269,8 @@ def _not_running(run: Mapping[str, Any] | None, airflow: Mapping[str, Any]) -> V
         if newer["state"] in ("queued", "running"):
             if airflow.get("dag_is_paused"):
                 return _dag_is_paused(text)
+            if away := airflow.get("scheduler_away_since"):
+                return _scheduler_is_away(text, away)
             if still := airflow.get("still"):
                 return _still(text, still)
             return Verdict("good", text, "Nothing: a run is checking.", "A run is checking")
