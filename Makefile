@@ -31,7 +31,7 @@ venv: .venv/installed ## Create .venv with everything that requirements.lock pin
 		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
-demo: venv $(if $(REPLICAS),zookeeper) ## Watch a whole migration in this terminal (50 s; ROWS=150000 REPLICAS=2)
+demo: venv $(if $(REPLICAS),zookeeper) ## Watch a whole migration in this terminal (1 min; ROWS=150000 REPLICAS=2)
 	$(BIN)/python -m demo run $(if $(ROWS),--rows $(ROWS)) $(if $(REPLICAS),--replicas $(REPLICAS))
 
 up: venv $(if $(REPLICAS),zookeeper) ## Airflow's UI on a live, seeded system, until Ctrl-C (ready in 1 min; PORT=8080 REPLICAS=2)

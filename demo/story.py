@@ -38,7 +38,7 @@ STEPS = {
 }
 
 OPENING = """A whole migration on this machine: Postgres, ClickHouse's engine and Airflow are real, and an application
-goes on writing and reading. It takes about 50 seconds."""
+goes on writing and reading. It takes about a minute."""
 
 NEXT = """
 What next:
@@ -159,7 +159,7 @@ def _report(
         repaired, remaining = count["repaired"], count["remaining"]
         found = f"{repaired + remaining:,} ({repaired:,} repaired, {remaining:,} remaining)"
         table.add_row(f"Differences found: {kind}", found)
-    table.add_row("Ids the old table's reader gets wrong", f"{report['old_differs']:,}")
+    table.add_row("Ids the old table's reader gets wrong", f"about {report['old_differs']:,}")
     table.add_row("Ids the new table's reader gets wrong", f"{disagreeing:,}")
     table.add_row("Changes made meanwhile by the application", f"{live['writes']:,}")
     table.add_row("Answers it read meanwhile", f"{live['reads']:,} ({live['wrong']:,} wrong)")

@@ -39,7 +39,7 @@ def test_the_demo_shows_each_step_with_its_time_and_what_to_try_next(
 
     assert demo.returncode == 0, demo.stdout + demo.stderr
     said = demo.stdout.splitlines()
-    assert "about 50 seconds" in demo.stdout.partition("✓")[0]
+    assert "about a minute" in demo.stdout.partition("✓")[0]
     told = [line for line in said if re.match(r" *\d+ s  ✓ .* \(\d+\.\d s\)$", line)]
     assert [step for step in [running, *STEPS] if not any(step in line for line in told)] == []
     [certificate] = re.findall(r"^The certificate, team by team: (/.*\.html)$", demo.stdout, re.MULTILINE)

@@ -113,8 +113,8 @@ def cut(warehouse: Warehouse, whole: Slice, rows_in_whole: int, rows: int, table
     """Cuts the range into slices of about `rows` rows of the table, in key order, with no gap and no overlap.
 
     The bounds come from the primary index, or from a sample of the rows if the index is too coarse or missing: the
-    server has no mergeTreeIndex, or leaves the ids out of its index (it may if the teams alone tell granules apart). So
-    it is with many parts: a bound may cut one granule of each anywhere, and together these make more than half a slice.
+    server has no mergeTreeIndex, or leaves the ids out of its index (it may if the teams alone tell granules apart), or
+    there are many parts. A bound may cut one granule of each part anywhere, so together they may exceed half a slice.
     """
     if rows_in_whole <= rows:
         return [whole]
