@@ -19,7 +19,7 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError, WaitError
 from pdi2.core.plan import cluster_checks
 from pdi2.core.plan.clickhouse_checks import table_problems
-from pdi2.core.report import certificate
+from pdi2.core.report import certificate, watching
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch import gate
@@ -420,6 +420,10 @@ def test_replicas_behind_distributed_tables_are_migrated(
     facts, page = certificate.draw_up(ledger, ledger.latest("report") or {}).files.values()
     assert json.loads(facts)["replicas"]["compared_on"] == "r1-01"
     assert re.search("Replica r3-01</th><td[^>]*>has everything", page)
+    run = watching.run(ledger.connection)
+    shown = watching.status(ledger.connection, run, run, airflow={}, alive=False)["replicas"]["each"]
+    assert shown[0] == {"name": "r1-01", "has": "compared with Postgres"}
+    assert shown[2] == {"name": "r3-01", "has": "has everything"}
 
 
 def test_a_statement_that_the_client_has_given_up_is_killed(

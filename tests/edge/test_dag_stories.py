@@ -408,7 +408,7 @@ def test_a_team_that_cannot_be_repaired_is_only_verified_again(system: System, s
     assert system.value(f"{kind} AND repaired") == "missing"
 
 
-def test_a_team_that_appears_after_the_plan_is_not_forgotten(system: System, seeded: Seeded) -> None:
+def test_a_run_whose_plan_lacks_a_team_fails_and_the_next_one_copies_it(system: System, seeded: Seeded) -> None:
     when_recorded(
         system,
         "event",

@@ -17,7 +17,8 @@ HOSTILE = ["<script>window.hacked = 1</script>", "<img src=x onerror='window.hac
 TEAM = 666
 
 
-def lose_updates(up: Up) -> None:
+@pytest.fixture(scope="module", autouse=True)
+def _lost_updates(up: Up) -> None:
     """Ids of a client that means harm. Kafka never delivered them, so only Postgres knows them."""
     with up.postgres.connect("posthog") as postgres:
         schema.add_team(postgres, TEAM)
@@ -74,7 +75,6 @@ def test_without_a_login_there_is_nothing(person: Person) -> None:
 
 
 def test_a_dry_run_shows_its_plan_on_the_page_and_on_its_own_tab(person: Person) -> None:
-    lose_updates(person.up)
     person.logs_in("admin")
     migration = person.opens_the_migration()
     phase = migration.get_by_role("heading", level=1)
@@ -113,6 +113,7 @@ def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
     expect(migration.get_by_role("listitem").filter(has_text="Dual writes proven").locator("time")).to_be_visible(
         timeout=AIRFLOW_WORKS
     )
+    expect(migration.get_by_role("listitem").filter(has_text="Dual writes proven")).to_contain_text("took ")
     expect(phase).to_have_text("Copying and verifying teams", timeout=AIRFLOW_WORKS)
     expect(first).to_contain_text("Nothing is irreversible: this run leaves both tables written.")
     assert person.barriers() == []

@@ -115,9 +115,16 @@ function progress(seen) {
     }) : []));
   }
   const words = { done: "done", now: alive && seen.airflow.unanswered ? "stuck" : "running", waiting: "pending", skipped: "skipped", stopped: "not reached" };
-  say($("steps"), ...steps.map((step) =>
-    el("li", { class: step.state, "aria-current": step.state === "now" ? "step" : null }, el("b", {}, step.title), el("span", {}, step.at ? time(step.at) : words[step.state]), ...counts(step, seen)),
+  say($("steps"), ...steps.map((step, place) =>
+    el("li", { class: step.state, "aria-current": step.state === "now" ? "step" : null }, el("b", {}, step.title), el("span", {}, step.at ? time(step.at) : words[step.state]), ...took(step, steps.slice(0, place)), ...counts(step, seen)),
   ));
+}
+
+// Teams are copied and verified side by side, so verifying begins where copying does.
+function took({ at }, earlier) {
+  const before = at && earlier.findLast((step) => step.at && step.task !== "team.copy");
+  const lasted = before ? seconds(before.at, at) : 0;
+  return lasted >= 1 ? [el("span", {}, `took ${duration(lasted)}`)] : [];
 }
 
 // Airflow's count of a step's tasks, if there is more than one.
@@ -127,7 +134,7 @@ function counts({ task, state }, { airflow: { states = {} } }) {
   return [el("span", {}, found.map(([name, count]) => `${number(count)} ${name.replaceAll("_", " ")}`).join(", "))];
 }
 
-function switches({ switch: now, run, rows, alive, read_times: reads, copy, certificate: certified }) {
+function switches({ switch: now, run, rows, alive, read_times: reads, copy, certificate: certified, replicas }) {
   const old = reads && `${ms(reads.read_old)} from the old table, ${ms(reads.read_new)} from the new one`;
   const given = Object.entries(run.settings).filter(([, value]) => value !== null);
   return {
@@ -139,6 +146,7 @@ function switches({ switch: now, run, rows, alive, read_times: reads, copy, cert
     "Ids the old table gets wrong": rows?.verified ? `about ${number(copy.old_differs)}` : null,
     Certified: certified ? `${counted(certified.teams, "team")}, ${counted(certified.rows_copied, "row")} copied${certified.trial ? ", a trial" : ""}` : alive ? "not yet" : "no",
     Certificate: run.certificate ? certificate(run.id) : alive ? "written when the run ends" : "none",
+    Replicas: replicas ? [el("ul", { class: "parameters" }, ...replicas.each.map(({ name, has }) => el("li", {}, visible(name), `: ${has}`))), "as of ", time(replicas.at)] : null,
     Parameters: given.length ? el("ul", { class: "parameters" }, ...given.map(([name, value]) => el("li", {}, `${name}: ${setting(value)}`))) : null,
   };
 }

@@ -5,6 +5,7 @@ Both come from the ledger alone and are self-contained: the page loads nothing f
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -85,7 +86,7 @@ def _replicas(ledger: Ledger) -> dict[str, Any] | None:
     if not (connected := ledger.latest("connected_to")) or not connected["replica"]:
         return None
     last = ledger.latest_of_run("reads_switched") or ledger.latest_of_run("certified") or {}
-    each = [replica | {"has": _has(replica)} for replica in last.get("replicas", [])]
+    each = [replica | {"has": has(replica)} for replica in last.get("replicas", [])]
     return {"compared_on": connected["replica"], "each": each}
 
 
@@ -93,7 +94,8 @@ def _utc(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds")
 
 
-def _has(replica: dict[str, Any]) -> str:
+def has(replica: Mapping[str, Any]) -> str:
+    """What a replica of the survey has of the new table, in words."""
     if replica["here"]:
         return "compared with Postgres"
     state = "" if replica["active"] else "away, "
@@ -126,7 +128,7 @@ def for_approval(ledger: Ledger, settings: Settings) -> str:
         f"| Ids the old table's reader gets wrong | about {old_differs:,} |\n"
     )
     for replica in certificate.get("replicas", []):
-        text += f"| Replica {replica['name']} | {_has(replica)} |\n"
+        text += f"| Replica {replica['name']} | {has(replica)} |\n"
     if times := ledger.latest_of_run("read_times"):
         text += (
             f"| The application's read, team {times['team_id']}, {counted(times['ids'], 'id')} | "

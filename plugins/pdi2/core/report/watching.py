@@ -10,6 +10,7 @@ from psycopg.rows import dict_row
 
 from pdi2.core.engines import postgres
 from pdi2.core.report import progress, runbook, steps, telling
+from pdi2.core.report.certificate import has
 from pdi2.core.report.verdict import verdict
 from pdi2.core.state.ledger import REJECTED, TRIAL_PASSED, Ledger
 from pdi2.core.state.switches import Status, Switches
@@ -110,6 +111,7 @@ def status(
         "failures": _failures(connection, run, alive, states),
         "read_times": _detail(happened, "read_times"),
         "certificate": _detail(happened, "certified"),
+        "replicas": _replicas(happened),
         "report": _detail(happened, "report"),
     }
 
@@ -182,6 +184,13 @@ def _failures(
     failed = [line for line in lines if line["teams"] or "failed" in states.get(line["task"], {})]
     certain = alive or run["outcome"] in ENDED_WELL or (states and failed)
     return failed if certain else lines
+
+
+def _replicas(happened: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What each replica had when the run last looked: at certify, then at the switch. None on a single server."""
+    looked = happened.get("reads_switched") or happened.get("certified")
+    each = [{"name": one["name"], "has": has(one)} for one in looked["detail"].get("replicas", [])] if looked else []
+    return {"at": looked["at"], "each": each} if looked and each else None
 
 
 def _detail(happened: Mapping[str, Any], what: str) -> dict[str, Any] | None:

@@ -20,7 +20,8 @@ from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.plan import mutations
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.state.slices import TEAMS_AT_ONCE, grouped
+from pdi2.core.state.slices import TEAMS_AT_ONCE, grouped, named
+from pdi2.core.state.words import counted
 from pdi2.core.verify.comparing import Key
 from pdi2.core.verify.digesting import Digests, digests, in_memory_or_spilling, suspects
 from pdi2.core.verify.findings import as_bytes
@@ -78,7 +79,7 @@ def changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Changes
     return Changes(since, rows, {team_id: {} for team_id, *_ in teams if team_id not in since})
 
 
-def suspected(ledger: Ledger, warehouse: Warehouse, found: Changes, stood: dict[str, Any]) -> Iterator[set[Key]]:
+def candidates(ledger: Ledger, warehouse: Warehouse, found: Changes, stood: dict[str, Any]) -> Iterator[set[Key]]:
     """The changed ids, in portions, and of the teams in `found.whole` all ids that the digests suspect.
 
     Adds to `found.whole` the teams with more than MOST_CHANGED changed ids, and the marks as of `stood`.
@@ -92,11 +93,9 @@ def suspected(ledger: Ledger, warehouse: Warehouse, found: Changes, stood: dict[
         ids += len(portion)
         yield portion
     log.info(
-        "%s ids are looked at again, as changed since the verification or repaired by it; %s teams are compared as a "
-        "whole, such as %s",
-        f"{ids:,}",
-        len(found.whole),
-        sorted(found.whole)[:20],
+        "Looking again at %s that changed since the verification or were repaired by it; comparing as a whole: %s",
+        counted(ids, "id"),
+        named(sorted(found.whole)) if found.whole else "no team",
     )
     rows = {team.team_id: team.rows_source for team in ledger.teams(found.whole)}
     for teams in grouped(rows, warehouse.max_memory_usage):

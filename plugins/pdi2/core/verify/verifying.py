@@ -15,7 +15,7 @@ from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import Teams, together
 from pdi2.core.state.switches import Switches
 from pdi2.core.verify.digesting import Digests, by_team, digests, old_differs, suspects
-from pdi2.core.verify.rechecking import changes, mark, now, suspected
+from pdi2.core.verify.rechecking import candidates, changes, mark, now
 from pdi2.core.verify.settling import settle
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,6 @@ def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
     """
     stood = now(ledger, warehouse)
     changed = changes(ledger, warehouse, settings)
-    found = settle(ledger, warehouse, suspected(ledger, warehouse, changed, stood), settings)
+    found = settle(ledger, warehouse, candidates(ledger, warehouse, changed, stood), settings)
     ledger.compared_again(changed.whole)
     return found
