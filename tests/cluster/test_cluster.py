@@ -47,7 +47,7 @@ def test_a_row_that_was_taken_away_can_be_written_again(system: System) -> None:
         for _ in range(2):
             system.clickhouse.command(
                 f"DELETE FROM person_distinct_id2 WHERE team_id = {TEAM}",
-                settings={"allow_experimental_lightweight_delete": 1},  # 22.12
+                settings={"allow_experimental_lightweight_delete": 1, "mutations_sync": 1},  # 22.12
             )
             write()
         return len(rows_of(system, Table.NEW))
