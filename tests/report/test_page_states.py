@@ -842,6 +842,21 @@ class TestAirflow:
         listed = [(line["kind"], line["outcome"]) for line in viewer.get("/runs").json()["lines"]]
         assert listed[0] == ("migration", "refused: nothing was changed")
 
+    def test_a_refused_rollback_and_an_audit_that_found_drift_are_listed_as_such(
+        self, system: System, viewer: Visitor
+    ) -> None:
+        many_ids(system, 500)
+        earlier_run(system)
+        insert_truth(system, BOB, 0, "lost")
+
+        system.run(ROLLBACK)
+        audit = system.run(AUDIT, in_flight_seconds=0)
+
+        listed = [(line["kind"], line["outcome"]) for line in viewer.get("/runs").json()["lines"]]
+        assert listed[:2] == [("audit", "drift found"), ("rollback", "refused: nothing was changed")]
+        other = viewer.get("/status", dag=AUDIT, run=audit.run_id).json()["other"]
+        assert "Ids that drifted from Postgres: 1." in other["message"]
+
     def test_the_certificate_is_the_one_that_was_written(self, system: System, viewer: Visitor) -> None:
         many_ids(system, 500)
         run = system.run(stop_old_writes=False)

@@ -17,7 +17,7 @@ from pdi2.core.verify import auditing
 from pdi2.edge.compat import AirflowRescheduleException
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, put_off, refuse_a_standby
 from pdi2.edge.retries import raise_together, task
-from pdi2.edge.tasks import TEAM_LABEL
+from pdi2.edge.tasks import TEAM_LABEL, tell
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,10 @@ def compare(batch: dict[str, Any]) -> None:
 def report_drift() -> dict[str, Any]:
     """Reports the drift in the ledger by kind; fails if some is left, or if a team was not compared."""
     with open_ledger() as ledger:
-        audit, told = auditing.judge(ledger)
+        try:
+            audit, told = auditing.judge(ledger)
+        except auditing.DriftError as drift:
+            tell("message", str(drift))
+            raise
     log.info(told)
     return audit.findings

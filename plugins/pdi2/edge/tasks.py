@@ -217,7 +217,11 @@ def stop_old_writes() -> PokeReturnValue:
 def roll_back() -> None:
     """Returns reads to the old table at once; refuses once old writes have stopped."""
     with open_ledger() as ledger:
-        log.info(gate.roll_back(ledger))
+        try:
+            log.info(gate.roll_back(ledger))
+        except gate.RollbackError as refusal:
+            tell("problems", [str(refusal)])
+            raise
 
 
 def verdict() -> str | None:

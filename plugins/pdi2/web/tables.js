@@ -107,6 +107,7 @@ const OUTCOMES = {
   "no drift": "verified",
   failed: "failed",
   "refused: nothing was changed": "failed",
+  "drift found": "failed",
   running: "copying",
 };
 
