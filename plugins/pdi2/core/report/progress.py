@@ -92,12 +92,15 @@ def _seconds_left(
 
 
 def _speed(work: Mapping[str, Any], now: datetime, going_on: bool) -> float | None:
-    """Rows per second in the last minutes, or over the whole time once the run is over; None if nothing was done."""
+    """Rows per second in the last minutes, or over the whole time once the run is over; None if nothing was done.
+
+    The time counts as WINDOW_SECONDS at least, as for the peak.
+    """
     if work["began"] is None:
         return None
     if going_on:
-        return float(work["recent"] / max(1.0, min(RECENT_SECONDS, (now - work["began"]).total_seconds())))
-    return float(work["rows"] / max(1.0, (work["ended"] - work["began"]).total_seconds()))
+        return float(work["recent"] / max(WINDOW_SECONDS, min(RECENT_SECONDS, (now - work["began"]).total_seconds())))
+    return float(work["rows"] / max(WINDOW_SECONDS, (work["ended"] - work["began"]).total_seconds()))
 
 
 def _throughput(
