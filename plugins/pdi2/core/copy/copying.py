@@ -1,7 +1,11 @@
 """Copies a team, a slice of its distinct_ids at a time. A finished slice is a checkpoint in the ledger.
 
-A slice is as many ranges of the key as can be copied in SLICE_SECONDS. Each range is as large as the memory limit of a
-statement allows, and is halved when a statement meets that limit.
+1. `copy_team` cuts what is left of the team into ranges of the key, each as large as a statement's memory limit allows.
+2. `_copy_slice` waits until the server is free, and creates a staging table.
+3. `_fill` copies range after range into it for SLICE_SECONDS, and counts each: that is a slice.
+4. `_hand_over_slice` adds the slice to the new table in one step, and counts again.
+5. The ledger gets the checkpoint. If a statement met the limit, what is left is cut into ranges of half the size. Then
+   the next slice begins at 2.
 """
 
 import logging
