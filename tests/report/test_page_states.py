@@ -400,6 +400,24 @@ def test_a_long_text_cannot_hold_up_the_page() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_minute_in_which_nothing_moves_is_in_the_first_line(system: System, viewer: Visitor, running: str) -> None:
+    ledger = system.ledger(f"{FILL} {running}")
+    many_ids(system, 500)
+    enable(system, ledger)
+    ledger.record("dual_writes_proven", links=0, seconds=0)
+    plan(system, ledger)
+    assert first_line(viewer)["topic"] == "Running"
+
+    system.postgres.execute("UPDATE pdi2_migration.event SET at = at - interval '61 s'")
+    system.postgres.execute("UPDATE pdi2_migration.run SET started_at = started_at - interval '61 s'")
+    told = first_line(viewer)
+    assert (told["tone"], told["topic"]) == ("warn", "Nothing was copied or verified for a minute")
+    assert told["until"] == viewer.get("/status").json()["steps"][2]["at"], "since the plan"
+
+    copy_team(ledger, system.warehouse(), 7)
+    assert first_line(viewer)["topic"] == "Running"
+
+
 def test_a_wait_that_a_person_may_have_to_end_is_in_the_first_line(
     system: System, viewer: Visitor, running: str
 ) -> None:

@@ -3,8 +3,6 @@
 import { counted, el, fold, link, visible, visibleLines } from "./dom.js";
 import { seconds, time } from "./time.js";
 
-const STILL = 60; // seconds
-
 export function verdict({ verdict: told }) {
   const words = [told.text, told.until ? " " : "", told.until ? time(told.until, { named: true }) : "", told.after];
   return el(
@@ -26,7 +24,6 @@ export function waits(seen) {
   for (const wait of reasons) told.push(el("li", {}, visibleLines(wait.text), ...until(wait.until, seen.now)));
   if (alive && airflow.unanswered) told.push(unanswered(seen));
   if (alive && airflow.retrying) told.push(retrying(seen));
-  if (alive && !told.length) told.push(...still(seen));
   if (alive && airflow.pool?.slots === 0) told.push(el("li", {}, "The pool pdi2_copies has no slots: no copy begins until somebody gives it some."));
   if (run.newest && !run.ended_at && !alive) told.push(el("li", { class: "bad" }, `Airflow says that this run is ${airflow.state}, and it left no report: it was killed or marked by hand. What is finished is kept; trigger the DAG again.`));
   return [...told, ...failures(seen)];
@@ -34,13 +31,6 @@ export function waits(seen) {
 
 function until(at, now) {
   return at && seconds(now, at) > 0 ? [" Until ", time(at), "."] : [];
-}
-
-// ClickHouse may hang for minutes before a task gives it up, and until then Airflow only knows that the task runs.
-function still({ steps, last, now }) {
-  const since = [last?.copied, last?.verified].filter(Boolean).sort().at(-1);
-  if (!since || seconds(since, now) < STILL || !steps.some((step) => step.state === "now" && step.task.startsWith("team."))) return [];
-  return [el("li", {}, "No team was verified and no row copied since ", time(since), ". One large team may take that long; if ClickHouse has not answered, the log of a task that runs says so.")];
 }
 
 function unanswered({ airflow, last }) {

@@ -226,6 +226,15 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
         return Verdict("warn", text, "Approve the switch, or reject it.", "Waiting for approval")
     if airflow.get("waits"):
         return Verdict("warn", text, "Below is what it waits for, and whether you must act.", "It waits")
+    if since := airflow.get("quiet_since"):
+        return Verdict(
+            "warn",
+            f"{text} But no row was copied and no team verified since",
+            "One large team may take that long. If ClickHouse has not answered, the log of a task that runs says so.",
+            "Nothing was copied or verified for a minute",
+            until=since,
+            after=".",
+        )
     return Verdict("good", text, "Nothing.", "Running")
 
 

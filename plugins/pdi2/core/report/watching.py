@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from psycopg import Connection
@@ -16,6 +16,8 @@ from pdi2.core.state.ledger import REJECTED, TRIAL_PASSED, Ledger
 from pdi2.core.state.switches import Status, Switches
 
 LONGEST_SENTENCE = 2_000
+QUIET = timedelta(minutes=1)
+"""ClickHouse may hang for five minutes before a task gives it up, and until then Airflow only knows that tasks run."""
 ENDED_WELL = ("completed", TRIAL_PASSED, REJECTED, "rolled back")
 
 
@@ -87,9 +89,9 @@ def status(
     happened = {line["what"]: line for line in _all(connection, "watch_milestones", period)}
     if alive:
         happened.pop("report", None)  # from before its tasks were cleared
+    planned_at = happened["planned"]["at"] if "planned" in happened else None
     figures = None
     if run["newest"]:
-        planned_at = happened["planned"]["at"] if "planned" in happened else None
         figures = progress.figures(connection, run, now, planned_at, alive, bool(paused))
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
@@ -100,6 +102,9 @@ def status(
     told["asked"] = any(wait.about == "approval" for wait in waits)
     told["old_writes_wait"] = run["newest"] and (_detail(happened, "old_writes_put_off") or {}).get("reason")
     told["waits"] = any(wait.about in ("server", "misses") for wait in waits)
+    if figures and current in ("team.copy", "team.verify"):
+        since = max(filter(None, [planned_at, *figures["last"].values()]))
+        told["quiet_since"] = since if now - since > QUIET else None
     return {
         **seen,
         "alive": alive,
