@@ -584,7 +584,7 @@ def test_a_run_that_has_ended_stands_still(system: System, viewer: Visitor, ledg
 
     seen = [viewer.get("/status").json() for _ in range(2)]
 
-    assert seen[0]["speed"]["copied"] > 100
+    assert 10 < seen[0]["speed"]["copied"] <= 100, "500 rows in five seconds, the least that counts"
     assert seen[0]["seconds_left"] is None
     assert len(seen[0]["throughput"]["copied"]["rows_per_second"]) <= 3, "up to the last row, not up to now"
     for key in ("speed", "throughput", "share", "last"):
