@@ -27,7 +27,7 @@ def main() -> int:
 
     run = commands.add_parser("run", help="seed, migrate through Airflow, and report (make demo)")
     run.add_argument("--rows", type=int, default=150_000, help="rows of the old table, about")
-    run.add_argument("--teams", type=int, default=8)
+    run.add_argument("--teams", type=int, default=5)
     run.add_argument("--seed", type=int, default=1, help="the same seed gives the same data")
     run.add_argument("--directory", type=Path, default=Path(".demo"), help="made anew each time")
     run.add_argument("--replicas", type=int, default=1, help="of ClickHouse; several need Debian's zookeeper")
