@@ -118,7 +118,7 @@ class Exchange(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # as ClickHouse's own server; otherwise many a part waits 40 ms for its last bytes
+    disable_nagle_algorithm = True  # as ClickHouse's server (Poco's TCPServer.cpp): otherwise parts wait 40 ms
     wbufsize = CHUNK
     server: Exchange
 

@@ -183,9 +183,9 @@ def _outcome(dag_run: DagRun, ledger: Mapping[str, Any] | None, told: Mapping[st
         return dag_run.state
     if ledger and ledger["outcome"]:
         return ledger["outcome"]
-    if dag_run.state == DagRunState.FAILED and dag_run.dag_id == AUDIT and told.get("message"):
-        return "drift found"
     if dag_run.state == DagRunState.FAILED:
+        if dag_run.dag_id == AUDIT and told.get("message"):
+            return "drift found"
         return "refused: nothing was changed" if told.get("problems") and not ledger else "failed"
     if dag_run.dag_id == AUDIT:
         return "no drift"

@@ -86,16 +86,19 @@ def _replicas(ledger: Ledger) -> dict[str, Any] | None:
     if not (connected := ledger.latest("connected_to")) or not connected["replica"]:
         return None
     last = ledger.latest_of_run("reads_switched") or ledger.latest_of_run("certified") or {}
-    each = [replica | {"has": has(replica)} for replica in last.get("replicas", [])]
-    return {"compared_on": connected["replica"], "each": each}
+    return {"compared_on": connected["replica"], "each": each_replica(last)}
 
 
 def _utc(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds")
 
 
-def has(replica: Mapping[str, Any]) -> str:
-    """What a replica of the survey has of the new table, in words."""
+def each_replica(looked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The replicas that certify or the switch looked at, each with what it has of the new table in words."""
+    return [replica | {"has": _has(replica)} for replica in looked.get("replicas", [])]
+
+
+def _has(replica: Mapping[str, Any]) -> str:
     if replica["here"]:
         return "compared with Postgres"
     state = "" if replica["active"] else "away, "
@@ -127,8 +130,8 @@ def for_approval(ledger: Ledger, settings: Settings) -> str:
         f"{findings or '| Differences found | none |' + chr(10)}"
         f"| Ids the old table's reader gets wrong | about {old_differs:,} |\n"
     )
-    for replica in certificate.get("replicas", []):
-        text += f"| Replica {replica['name']} | {has(replica)} |\n"
+    for replica in each_replica(certificate):
+        text += f"| Replica {replica['name']} | {replica['has']} |\n"
     if times := ledger.latest_of_run("read_times"):
         text += (
             f"| The application's read, team {times['team_id']}, {counted(times['ids'], 'id')} | "

@@ -10,7 +10,7 @@ from psycopg.rows import dict_row
 
 from pdi2.core.engines import postgres
 from pdi2.core.report import progress, runbook, steps, telling
-from pdi2.core.report.certificate import has
+from pdi2.core.report.certificate import each_replica
 from pdi2.core.report.verdict import verdict
 from pdi2.core.state.ledger import REJECTED, TRIAL_PASSED, Ledger
 from pdi2.core.state.switches import Status, Switches
@@ -192,9 +192,9 @@ def _failures(
 
 
 def _replicas(happened: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What each replica had when the run last looked: at certify, then at the switch. None on a single server."""
+    """What each replica had when the run last looked: at certify, then at the switch. None if there are none."""
     looked = happened.get("reads_switched") or happened.get("certified")
-    each = [{"name": one["name"], "has": has(one)} for one in looked["detail"].get("replicas", [])] if looked else []
+    each = each_replica(looked["detail"]) if looked else None
     return {"at": looked["at"], "each": each} if looked and each else None
 
 
