@@ -54,7 +54,8 @@ class CopyError(MigrationError):
 
 @dataclass(frozen=True)
 class Filled:
-    """Ranges that were copied to a slice's target, and the number of their ids that should be there."""
+    """Ranges that were copied to a slice's target, and the number of their ids: a staging table has one row per id, and
+    for the new table, which may also have earlier copies, the number is counted on the old one."""
 
     ranges: list[Slice]
     ids: int
@@ -182,7 +183,7 @@ def _fill(warehouse: Warehouse, tables: Tables, ranges: list[Slice], room: int) 
             there = rows - before
         else:
             there, parts = pieces.copied(warehouse, piece).total(), room
-        yield Filled(taken, expected, there == expected)
+        yield Filled(taken, there if tables.staged else expected, there == expected)
         done += len(taken)
         if parts >= room or time.monotonic() > until:
             return
