@@ -40,7 +40,7 @@ from stories import (
 
 from demo.schema import Table
 
-TEAMS = range(TEAM, TEAM + 40)
+TEAMS = range(TEAM, TEAM + 16)
 HISTORIES = {
     "simple": ("+A1", "A"),
     "linked again": ("+A1 +B2", "B"),

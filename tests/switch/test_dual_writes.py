@@ -283,6 +283,22 @@ def test_a_stale_writer_is_waited_for_and_then_caught_with_examples(system: Syst
     assert system.switches() == {"writes": "both", "reads": "old"}
 
 
+def test_a_burst_of_a_stale_writer_that_does_not_fit_into_memory_is_caught(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing came after it, so the newest links that fit into memory would be none, and the system idle."""
+    monkeypatch.setattr("pdi2.core.switch.dual_writes.MOST_LINKS", 10)
+    stale = stale_writer(system, IN_THE_WINDOW)
+    enabled_an_hour_ago(system, ledger)
+    for number in range(60):
+        stale.create(TEAM, f"in the burst {number}")
+    stale.flush()
+    run_began_earlier(system, SETTINGS.proof_limit_seconds)
+
+    with pytest.raises(DualWriteError, match="in the burst"):
+        look(system, ledger)
+
+
 def test_one_stale_writer_among_good_ones_is_caught(system: System, ledger: Ledger) -> None:
     stale = stale_writer(system, IN_THE_WINDOW)
     enabled_an_hour_ago(system, ledger)

@@ -462,7 +462,7 @@ def test_the_way_back_is_not_closed_while_the_new_table_answers_wrongly(system: 
     )
     with pytest.raises(WaitError, match="answers wrongly \\(team 7\\), so old writes go on"):
         stop_old_writes(system, ledger)
-    ledger.settle_findings(None)
+    ledger.settle_findings(None, ledger.clock())
     stop_old_writes(system, ledger)
     assert system.switches()["writes"] == "new"
 

@@ -14,6 +14,7 @@ from pdi2.core.verify.verifying import verify_team
 from stories import (
     ALICE,
     BOB,
+    CAROL,
     TEAM,
     add_teams,
     enable,
@@ -136,6 +137,39 @@ def test_an_id_that_moves_all_the_time_and_whose_rows_are_lost_is_wrong(
     hot = Hot(system, rows_arrive=False)
     skip_waits(monkeypatch, hot.move)
     assert verify(system, ledger) == {"stale": 1}
+    assert system.disagreements() == {}
+
+
+def test_what_postgres_changes_during_its_repair_is_in_flight(
+    system: System, ledger: Ledger, waits: list[float]
+) -> None:
+    """The id comes back for another person, so the repair inserts a second row, and then moves on once more."""
+
+    def say(person: UUID, version: int) -> None:
+        system.postgres.execute("DELETE FROM posthog_persondistinctid")
+        insert_truth(system, person, version)
+
+    class Repair(Warehouse):
+        inserts = 0
+
+        def rows(self, name: str, *arguments: Any) -> list[tuple[Any, ...]]:
+            if name == "rows_of_ids" and self.inserts == 1:
+                say(CAROL, 0)
+            return super().rows(name, *arguments)
+
+        def insert(self, table: str, columns: list[str], rows: Sequence[Sequence[Any]]) -> None:
+            super().insert(table, columns, rows)
+            self.inserts += bool(rows)
+            if self.inserts == 2:
+                say(ALICE, 1)
+
+    insert_truth(system, BOB, 0)
+    insert_new(system, ALICE, 0)
+    warehouse = system.warehouse(kind=Repair)
+    assert verify(system, ledger, warehouse) == {"wrong_person": 1}
+    assert warehouse.inserts == 2
+    assert seen(system) == {"id": CAROL}
+    insert_new(system, ALICE, 1)
     assert system.disagreements() == {}
 
 

@@ -25,6 +25,7 @@ from stories import (
     NO_WAIT,
     TEAM,
     Listening,
+    Meanwhile,
     copy_and_verify,
     dump,
     enable,
@@ -350,6 +351,24 @@ def test_a_difference_that_cannot_be_repaired_stops_the_switch(system: System, l
     switch(system, again)
     assert findings(system) == [(TEAM, "id", "wrong_person", True)]
     assert system.disagreements() == {}
+
+
+def test_what_an_audit_finds_meanwhile_stays_open(system: System, ledger: Ledger) -> None:
+    """It may have gone wrong after the comparison, which then says nothing about it."""
+
+    def audit_finds(distinct_id: str) -> None:
+        system.ledger("an audit").add_findings(
+            [{"team_id": TEAM, "distinct_id": distinct_id, "kind": "stale", "repaired": False}]
+        )
+
+    audit_finds("before")
+    warehouse = Meanwhile(system, "digest_new", lambda: audit_finds("during the recheck"))
+    assert verify_changes(ledger, warehouse, NO_WAIT) == {}
+    assert findings(system) == [(TEAM, "before", "stale", True), (TEAM, "during the recheck", "stale", False)]
+
+    warehouse = Meanwhile(system, "digest_new", lambda: audit_finds("during the verification"))
+    assert verify_team(ledger, warehouse, TEAM, NO_WAIT) == {}
+    assert [found[1] for found in findings(system) if not found[3]] == ["during the verification"]
 
 
 def test_teams_verified_long_ago_are_rechecked_together_with_new_ones(system: System, ledger: Ledger) -> None:

@@ -132,8 +132,9 @@ def _look_without_keeper(warehouse: Warehouse, state: State, wait: bool) -> list
             if error.code not in (TIMED_OUT, UNFINISHED):
                 raise
             # A mutation that failed or was killed is unfinished too, and proves nothing (ClickHouse's
-            # StorageReplicatedMergeTree::waitMutationToFinishOnReplicas).
-            lacks = 0 if error.code == UNFINISHED and "inactive" in str(error) else None
+            # StorageReplicatedMergeTree::waitMutationToFinishOnReplicas). A replica that went away only now was not
+            # waited for, so it counts only if one was away before, which keeps the switch waiting anyway.
+            lacks = 0 if error.code == UNFINISHED and "inactive" in str(error) and state.away else None
     others = sorted(set(state.there) - {state.replica})
     if lacks is None and others:
         others = [" or ".join(others)]

@@ -202,7 +202,7 @@ def _hand_over_slice(warehouse: Warehouse, tables: Tables, filled: list[Filled])
         before = pieces.rows_there(warehouse, ranges)
         failure = hand_over(warehouse, tables)
         if pieces.rows_there(warehouse, ranges) - before < sum(one.ids for one in filled):
-            if not failure:
+            if not failure or pieces.arrived(warehouse, tables, join(ranges)):
                 doubtful = filled
             elif any(pieces.absent(warehouse, tables, piece) for piece in ranges):
                 raise WaitError(

@@ -185,6 +185,11 @@ def rows_there(warehouse: Warehouse, ranges: list[Slice]) -> int:
     return _rows(warehouse, join(ranges), NEW_TABLE) if ranges else 0
 
 
+def arrived(warehouse: Warehouse, tables: Tables, piece: Slice) -> bool:
+    """Whether the new table has rows that a staging table of a replicated one, with its own stamp, handed over."""
+    return bool(warehouse.rows("arrived", {**piece.parameters, "stamp": tables.stamp})[0][0])
+
+
 def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:
     """After a wrong count, finds live ids of which the new table has no row of any version, and copies them.
 

@@ -117,7 +117,7 @@ def _throughput(
     if began is None:
         return None
     ended = now or max(line["ended"] for line in work.values() if line["ended"])
-    windows = int((ended - began).total_seconds() / WINDOW_SECONDS) + 1
+    windows = max(1, int((ended - began).total_seconds() / WINDOW_SECONDS) + 1)
     per_bucket = math.ceil(windows / MOST_BARS)
     parameters = {**since, "began": began, "window": WINDOW_SECONDS, "per_bucket": per_bucket}
     width = WINDOW_SECONDS * per_bucket

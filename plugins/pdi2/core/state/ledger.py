@@ -233,8 +233,8 @@ class Ledger:
     def set_copied(self, team_ids: Iterable[int]) -> None:
         self._execute("team_copied", {"team_ids": list(team_ids)})
 
-    def set_verified(self, teams: Iterable[Mapping[str, Any]]) -> None:
-        """Marks teams as verified. Each of `teams` has a team_id and these facts:
+    def set_verified(self, teams: Iterable[Mapping[str, Any]], began: datetime) -> None:
+        """Marks teams as verified by a comparison that began then. Each of `teams` has a team_id and these facts:
 
         - old_differs
         - mark: where both databases stood when the verification began, for rechecking
@@ -244,7 +244,7 @@ class Ledger:
         """
         verified = list(teams)
         self._execute("team_verified", {"teams": Jsonb(verified)})
-        self.settle_findings(team["team_id"] for team in verified)
+        self.settle_findings([team["team_id"] for team in verified], began)
 
     def set_failed(self, team_ids: Iterable[int], error: str) -> None:
         self._execute("team_failed", {"team_ids": list(team_ids), "error": error})
@@ -258,14 +258,15 @@ class Ledger:
     def verified_with_open_findings(self) -> set[int]:
         return {team_id for (team_id,) in self._execute("findings_open")}
 
-    def compared_again(self, marks: Mapping[int, Mapping[str, Any]]) -> None:
+    def compared_again(self, marks: Mapping[int, Mapping[str, Any]], began: datetime) -> None:
         """The teams agree with Postgres as a whole, as their new marks say: their findings are closed, and another try
-        of the switch need not compare them as a whole."""
+        of the switch need not compare them as a whole. `began` is when the comparison began."""
         self._execute("team_compared_again", {"marks": Jsonb(dict(marks))})
-        self.settle_findings(marks)
+        self.settle_findings(marks, began)
 
-    def settle_findings(self, team_ids: Iterable[int] | None, found_before: datetime | None = None) -> None:
-        """Closes the findings of teams (None: all) that agree with Postgres; only those before `found_before`."""
+    def settle_findings(self, team_ids: Iterable[int] | None, found_before: datetime) -> None:
+        """Closes the findings of teams (None: all) that agreed with Postgres in a comparison that began at
+        `found_before`. An audit by the side of it may have found more since."""
         teams = None if team_ids is None else list(team_ids)
         self._execute("findings_settled", {"team_ids": teams, "found_before": found_before})
 

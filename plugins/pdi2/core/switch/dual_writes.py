@@ -1,5 +1,6 @@
 """Turns dual writes on, and proves that every writer honours them before any row is copied."""
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -21,8 +22,8 @@ EXAMPLES = 5
 MOST_KNOWN = 10_000
 WATCHED_AGAIN_SECONDS = 3_600
 MOST_LINKS = 100_000
-"""Before the switch, links of the last WATCHED_AGAIN_SECONDS are looked at. Of any window only about the newest
-MOST_LINKS are: 150,000 did not always fit into the default memory."""
+"""Before the switch, links of the last WATCHED_AGAIN_SECONDS are looked at. If a window has more than MOST_LINKS, the
+links of a sample of ids are: 150,000 did not always fit into the default memory."""
 LATE_SECONDS = 5.0
 """A link that comes a little later than allowed is not missed: a second look follows after this time."""
 FUTURE_SECONDS = 7 * 86_400
@@ -41,7 +42,7 @@ class Miss(NamedTuple):
     version: int | None
     """The greatest version of the id in the new table; None if the new table does not have the id."""
     total: int
-    """How many misses there are in all."""
+    """How many misses there are in all, or in the sample."""
 
 
 class DualWriteError(MigrationError):
@@ -95,7 +96,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
 def _of_the_future(warehouse: Warehouse) -> list[str]:
     """The hashes of the links that have a time in the future. They cannot show a missed write."""
     (now,) = warehouse.rows("now")[0]
-    future = _misses(warehouse, now, now + FUTURE_SECONDS, [])
+    future = _misses(warehouse, now, now + FUTURE_SECONDS, [], one_of=1)
     if len(future) > MOST_KNOWN:
         raise DualWriteError(
             f"More than {MOST_KNOWN:,} links in person_distinct_id have a time in the future: a writer's clock, "
@@ -118,9 +119,10 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     (now,) = warehouse.rows("now")[0]
     end = int(now - settings.in_flight)
     window = settings.settle_seconds or Settings.settle_seconds  # dual writes may have been on for weeks
-    start = _newest_links(warehouse, min(end, max(enabled["enabled_at"], end - window)), end)
+    start = min(end, max(enabled["enabled_at"], end - window))
     known = [int(event) for event in enabled["known"]]
-    misses = _evidence(ledger, _misses(warehouse, start, end, known))
+    links = _links(warehouse, start, end)
+    misses = _evidence(ledger, _misses(warehouse, start, end, known, _one_of(links)))
     window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds
     if misses:
         return _missed(ledger, misses, settings, now, started["at"])
@@ -128,7 +130,6 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         left = settings.settle_seconds - (end - enabled["enabled_at"])
         _watch(ledger, now + left, "No miss so far. Links are watched until the window of the proof is full.")
         return Observation(False, f"No miss so far. The window is full in {left:.0f} s.")
-    links = _links(warehouse, start, end)
     if not links and _newest_is_late(ledger, warehouse, started):
         return _late(ledger, settings, now, started["at"])
     if links:
@@ -154,12 +155,13 @@ def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | No
     start = max(enabled["enabled_at"], end - WATCHED_AGAIN_SECONDS)
     if before:
         start = min(start, before["since"])
-    start = _newest_links(warehouse, min(start, end), end)
+    start = min(start, end)
     known = list(map(int, enabled["known"]))
-    misses = _repairable(ledger, _misses(warehouse, start, end, known))
+    one_of = _one_of(_links(warehouse, start, end))
+    misses = _repairable(ledger, _misses(warehouse, start, end, known, one_of))
     if misses:
         time.sleep(LATE_SECONDS)
-        misses = _repairable(ledger, _misses(warehouse, start, end, known))
+        misses = _repairable(ledger, _misses(warehouse, start, end, known, one_of))
     if misses:
         found = f"{counted(misses[0].total, 'link')} reached person_distinct_id and not person_distinct_id2"
         if before is None or before["at"] < misses[0].written_at:
@@ -185,11 +187,9 @@ def _last_repair(ledger: Ledger) -> int:
     return int(postgres.value(ledger.connection, "last_repair") or 0)
 
 
-def _newest_links(warehouse: Warehouse, start: int, end: int) -> int:
-    """The start of the window, moved so that it has at most about MOST_LINKS links: more would not fit into memory."""
-    while (links := _links(warehouse, start, end)) > MOST_LINKS:
-        start = end - (end - start) * MOST_LINKS // links
-    return start
+def _one_of(links: int) -> int:
+    """Of how many ids one is looked at. A shorter window instead could miss a burst, and take what is left for idle."""
+    return math.ceil(links / MOST_LINKS) or 1
 
 
 def _links(warehouse: Warehouse, start: int, end: int) -> int:
@@ -259,10 +259,9 @@ def _listed(misses: list[Miss]) -> str:
     )
 
 
-def _misses(warehouse: Warehouse, start: int, end: int, known: list[int]) -> list[Miss]:
-    found = warehouse.rows(
-        "missed_dual_writes", {"window_start": start, "window_end": end, "known": known, "most": MOST_KNOWN + 1}
-    )
+def _misses(warehouse: Warehouse, start: int, end: int, known: list[int], one_of: int) -> list[Miss]:
+    window = {"window_start": start, "window_end": end, "one_of": one_of}
+    found = warehouse.rows("missed_dual_writes", {**window, "known": known, "most": MOST_KNOWN + 1})
     return [Miss(*row) for row in found]
 
 

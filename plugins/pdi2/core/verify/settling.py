@@ -72,28 +72,30 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _repair(ledger: Ledger, warehouse: Warehouse, wrong: list[Difference]) -> list[Difference]:
+def _repair(ledger: Ledger, warehouse: Warehouse, found: list[Difference]) -> list[Difference]:
     """Returns the ids whose repair did not hold, or whose DELETE is still pending after REMOVAL_SECONDS.
 
     Until a row with a higher version is gone, a merge may let it swallow what we or the application inserted below it.
-    What was swallowed is inserted again.
+    What was swallowed is inserted again, as Postgres says by then, and what Postgres says after that is in flight.
     """
-    if not wrong:
+    if not found:
         return []
-    insert(warehouse, wrong)
+    wrong = {one.key: one for one in found}
+    insert(warehouse, found)
     deadline, tell_at = time.monotonic() + REMOVAL_SECONDS, time.monotonic() + TELL_EVERY_SECONDS
     asked: set[str] = set()
-    hindered = {one.key for one in wrong if has_to_go(one)}
+    hindered = {one.key for one in found if has_to_go(one)}
     while True:
         take_away(ledger.connection, warehouse, hindered, asked)
-        there = newest_rows(warehouse, (one.key for one in wrong))
-        left = _still_different(ledger, warehouse, [one for one in wrong if there.get(one.key) != row_of(one)])
+        there = newest_rows(warehouse, wrong)
+        left = _still_different(ledger, warehouse, [one for one in wrong.values() if there.get(one.key) != row_of(one)])
         hindered_before, hindered = hindered, {one.key for one in left if has_to_go(one)}
         freed = hindered_before - hindered
         swallowed = [one for one in left if one.key in freed]
         if not (hindered or swallowed) or time.monotonic() > deadline:
             return left
         insert(warehouse, swallowed)
+        wrong |= {one.key: one for one in swallowed}
         if time.monotonic() > tell_at:
             log.info("ClickHouse still carries out the DELETE of rows of %s ids", f"{len(hindered):,}")
             tell_at += TELL_EVERY_SECONDS

@@ -65,7 +65,7 @@ def verify_team(ledger: Ledger, warehouse: Warehouse, team_id: int, settings: Se
 
 def _verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settings) -> Counter[str]:
     """Compares, repairs, compares again; returns the number of findings by kind. Raises VerifyError if some remain."""
-    began = time.monotonic()
+    began, began_at = time.monotonic(), ledger.clock()
     before = now(ledger, warehouse)
     compared = compare(ledger, warehouse, teams, settings)
     agreed = digests(ledger.connection, warehouse, teams) if compared.found else compared.digests
@@ -73,7 +73,7 @@ def _verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settin
     tombstones: Counter[int] = Counter()
     for (team_id, _), bucket in agreed.seen.items():
         tombstones[team_id] += bucket.tombstones
-    ledger.set_verified(
+    verified = [
         {
             "team_id": team_id,
             "old_differs": None if compared.old_differs is None else compared.old_differs[team_id],
@@ -84,7 +84,8 @@ def _verify(ledger: Ledger, warehouse: Warehouse, teams: Teams, settings: Settin
             "seconds": (time.monotonic() - began) / len(teams.team_ids),
         }
         for team_id in teams.team_ids
-    )
+    ]
+    ledger.set_verified(verified, began_at)
     Switches(ledger.connection).follow_ledger()
     return compared.found
 
@@ -119,8 +120,8 @@ def verify_changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
 
     Teams with open findings, such as those of an audit, are compared as a whole. Raises VerifyError if some remain.
     """
-    stood = now(ledger, warehouse)
+    began, stood = ledger.clock(), now(ledger, warehouse)
     changed = changes(ledger, warehouse, settings)
     found = settle(ledger, warehouse, candidates(ledger, warehouse, changed, stood), settings)
-    ledger.compared_again(changed.whole)
+    ledger.compared_again(changed.whole, began)
     return found

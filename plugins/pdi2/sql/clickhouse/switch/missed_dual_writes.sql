@@ -1,6 +1,6 @@
 -- Ids whose latest link reached the old table within the window, but for which the new table has neither that person
 -- nor anything as recent, with the greatest version that it has. An id with a later unlink, or with a link after the
--- window, is still changing and is left out.
+-- window, is still changing and is left out. If one_of is above 1, this looks at a sample of the ids.
 WITH
     toDateTime({window_start:UInt32}) AS window_start,
     toDateTime({window_end:UInt32}) AS window_end,
@@ -8,6 +8,7 @@ WITH
         SELECT team_id, distinct_id
         FROM person_distinct_id
         WHERE _timestamp > window_start AND _timestamp <= window_end AND _sign = 1
+          AND cityHash64(team_id, distinct_id) % {one_of:UInt32} = 0
     ),
     latest AS (
         SELECT team_id, distinct_id,
