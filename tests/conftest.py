@@ -265,7 +265,9 @@ def server_client(engine: dict[str, Any]) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def airflow_metadata() -> None:
-    subprocess.run(["airflow", "db", "migrate"], check=True)
+    from airflow.utils.db import initdb
+
+    initdb()
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_a_role_with_the_settings_of_an_application_migrates(
 ) -> None:
     """Each limit is shorter than something that the run does: it writes an event, waits for ClickHouse within a
     transaction, and in verify waits for what is in flight. The driver cannot read German times, and the seed has ids
-    in scripts that LATIN1 lacks."""
+    in scripts that LATIN1 lacks. Airflow's hook knows the extra `cursor`."""
     limits = {"statement_timeout": "300ms", "lock_timeout": "1ms", "idle_in_transaction_session_timeout": "1ms"}
     if system.postgres.info.server_version >= 140000:
         limits["idle_session_timeout"] = "300ms"
@@ -105,7 +105,7 @@ def test_a_role_with_the_settings_of_an_application_migrates(
         system.postgres.execute(f"ALTER ROLE {role} SET {name} = '{value}'")
     when_recorded(system, "event", "true", "PERFORM pg_sleep(0.4)")
     system.postgres.execute(f"DELETE FROM posthog_persondistinctid WHERE team_id = {seeded.team_ids[0]} AND id % 7 = 0")
-    connect_as(monkeypatch, postgres_server, system.database, login=role)
+    connect_as(monkeypatch, postgres_server, system.database, login=role, extra={"cursor": "dictcursor"})
 
     run = system.run(in_flight_seconds=0.5)
 
@@ -129,14 +129,6 @@ def test_a_session_has_the_limits_of_this_project(system: System) -> None:
         for _ in range(10):
             connection.execute("SELECT %s", ["the same statement"])
         assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
-
-
-def test_a_connection_whose_cursor_gives_dictionaries_migrates(
-    system: System, seeded: Seeded, postgres_server: embedded.Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Airflow's hook knows the extra `cursor`."""
-    connect_as(monkeypatch, postgres_server, system.database, extra={"cursor": "dictcursor"})
-    assert migrates(system)
 
 
 @pytest.mark.parametrize(("chosen", "ours"), [("off", "local"), ("local", "local"), ("remote_apply", "remote_apply")])

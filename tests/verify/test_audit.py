@@ -51,7 +51,7 @@ def switched(system: System, ledger: Ledger) -> Ledger:
     return ledger
 
 
-@pytest.fixture(params=[2, 1], ids=["a task per team", "teams share a task"], autouse=True)
+@pytest.fixture(params=[2, 1], ids=["a task per team", "teams share a task"])
 def most_batches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "MOST_BATCHES", request.param)
 
@@ -92,6 +92,7 @@ def all_but_the_audits_own(system: System) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("most_batches")
 def test_a_table_that_agrees_passes(system: System, switched: Ledger) -> None:
     found, told = audit(system)
     assert (found.planned, found.compared, found.findings) == ({TEAM, OTHER}, {TEAM, OTHER}, {})
@@ -109,6 +110,7 @@ def test_an_audit_that_waited_goes_on_where_it_was(system: System, switched: Led
     assert auditing.left(ledger, [TEAM, OTHER]) == [TEAM, OTHER], "all its tasks were cleared"
 
 
+@pytest.mark.usefixtures("most_batches")
 def test_drift_fails_the_audit_and_nothing_is_touched(system: System, switched: Ledger) -> None:
     drift(system)
     before = all_but_the_audits_own(system)
@@ -136,6 +138,7 @@ def test_drift_fails_the_audit_and_nothing_is_touched(system: System, switched: 
     assert all_but_the_audits_own(system) == before
 
 
+@pytest.mark.usefixtures("most_batches")
 def test_a_repair_that_is_asked_for_is_done_and_reported(system: System, switched: Ledger) -> None:
     drift(system)
     found, told = audit(system, REPAIR)
@@ -201,14 +204,18 @@ def test_a_team_of_postgres_alone_and_one_of_the_new_table_alone_are_compared(sy
     ]
 
 
+@pytest.mark.usefixtures("most_batches")
 def test_a_team_that_could_not_be_compared_is_no_success(system: System, switched: Ledger) -> None:
     with pytest.raises(AuditError, match=rf"were not compared: 1 of 2, among them {OTHER}.*trigger the audit"):
         audit(system, failing=[OTHER])
     assert audit(system)[0].compared == {TEAM, OTHER}
 
 
-@pytest.mark.parametrize("settings", [LOOK, REPAIR], ids=["look", "repair"])
-@pytest.mark.parametrize("table", ["posthog_person", "posthog_persondistinctid"])
+@pytest.mark.parametrize(
+    ("table", "settings"),
+    [("posthog_person", LOOK), ("posthog_persondistinctid", REPAIR)],
+    ids=["persons, look", "ids, repair"],
+)
 def test_where_postgres_keeps_deleted_rows_no_audit_compares(
     system: System, switched: Ledger, table: str, settings: Settings
 ) -> None:

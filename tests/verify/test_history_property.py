@@ -28,7 +28,7 @@ STATE = {
 
 TEAMS = (1, 2)
 IDS = ("o'brien", "")
-EXAMPLES = 3 if ENGINE else int(os.environ.get("PDI2_EXAMPLES", "10"))
+EXAMPLES = 3 if ENGINE else int(os.environ.get("PDI2_EXAMPLES", "5"))
 """make test-chaos tries more. An older engine starts again for every statement."""
 SECONDS = itertools.count(1_600_000_000)
 
