@@ -147,8 +147,11 @@ def test_a_run_that_is_marked_while_copies_are_red_is_red(system: System, seeded
     assert system.disagreements() == {}
 
 
-def test_a_run_is_reported_once_every_team_is_done(system: System, seeded: Seeded) -> None:
+def test_a_run_is_reported_once_every_team_is_done(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A team fails, so what follows the teams cannot be reached any more, while others are still being copied."""
+    monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 2)
     broken = seeded.team_ids[0]
     refuse(system, f"team_id = {broken} AND version < 0")
     pause_when(system, "team", "NEW.status = 'failed'")
@@ -156,7 +159,7 @@ def test_a_run_is_reported_once_every_team_is_done(system: System, seeded: Seede
 
     def resume(hands: Hands) -> None:
         hands.wait_for("stop_old_writes", "upstream_failed")
-        time.sleep(3)
+        time.sleep(1)
         seen.append((hands.states()["report"], system.status(), system.ledger().current_run()))
         system.ledger().record("resumed")
 
@@ -235,7 +238,10 @@ def test_a_pause_holds_an_approved_switch(system: System, seeded: Seeded, monkey
 @pytest.mark.parametrize(
     "by", ["the run that switched", pytest.param("a run that does only this", marks=pytest.mark.chaos)]
 )
-def test_a_pause_holds_the_end_of_old_writes(system: System, seeded: Seeded, by: str) -> None:
+def test_a_pause_holds_the_end_of_old_writes(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 2)
     if by == "the run that switched":
         pause_when(system, "event", "NEW.what = 'reads_switched'")
     else:

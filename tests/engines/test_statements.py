@@ -5,6 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import ENGINE, System
 from pdi2 import sql
@@ -30,15 +31,15 @@ VALUES = {"Array": [], "String": "", "UUID": str(ALICE)}
 
 
 @pytest.mark.parametrize("name", [name for name in STATEMENTS if name not in FRAGMENTS])
-def test_the_engine_understands_every_statement(system: System, name: str) -> None:
+def test_the_engine_understands_every_statement(server_client: Client, name: str) -> None:
     """PDI2_ENGINE chooses the engine. Statements for replicas are run on the installed engine only."""
     text = sql.clickhouse(name, defaultdict(lambda: "a_table", engine="MergeTree ORDER BY tuple()"))
     parameters = {parameter: VALUES.get(type_, 0) for parameter, type_ in re.findall(r"{(\w+):(\w+)", text)}
     if ENGINE == "22.12" and text.endswith("LIGHTWEIGHT\n"):
         with pytest.raises(DatabaseError, match="LIGHTWEIGHT"):  # the next test shows what is said instead
-            system.clickhouse.command(text)
+            server_client.command(text)
         return
-    assert system.clickhouse.command(f"EXPLAIN AST {text}", parameters)
+    assert server_client.command(f"EXPLAIN AST {text}", parameters)
 
 
 @pytest.mark.parametrize("table", Table)

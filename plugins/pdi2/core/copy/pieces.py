@@ -186,7 +186,7 @@ def rows_there(warehouse: Warehouse, ranges: list[Slice]) -> int:
 
 
 def arrived(warehouse: Warehouse, tables: Tables, piece: Slice) -> bool:
-    """Whether the new table has rows that a staging table of a replicated one, with its own stamp, handed over."""
+    """Whether the new table, if it is replicated, has rows of this staging table, which carry its stamp."""
     return bool(warehouse.rows("arrived", {**piece.parameters, "stamp": tables.stamp})[0][0])
 
 
