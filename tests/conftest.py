@@ -258,7 +258,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="session")
 def server_client(engine: dict[str, Any]) -> Iterator[Client]:
-    """Creates the databases of all tests: a connection takes 30 ms."""
+    """One for many tests, because to connect takes 30 ms."""
     with clickhouse_connect.get_client(**engine) as client:
         yield client
 

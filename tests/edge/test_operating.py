@@ -188,6 +188,7 @@ class TestRuns:
         assert system.status() == 2
         assert len(TOLD) == 1, "a good run is not notified of"
         assert asset_events() == [*switches, ("switch_reads", system.ledger().latest("reads_switched"))]
+        assert asset_events()[-1][1]["teams"] == 4
         teams = system.teams()
         assert set(teams) == {*seeded.team_ids, 424_242}
         assert {team_id: teams[team_id].attempts for team_id in done} == done, "what is done is not done again"

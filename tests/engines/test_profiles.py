@@ -206,6 +206,8 @@ def test_no_profile_cuts_an_answer_short(story: System, names: list[str]) -> Non
             with story.client() as client, suppress(Error):
                 assert sorted(client.query(control).result_rows) != whole, f"{name} cuts answers short, or is an error"
         profiles |= known
+    if not profiles:
+        pytest.skip("this ClickHouse has none of these settings")
     story.engine = server
     with_profile(story, profiles)
 

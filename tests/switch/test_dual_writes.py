@@ -11,6 +11,7 @@ import time
 import pytest
 from conftest import System
 from pdi2.core.engines.failures import MigrationError, Reaction, reaction
+from pdi2.core.report.telling import sentence
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch.dual_writes import DualWriteError, observe
@@ -295,8 +296,16 @@ def test_a_burst_of_a_stale_writer_that_does_not_fit_into_memory_is_caught(
     stale.flush()
     run_began_earlier(system, SETTINGS.proof_limit_seconds)
 
-    with pytest.raises(DualWriteError, match="in the burst"):
+    with pytest.raises(
+        DualWriteError, match=r"and not person_distinct_id2 \(one id in 6 was looked at\): .*in the burst"
+    ):
         look(system, ledger)
+
+    arrive = "INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, version, _timestamp) "
+    system.clickhouse.command(f"{arrive} SELECT team_id, distinct_id, person_id, 0, _timestamp FROM person_distinct_id")
+    assert "lacks none (one id in 6 was looked at)" in look(system, ledger)[1]
+    told, _ = sentence("dual_writes_proven", ledger.latest("dual_writes_proven") or {})
+    assert told == "Dual writes are proven: 60 links in 120 s reached both tables. One id in 6 was looked at."
 
 
 def test_one_stale_writer_among_good_ones_is_caught(system: System, ledger: Ledger) -> None:

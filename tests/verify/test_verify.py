@@ -180,7 +180,9 @@ def test_all_kinds_of_differences_are_repaired_at_once_and_later_updates_win(sys
     assert ledger.findings_by_kind()["missing"] == {"repaired": kinds.count("missing"), "remaining": 0}
     assert verify(system, ledger) == {}, "what is repaired is no finding again"
     assert_agrees_whatever_merges(system)
+    merge(system)
     assert verify(system, ledger) == {}
+    assert sorted(row[1] for row in findings(system)) == sorted(kinds)
 
     later = {name: (truth[1] or 0) + 1 for name, (_, truth, _) in DIFFERENCES.items() if truth}
     for version in set(later.values()):

@@ -54,8 +54,10 @@ class CopyError(MigrationError):
 
 @dataclass(frozen=True)
 class Filled:
-    """Ranges that were copied to a slice's target, and the number of their ids: a staging table has one row per id, and
-    for the new table, which may also have earlier copies, the number is counted on the old one."""
+    """Ranges that were copied to a slice's target, and how many ids they have.
+
+    In a staging table, every row is an id. The new table may also have earlier copies, so there the old table says.
+    """
 
     ranges: list[Slice]
     ids: int

@@ -186,8 +186,8 @@ def rows_there(warehouse: Warehouse, ranges: list[Slice]) -> int:
 
 
 def arrived(warehouse: Warehouse, tables: Tables, piece: Slice) -> bool:
-    """Whether the new table, if it is replicated, has rows of this staging table, which carry its stamp."""
-    return bool(warehouse.rows("arrived", {**piece.parameters, "stamp": tables.stamp})[0][0])
+    """Whether the new table is replicated and has rows of this staging table, which carry its stamp."""
+    return bool(tables.stamp and warehouse.rows("arrived", {**piece.parameters, "stamp": tables.stamp})[0][0])
 
 
 def mend(warehouse: Warehouse, tables: Tables, piece: Piece) -> int:

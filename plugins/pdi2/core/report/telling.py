@@ -100,9 +100,9 @@ def _planned(detail: Mapping[str, Any]) -> str:
 def _proven(detail: Mapping[str, Any]) -> str:
     if not detail["links"]:
         return "Nobody wrote anything while dual writes were watched; verify compares every team with Postgres."
-    return (
-        f"Dual writes are proven: {counted(detail['links'], 'link')} in {detail['seconds']:.0f} s reached both tables."
-    )
+    links, one_of = counted(detail["links"], "link"), detail.get("one_of", 1)
+    looked_at = f" One id in {one_of:,} was looked at." if one_of > 1 else ""
+    return f"Dual writes are proven: {links} in {detail['seconds']:.0f} s reached both tables.{looked_at}"
 
 
 def _certified(detail: Mapping[str, Any]) -> str:

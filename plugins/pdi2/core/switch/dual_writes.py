@@ -33,6 +33,8 @@ FUTURE_SECONDS = 7 * 86_400
 class Miss(NamedTuple):
     """A link that the new table does not show."""
 
+    one_of: int
+    """Of how many ids one was looked at."""
     team_id: int
     distinct_id: bytes
     written_at: int
@@ -42,7 +44,7 @@ class Miss(NamedTuple):
     version: int | None
     """The greatest version of the id in the new table; None if the new table does not have the id."""
     total: int
-    """How many misses there are in all, or in the sample."""
+    """How many misses there are among the ids that were looked at."""
 
 
 class DualWriteError(MigrationError):
@@ -122,7 +124,8 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     start = min(end, max(enabled["enabled_at"], end - window))
     known = [int(event) for event in enabled["known"]]
     links = _links(warehouse, start, end)
-    misses = _evidence(ledger, _misses(warehouse, start, end, known, _one_of(links)))
+    one_of = _one_of(links)
+    misses = _evidence(ledger, _misses(warehouse, start, end, known, one_of))
     window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds
     if misses:
         return _missed(ledger, misses, settings, now, started["at"])
@@ -133,13 +136,16 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     if not links and _newest_is_late(ledger, warehouse, started):
         return _late(ledger, settings, now, started["at"])
     if links:
-        message = f"Proven: {counted(links, 'link')} written in the last {end - start} s, and the new table lacks none."
+        message = (
+            f"Proven: {counted(links, 'link')} written in the last {end - start} s, and the new table lacks "
+            f"none{_sample(one_of)}."
+        )
     else:
         message = (
             f"Nothing was written in the last {end - start} s, so nothing was proven. Going on, because an "
             "idle system loses nothing: verify compares every team with Postgres."
         )
-    ledger.record("dual_writes_proven", links=links, seconds=end - start)
+    ledger.record("dual_writes_proven", links=links, seconds=end - start, one_of=one_of)
     return Observation(True, message)
 
 
@@ -163,7 +169,7 @@ def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | No
         time.sleep(LATE_SECONDS)
         misses = _repairable(ledger, _misses(warehouse, start, end, known, one_of))
     if misses:
-        found = f"{counted(misses[0].total, 'link')} reached person_distinct_id and not person_distinct_id2"
+        found = _found(misses)
         if before is None or before["at"] < misses[0].written_at:
             ledger.record(MISSED, since=start, at=misses[0].written_at, found=found)
         return f"{found}: {_listed(misses)}. Readers of the new table would miss what comes next."
@@ -190,6 +196,10 @@ def _last_repair(ledger: Ledger) -> int:
 def _one_of(links: int) -> int:
     """Of how many ids one is looked at. A shorter window instead could miss a burst, and take what is left for idle."""
     return math.ceil(links / MOST_LINKS) or 1
+
+
+def _sample(one_of: int) -> str:
+    return f" (one id in {one_of:,} was looked at)" if one_of > 1 else ""
 
 
 def _links(warehouse: Warehouse, start: int, end: int) -> int:
@@ -237,19 +247,24 @@ def _watch(ledger: Ledger, until: float, message: str, late: bool = False) -> No
 
 def _missed(ledger: Ledger, misses: list[Miss], settings: Settings, now: int, started_at: int) -> Observation:
     seconds_spent = now - started_at
-    total, listed = misses[0].total, _listed(misses)
-    message = f"{counted(total, 'link')} reached person_distinct_id and not person_distinct_id2: {listed}."
+    listed = _listed(misses)
+    message = f"{_found(misses)}: {listed}."
     if seconds_spent < settings.proof_limit_seconds:
         message += " A writer's cache of the switch may not have run out yet."
         _watch(ledger, started_at + settings.proof_limit_seconds, message, late=True)
         return Observation(False, f"{message} Waiting.")
-    ledger.record("dual_writes_missed", misses=total, examples=listed)
+    ledger.record("dual_writes_missed", misses=misses[0].total, examples=listed)
     raise DualWriteError(
         f"A writer ignores the dual-write switch. After {seconds_spent} s {message} Nothing was copied, and "
         "reads stay on the old table. Restart or fix the writers of these teams (is the setting "
         "PERSON_DISTINCT_ID_WRITES read at all? is the consumer of person_distinct_id2 running?), then trigger "
         "the run again."
     )
+
+
+def _found(misses: list[Miss]) -> str:
+    total, one_of = misses[0].total, misses[0].one_of
+    return f"{counted(total, 'link')} reached person_distinct_id and not person_distinct_id2{_sample(one_of)}"
 
 
 def _listed(misses: list[Miss]) -> str:
@@ -262,7 +277,7 @@ def _listed(misses: list[Miss]) -> str:
 def _misses(warehouse: Warehouse, start: int, end: int, known: list[int], one_of: int) -> list[Miss]:
     window = {"window_start": start, "window_end": end, "one_of": one_of}
     found = warehouse.rows("missed_dual_writes", {**window, "known": known, "most": MOST_KNOWN + 1})
-    return [Miss(*row) for row in found]
+    return [Miss(one_of, *row) for row in found]
 
 
 def _evidence(ledger: Ledger, misses: list[Miss]) -> list[Miss]:

@@ -1,4 +1,5 @@
--- Whether a row with this stamp is in the new table, so its slice was handed over. Neither merges nor traffic bring one.
+-- Whether a row with this stamp is in the new table, so its slice was handed over. Neither merges nor the application
+-- write such a row.
 SELECT count()
 FROM (
     SELECT team_id
