@@ -14,6 +14,7 @@ from pdi2.core.engines.failures import MigrationError, Reaction, reaction
 from pdi2.core.report.telling import sentence
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
+from pdi2.core.switch import dual_writes
 from pdi2.core.switch.dual_writes import DualWriteError, observe
 from stories import TEAM, add_teams, dump, enable, many_ids, rows_of
 
@@ -26,6 +27,11 @@ IN_FLIGHT = 10
 IN_THE_WINDOW = 90
 BEFORE_THE_WINDOW = 300
 HOUR = 3600
+
+
+@pytest.fixture(autouse=True)
+def no_second_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual_writes, "LATE_SECONDS", 0)
 
 
 @pytest.fixture
@@ -71,6 +77,12 @@ def _shift(system: System, what: str, key: str, seconds: int) -> None:
 def enabled_an_hour_ago(system: System, ledger: Ledger) -> None:
     enable(system, ledger, SETTINGS)
     pass_time(system, HOUR)
+
+
+def rest_arrives(system: System) -> None:
+    """The new table gets the links that only the old one has."""
+    arrive = "INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, version, _timestamp) "
+    system.clickhouse.command(f"{arrive} SELECT team_id, distinct_id, person_id, 0, _timestamp FROM person_distinct_id")
 
 
 def look(system: System, ledger: Ledger, settings: Settings = SETTINGS) -> tuple[bool, str]:
@@ -180,7 +192,7 @@ def test_an_idle_system_is_accepted_after_the_full_window_only(system: System, l
     pass_time(system, SETTINGS.settle_seconds + int(SETTINGS.in_flight) - 20)
     assert not look(system, ledger)[0]
 
-    pass_time(system, 20)
+    pass_time(system, 21)
     proven, message = look(system, ledger)
     assert proven
     assert "Nothing was written in the last 120 s, so nothing was proven" in message
@@ -284,6 +296,23 @@ def test_a_stale_writer_is_waited_for_and_then_caught_with_examples(system: Syst
     assert system.switches() == {"writes": "both", "reads": "old"}
 
 
+def test_a_link_that_comes_between_the_two_looks_is_late_and_not_missed(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = stale_writer(system, IN_THE_WINDOW)
+    enabled_an_hour_ago(system, ledger)
+    half.create(TEAM, "late")
+    half.flush()
+    run_began_earlier(system, SETTINGS.proof_limit_seconds)
+    monkeypatch.setattr("time.sleep", lambda seconds: rest_arrives(system))
+    assert look(system, ledger)[0]
+
+
+def test_a_link_has_its_whole_allowance_though_its_stamp_is_cut_to_seconds() -> None:
+    """_timestamp is the time of Kafka's message in whole seconds: 99 may be 99.9, and the look at 100.0."""
+    assert dual_writes.due(100, Settings(in_flight_seconds=1)) == 98
+
+
 def test_a_burst_of_a_stale_writer_that_does_not_fit_into_memory_is_caught(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,8 +330,7 @@ def test_a_burst_of_a_stale_writer_that_does_not_fit_into_memory_is_caught(
     ):
         look(system, ledger)
 
-    arrive = "INSERT INTO person_distinct_id2 (team_id, distinct_id, person_id, version, _timestamp) "
-    system.clickhouse.command(f"{arrive} SELECT team_id, distinct_id, person_id, 0, _timestamp FROM person_distinct_id")
+    rest_arrives(system)
     assert "lacks none (one id in 6 was looked at)" in look(system, ledger)[1]
     told, _ = sentence("dual_writes_proven", ledger.latest("dual_writes_proven") or {})
     assert told == "Dual writes are proven: 60 links in 120 s reached both tables. One id in 6 was looked at."

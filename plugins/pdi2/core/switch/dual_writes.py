@@ -119,13 +119,16 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     if enabled is None or started is None:
         raise MigrationError("Dual writes were never enabled by this project. Clear enable_dual_writes to enable them.")
     (now,) = warehouse.rows("now")[0]
-    end = int(now - settings.in_flight)
+    end = due(now, settings)
     window = settings.settle_seconds or Settings.settle_seconds  # dual writes may have been on for weeks
     start = min(end, max(enabled["enabled_at"], end - window))
     known = [int(event) for event in enabled["known"]]
     links = _links(warehouse, start, end)
     one_of = _one_of(links)
     misses = _evidence(ledger, _misses(warehouse, start, end, known, one_of))
+    if misses and now - started["at"] >= settings.proof_limit_seconds:
+        time.sleep(LATE_SECONDS)
+        misses = _evidence(ledger, _misses(warehouse, start, end, known, one_of))
     window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds
     if misses:
         return _missed(ledger, misses, settings, now, started["at"])
@@ -157,7 +160,7 @@ def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | No
     """
     enabled = ledger.latest(ENABLED) or {"enabled_at": 0, "known": []}
     before = ledger.latest_of_run(MISSED)
-    end = int(warehouse.rows("now")[0][0] - settings.in_flight)
+    end = due(warehouse.rows("now")[0][0], settings)
     start = max(enabled["enabled_at"], end - WATCHED_AGAIN_SECONDS)
     if before:
         start = min(start, before["since"])
@@ -191,6 +194,11 @@ def _repairable(ledger: Ledger, misses: list[Miss]) -> list[Miss]:
 def _last_repair(ledger: Ledger) -> int:
     """Seconds since the epoch; 0 if nothing was repaired."""
     return int(postgres.value(ledger.connection, "last_repair") or 0)
+
+
+def due(now: int, settings: Settings) -> int:
+    """Links stamped until then are due: the replication lag allowance is over. Stamps are cut to whole seconds."""
+    return math.floor(now - settings.in_flight) - 1 if settings.in_flight else now
 
 
 def _one_of(links: int) -> int:
