@@ -2,6 +2,8 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, count
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from conftest import System
 from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.clickhouse import THREADS, Warehouse
-from pdi2.core.engines.failures import BusyError
+from pdi2.core.engines.failures import BusyError, Reaction, reaction
 from pdi2.core.state.ledger import Ledger
 from stories import until
 
@@ -126,3 +128,22 @@ def test_a_killed_task_leaves_no_statement_behind(system: System) -> None:
 
     assert [error.name for error in killed] == ["QUERY_WAS_CANCELLED"]
     assert system.clickhouse.query(running).result_rows == [(0,)]
+
+
+def test_a_session_that_is_taken_is_given_up(server: clickhouse_server.Server) -> None:
+    """As after a connection that was reset: the client sends its SELECT again, and the first one is still running."""
+    sessions = chain(["taken"], map(str, count()))
+    with (
+        Warehouse(lambda: server.connect(session_id=next(sessions)), "test", MEMORY) as warehouse,
+        server.connect(session_id="taken") as another,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert warehouse.rows("now")
+        slow = pool.submit(another.query, "SELECT sleep(2)")
+        with server.connect() as onlooker:
+            until(lambda: onlooker.command("SELECT count() FROM system.processes WHERE query LIKE '%sleep(2)%'") > 1)
+        with pytest.raises(DatabaseError) as taken:
+            warehouse.rows("now")
+        assert (taken.value.code, reaction(taken.value)) == (373, Reaction.RETRY)
+        assert warehouse.rows("now"), "by a new session"
+        assert slow.result()

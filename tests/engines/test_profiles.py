@@ -12,8 +12,13 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.request import Request, urlopen
 
 import clickhouse_connect
 import pytest
@@ -45,7 +50,7 @@ from stories import (
     stop_merges,
 )
 
-from demo import schema
+from demo import clickhouse_server, schema
 
 MEMORY = Settings().max_memory_usage
 IDS = "SELECT distinct_id FROM person_distinct_id"
@@ -459,6 +464,59 @@ def test_a_fresh_installation_is_seen_with_the_grants_of_the_runbook(system: Sys
     assert "person_distinct_id_backup.distinct_id carries the skip comment" in said
     assert run.returncode == 0
     assert system.value("SELECT to_regnamespace('pdi2_migration')") is None
+
+
+def ungranted(path: Path) -> list[str]:
+    with Warehouse(lambda: connect(path), "preflight", MEMORY) as warehouse:
+        return clickhouse_checks.grant_problems(warehouse)
+
+
+@real_engine
+def test_what_the_user_was_not_granted_is_reported(tmp_path: Path) -> None:
+    grants = ["SELECT ON default.*", "INSERT ON default.person_distinct_id2", "CREATE TABLE, DROP TABLE ON default.*"]
+    user = f"<grants>{''.join(f'<query>GRANT {grant}</query>' for grant in grants)}</grants>"
+    told = configured(tmp_path, ungranted, user=user)
+    assert [" ".join(line.partition(".")[0].split()[5:]) for line in told] == [
+        "ALTER DELETE on person_distinct_id2",
+        "INSERT on person_distinct_id2_staging_0",
+        "ALTER SETTINGS on person_distinct_id2_staging_0",
+    ]
+
+
+class Dropping(BaseHTTPRequestHandler):
+    """A proxy before ClickHouse that drops settings, as chproxy does with what its `allowedParams` lacks (scope.go)."""
+
+    allowed = ("query", "database", "session_id", "default_format", "compress", "enable_http_compression")
+    clickhouse: clickhouse_server.Server
+
+    def do_POST(self) -> None:
+        address = urlsplit(self.path)
+        kept = urlencode([(name, value) for name, value in parse_qsl(address.query) if name in self.allowed])
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        asked = Request(f"http://127.0.0.1:{self.clickhouse.port}/?{kept}", body, dict(self.headers))
+        with urlopen(asked) as answer:
+            found = answer.read()
+            self.send_response(200)
+            for name, value in answer.headers.items():
+                if name.lower() not in ("content-length", "transfer-encoding"):
+                    self.send_header(name, value)
+        self.send_header("Content-Length", str(len(found)))
+        self.end_headers()
+        self.wfile.write(found)
+
+
+@real_engine
+def test_a_proxy_that_drops_settings_is_reported(tmp_path: Path) -> None:
+    with clickhouse_server.running(tmp_path) as server, ThreadingHTTPServer(("127.0.0.1", 0), Dropping) as proxy:
+        Dropping.clickhouse = server
+        Thread(target=proxy.serve_forever, daemon=True).start()
+        through = replace(server, port=proxy.server_port)
+        for address, problems in ((server, 0), (through, 1)):
+            with Warehouse(address.connect, "preflight", MEMORY) as warehouse:
+                told = clickhouse_checks.profile_problems(warehouse, MEMORY)
+            assert len(told) == problems
+        assert "do not reach ClickHouse" in told[0]
+        proxy.shutdown()
 
 
 CLOSED = {

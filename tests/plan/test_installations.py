@@ -6,6 +6,7 @@ Facts about PostHog are from its branches 1.31 to 1.33 (docs/installations.md na
 import json
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +15,10 @@ from uuid import uuid4
 import psycopg
 import pytest
 from conftest import AUDIT, DATABASE_NUMBERS, System
-from pdi2.core.engines import sessions
+from pdi2.core.engines import postgres, sessions
 from pdi2.core.engines.failures import BusyError
+from pdi2.core.plan import postgres_checks
+from pdi2.core.state.ledger import Ledger
 from pdi2.edge import audit, connections
 from stories import (
     ALICE,
@@ -28,7 +31,9 @@ from stories import (
     insert_old,
     insert_truth,
     merge,
+    migrate_together,
     refuse,
+    two_ids_each,
     when_recorded,
 )
 
@@ -100,7 +105,8 @@ def test_a_role_with_the_settings_of_an_application_migrates(
     limits = {"statement_timeout": "300ms", "lock_timeout": "1ms", "idle_in_transaction_session_timeout": "1ms"}
     if system.postgres.info.server_version >= 140000:
         limits["idle_session_timeout"] = "300ms"
-    limits |= {"DateStyle": "German", "client_encoding": "LATIN1"}
+    limits |= {"standard_conforming_strings": "off", "array_nulls": "off", "escape_string_warning": "off"}
+    limits |= {"DateStyle": "German", "TimeZone": "Europe/Berlin", "client_encoding": "LATIN1"}
     for name, value in limits.items():
         system.postgres.execute(f"ALTER ROLE {role} SET {name} = '{value}'")
     when_recorded(system, "event", "true", "PERFORM pg_sleep(0.4)")
@@ -118,17 +124,64 @@ def test_a_session_has_the_limits_of_this_project(system: System) -> None:
     system.postgres.execute(f"ALTER DATABASE {system.database} SET default_transaction_isolation = 'serializable'")
     system.postgres.execute(f"ALTER DATABASE {system.database} SET DateStyle = 'SQL, DMY'")
     system.postgres.execute(f"ALTER DATABASE {system.database} SET client_encoding = 'LATIN1'")
+    system.postgres.execute(f"ALTER DATABASE {system.database} SET TimeZone = 'Europe/Berlin'")
     with sessions.begin(lambda: psycopg.connect(system.uri)) as connection:
         asked = {name: connection.execute(f"SHOW {name}").fetchone() for name in ("statement_timeout", "lock_timeout")}
         assert asked == {"statement_timeout": ("0",), "lock_timeout": ("10s",)}
         kept = "SELECT setting FROM pg_settings WHERE name LIKE 'tcp_keepalives_%' ORDER BY name"
         assert connection.execute(kept).fetchall() in ([("3",), ("60",), ("10",)], [("0",)] * 3), "0: a Unix socket"
-        assert connection.execute("SELECT now()").fetchone()
+        summer_time_begins = postgres.value(connection, "clock").replace(2027, 3, 28, 0, 59)
+        assert (summer_time_begins + timedelta(minutes=2)).timestamp() - summer_time_begins.timestamp() == 120
         assert connection.execute("SELECT '長'").fetchone() == ("長",)
         assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
         for _ in range(10):
             connection.execute("SELECT %s", ["the same statement"])
         assert connection.execute("SELECT count(*) FROM pg_prepared_statements").fetchone() == (0,)
+
+
+@pytest.mark.parametrize("created", ["the ledger", "its schema"])
+def test_a_ledger_of_another_role_is_one_line_of_preflight_with_what_helps(
+    system: System,
+    told: Callable[[], list[str]],
+    postgres_server: embedded.Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+    created: str,
+) -> None:
+    """As after a trial with the application's role, or where roles are made anew for each day."""
+    two_ids_each(system, TEAM)
+    system.ledger().create()
+    if created == "its schema":
+        system.postgres.execute("DROP SCHEMA pdi2_migration CASCADE; CREATE SCHEMA pdi2_migration")
+    role = f"migration_{uuid4().hex}"
+    system.postgres.execute(
+        f"CREATE ROLE {role} LOGIN; GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"
+        f"GRANT SELECT, INSERT, UPDATE ON {', '.join(postgres_checks.APPLICATION_COLUMNS)} TO {role}"
+    )
+    connect_as(monkeypatch, postgres_server, system.database, login=role)
+    assert refused(system)
+    [line] = told()
+    assert "pdi2_migration, belongs to" in line
+    system.postgres.execute(line.partition(", or ")[2].rstrip("."))
+    with sessions.begin(lambda: psycopg.connect(system.uri, user=role)) as connection:
+        migrate_together(system, Ledger(connection, "a run", "its role"))
+    assert {team.status for team in system.teams().values()} == {"verified"}
+    system.postgres.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+def test_a_role_that_may_not_tell_servers_apart_is_one_line_of_preflight(system: System) -> None:
+    """Each verification is marked with its server, by pg_control_system()."""
+    role = f"migration_{uuid4().hex}"
+    system.postgres.execute(
+        f"CREATE ROLE {role} LOGIN; REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC;"
+        f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role};"
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"
+    )
+    with psycopg.connect(system.uri, user=role, autocommit=True) as connection:
+        [line] = postgres_checks.privilege_problems(connection)
+        assert "may not call pg_control_system()" in line
+        system.postgres.execute(f"GRANT EXECUTE ON FUNCTION pg_control_system() TO {role}")
+        assert postgres_checks.privilege_problems(connection) == []
+    system.postgres.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
 @pytest.mark.parametrize(("chosen", "ours"), [("off", "local"), ("local", "local"), ("remote_apply", "remote_apply")])

@@ -427,9 +427,9 @@ def test_a_wait_that_a_person_may_have_to_end_is_in_the_first_line(
     ledger = system.ledger(f"{FILL} {running}")
     many_ids(system, 500)
     enable(system, ledger)
-    ledger.record("dual_writes_watched", until=0, message="No miss so far.", late=False)
+    ledger.record("dual_writes_watched", until=0, message="No miss so far.", why=None)
     assert topic() == "Running"
-    ledger.record("dual_writes_watched", until=0, message="2 links reached person_distinct_id alone.", late=True)
+    ledger.record("dual_writes_watched", until=0, message="2 links reached person_distinct_id alone.", why="missed")
     assert topic() == "It waits"
     ledger.record("dual_writes_proven", links=0, seconds=0)
     plan(system, ledger)
@@ -1177,7 +1177,7 @@ def test_the_audit_log_reads_as_sentences_and_shows_milestones_first(
     for team_id in range(40):
         ledger.record("audited", run="an audit", team_ids=[team_id], old_differs=None)
     ledger.record("read_times", team_id=7, ids=500, readings=5, read_old=0.12345678901234567, read_new=0.01)
-    ledger.record("dual_writes_watched", until=1_800_000_000.123, message="No miss so far.", late=False)
+    ledger.record("dual_writes_watched", until=1_800_000_000.123, message="No miss so far.", why=None)
 
     milestones = viewer.get("/events", limit=100).json()["lines"]
     everything = viewer.get("/events", limit=100, milestones=False).json()["lines"]

@@ -1,6 +1,7 @@
 """A ledger that an earlier release of this package created, and a role that did not create the ledger's schema."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -22,6 +23,16 @@ FINDING_OF_0_1 = """
     CREATE UNIQUE INDEX finding_identity ON pdi2_migration.finding (team_id, md5(distinct_id), kind);
     INSERT INTO pdi2_migration.finding VALUES (6, 'an old finding', 'missing', true)
 """
+
+
+def test_two_that_create_the_ledger_at_the_same_time_take_turns(system: System) -> None:
+    """As the first run and an audit of the same minute."""
+    ledgers = [system.ledger(), system.ledger()]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            system.postgres.execute("DROP SCHEMA IF EXISTS pdi2_migration CASCADE")
+            assert list(pool.map(Ledger.create, ledgers)) == [None, None]
+    assert system.ledger().exists()
 
 
 def test_a_ledger_of_an_earlier_release_is_kept_and_gets_what_it_lacks(system: System) -> None:

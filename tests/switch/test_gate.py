@@ -33,6 +33,7 @@ from stories import (
     BOB,
     NO_WAIT,
     TEAM,
+    Meanwhile,
     add_teams,
     copy_and_verify,
     dump,
@@ -362,6 +363,29 @@ def test_a_mutation_that_fails_keeps_the_gate_shut(system: System, ledger: Ledge
     assert system.switches()["reads"] == "old"
     system.clickhouse.command(f"KILL MUTATION WHERE database = '{system.database}'")
     switch(system, ledger)
+
+
+def test_two_tries_of_the_switch_switch_once(system: System, ledger: Ledger) -> None:
+    """Airflow loses sight of a try, and begins another one."""
+    migrate_together(system, ledger)
+    first = system.ledger(ledger.airflow_run)
+    switch_reads(ledger, Meanwhile(system, "teams_of_new", lambda: switch(system, first)), NO_WAIT)
+    assert system.status() == 2
+    assert system.value("SELECT count(*) FROM pdi2_migration.event WHERE what = 'reads_switched'") == 1
+
+
+def test_a_try_of_the_switch_that_was_reported_as_failed_meanwhile_switches_nothing(
+    system: System, ledger: Ledger
+) -> None:
+    """A task goes on after its supervisor was killed, and its run was marked as failed."""
+    migrate_together(system, ledger)
+    reported = system.ledger(ledger.airflow_run)
+    meanwhile = Meanwhile(system, "teams_of_new", lambda: close_run(reported, NO_WAIT))
+    with pytest.raises(ChangedElsewhereError, match="is now ERRORED.*Nothing was switched"):
+        switch_reads(ledger, meanwhile, NO_WAIT)
+    assert (system.status(), system.switches()["reads"]) == (3, "old")
+    switch(system, ledger)
+    assert system.status() == 2, "once its tasks are cleared, the run goes on"
 
 
 def missed_link(system: System, distinct_id: str) -> None:

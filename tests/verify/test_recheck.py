@@ -1,7 +1,6 @@
 """Between the last verification and the switch: what changed since is compared again, and nothing else."""
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -175,13 +174,35 @@ def test_a_change_that_was_not_committed_at_the_first_look_is_found(system: Syst
 
 
 def test_what_somebodys_mutation_removed_is_compared_once(system: System, ledger: Ledger) -> None:
+    """Though ClickHouse's clock was set back by an hour since the teams were verified."""
+    system.postgres.execute(
+        "UPDATE pdi2_migration.team SET mark = jsonb_set(mark, '{at}', to_jsonb((mark ->> 'at')::bigint + 3600))"
+    )
     delete = "ALTER TABLE person_distinct_id2 DELETE WHERE distinct_id = 'other'"
     system.clickhouse.command(delete, settings={"mutations_sync": 2})
-    time.sleep(1.1)  # system.mutations has whole seconds
     warehouse = Listening(system)
     assert verify_changes(ledger, warehouse, NO_WAIT) == {"missing": 2}
     assert warehouse.teams == {TEAM, OTHER}
     assert switch(system, ledger).teams == set()
+
+
+@pytest.mark.parametrize("dies", ["insert", "newest_rows"], ids=["before the insert", "before it is checked"])
+def test_a_repair_that_died_leaves_open_findings_and_so_a_comparison_of_the_team(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    """What it had repaired shows in neither database as a change."""
+
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    lost(system, lambda writer: relink(system))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pdi2.core.verify.settling.{dies}", die)
+        with pytest.raises(KeyboardInterrupt):
+            switch(system, ledger)
+    assert findings(system) == [(TEAM, "id", "wrong_person", False)]
+    assert switch(system, ledger).teams == {TEAM}
+    assert system.disagreements() == {}
 
 
 @pytest.mark.skipif(bool(ENGINE), reason="there no mutation outlives its statement")

@@ -18,6 +18,7 @@ from pdi2.core.copy.staging import forget_all
 from pdi2.core.engines.failures import MigrationError, WaitError, describe, waits
 from pdi2.core.plan import planning
 from pdi2.core.plan import preflight as checks
+from pdi2.core.plan.postgres_checks import ledger_problems
 from pdi2.core.report.telling import sentence
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
@@ -75,6 +76,8 @@ def preflight() -> str:
     with ExitStack() as stack:
         try:
             ledger, warehouse = reach(found, stack)
+            if ledger and (ours := ledger_problems(ledger.connection)):
+                found, ledger = found + ours, None
             settings = (ledger and settings_of_run(ledger)) or settings
             result = checks.check(ledger, warehouse, settings, found)
         except Exception as error:

@@ -1,9 +1,10 @@
 """Every statement that the migration runs: one file each, named by what it does, in folders named like those of core.
 
-The drivers bind values: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Only three things are put into the text,
+The drivers bind values: `{name:Type}` in clickhouse/, `%(name)s` in postgres/. Only four things are put into the text,
 and only here. `{name:Identifier}`: ClickHouse binds identifiers in few places. `{name:Literal}`, a long list as the
-driver writes it: a bound list would become part of the request's address. `{name:Engine}`: an engine's definition from
-system.tables. A rule that several statements share has its own file, and is included with `/* include name */`.
+driver writes it: a bound list would become part of the request's address. `{name:Engine}` and `{name:Privilege}`: an
+engine's definition from system.tables, and the name of a privilege. A rule that several statements share has its own
+file, and is included with `/* include name */`.
 """
 
 import re
@@ -16,7 +17,7 @@ from typing import Any
 from clickhouse_connect.driver.binding import format_query_value
 
 INCLUDE = re.compile(r"/\* include (\w+) \*/")
-PUT_IN = re.compile(r"\{(\w+):(Identifier|Literal|Engine)\}")
+PUT_IN = re.compile(r"\{(\w+):(Identifier|Literal|Engine|Privilege)\}")
 SIMPLE = re.compile(r"[a-z_]\w*", re.ASCII)
 PLAIN = re.compile(r"[\w:,]*", re.ASCII)
 """A text that needs no escaping. For a long text, clickhouse-connect takes longer to escape it than the statement."""

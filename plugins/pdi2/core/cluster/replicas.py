@@ -124,17 +124,15 @@ def _look(warehouse: Warehouse, state: State, parts: set[str], or_wait: bool = F
 
 def _look_without_keeper(warehouse: Warehouse, state: State, wait: bool) -> list[Replica]:
     lacks = None
-    if wait:
+    if wait and not state.away:  # else the switch waits anyway, and each look would add a mutation to the queues
         try:
             warehouse.execute("reach_every_replica")
             lacks = 0
         except DatabaseError as error:
+            # A mutation that failed, was killed, or did not wait for a replica that went away only now is unfinished
+            # too, and proves nothing (ClickHouse's StorageReplicatedMergeTree::waitMutationToFinishOnReplicas).
             if error.code not in (TIMED_OUT, UNFINISHED):
                 raise
-            # A mutation that failed or was killed is unfinished too, and proves nothing (ClickHouse's
-            # StorageReplicatedMergeTree::waitMutationToFinishOnReplicas). A replica that went away only now was not
-            # waited for, so it counts only if one was away before, which keeps the switch waiting anyway.
-            lacks = 0 if error.code == UNFINISHED and "inactive" in str(error) and state.away else None
     others = sorted(set(state.there) - {state.replica})
     if lacks is None and others:
         others = [" or ".join(others)]
@@ -178,8 +176,8 @@ def _lag(replica: Replica) -> str:
     of = f"replica {replica.name} of ClickHouse table {NEW_TABLE}"
     if replica.here:
         return f"{of} has no session with Keeper."
-    parts = counted(replica.lacks, "part") if replica.lacks else "some part"
-    lacks = f"{of} lacks {parts} of what is copied and verified"
+    lacks = f"lacks {counted(replica.lacks, 'part')}" if replica.lacks else "may lack some part"
+    lacks = f"{of} {lacks} of what is copied and verified"
     if replica.active:
         return f"{lacks}, and its readers would miss ids. See system.replication_queue there."
     return (

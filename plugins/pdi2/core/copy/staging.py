@@ -74,7 +74,8 @@ def tables_for(warehouse: Warehouse, piece: Slice | Teams, rows: int) -> Iterato
         yield tables
     finally:
         for table in (name, *helpers):
-            forget(warehouse, table)
+            if not forget(warehouse, table):  # a server that hangs takes minutes for each
+                break
 
 
 def _staged(warehouse: Warehouse, tables: Tables) -> Tables | None:
@@ -138,11 +139,14 @@ def forget_all(warehouse: Warehouse) -> None:
         forget(warehouse, table.decode())
 
 
-def forget(warehouse: Warehouse, table: str) -> None:
+def forget(warehouse: Warehouse, table: str) -> bool:
+    """Drops the table if that is possible. Returns whether ClickHouse has answered."""
     try:
         _drop(warehouse, table)
     except ClickHouseError as error:
         log.warning("The table %s is no longer needed and could not be dropped: %s", table, describe(error))
+        return isinstance(error, Error) and error.code is not None
+    return True
 
 
 def _drop(warehouse: Warehouse, table: str) -> None:

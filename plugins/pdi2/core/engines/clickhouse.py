@@ -32,6 +32,7 @@ CONSISTENT = {
     "select_sequential_consistency": 0,
     "insert_deduplicate": 0,
     "deduplicate_insert": "disable",
+    "deduplicate_insert_select": "disable",
     "async_insert": 0,
     "max_parallel_replicas": 1,
 }
@@ -47,6 +48,8 @@ DELETE = re.compile(r"^DELETE FROM (\w+)$", re.MULTILINE)
 REMOVING = {"lightweight_deletes_sync": 0, "mutations_sync": 0, "lightweight_delete_mode": "alter_update"}
 """A DELETE runs as a mutation in the background. A server that does not know the first setting waits for the mutation
 anyway."""
+RUNNING_TWICE = (216, 373)
+"""The same statement, or another one of the session, is still running."""
 LOOKS = 8
 """How many new connections are opened to see which servers they lead to."""
 TELL_EVERY_SECONDS = 20.0
@@ -127,6 +130,10 @@ class Warehouse(AbstractContextManager["Warehouse"]):
                 query_formats={"String": "bytes", "Tuple": "tuple"},
             )
         return [tuple(row) for row in result.result_rows]
+
+    def is_heard(self) -> bool:
+        """Whether the settings that are sent reach the server."""
+        return self.rows("setting_sent") == [(self._comment.encode(),)]
 
     def execute(
         self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
@@ -247,13 +254,14 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def _attended(self, text: str) -> Iterator[None]:
         """Logs a statement that takes long, and kills it in ClickHouse if the client has stopped waiting for it.
 
-        Otherwise it would go on there and keep the session; the next statement gets a new session.
+        Otherwise it would go on there and keep the session; the next statement gets a new session. The client itself
+        sends a SELECT again if its connection was reset, and is then told that the first one is still running.
         """
         try:
             with _telling_of_silence(text):
                 yield
         except Error as error:
-            if error.code is None:
+            if error.code in (None, *RUNNING_TWICE):
                 try:
                     self.kill()
                     given_up, self._client = self._client, self._open()

@@ -96,6 +96,8 @@ USUAL: dict[str, Any] = {
     "enable_global_with_statement": 1,
     "input_format_native_decode_types_in_binary_format": 0,
     "input_format_tsv_enum_as_number": 0,
+    "show_create_query_identifier_quoting_rule": "when_necessary",
+    "show_create_query_identifier_quoting_style": "Backticks",
 }
 """ClickHouse's own defaults that the statements rely on, to mean what they should or to run at all. One differs: an
 insert for many teams may reach more than 100 partitions."""

@@ -24,11 +24,13 @@ QUOTA_EXCEEDED = 201
 
 TRANSIENT = {
     159: "a replica or a lock did not come in time",
+    173: "the operating system has no memory left",
     201: "the user's quota is used up until its interval ends",
     202: "too many statements run at the same time",
     203: "no free connection",
     209: "the network timed out",
     210: "the network failed",
+    216: "a statement that was sent again is still running",
     225: "Keeper cannot be reached",
     236: "the server was shutting down",
     242: "the table is read-only for now",
@@ -44,14 +46,23 @@ TRANSIENT = {
     425: "the operating system failed a call",
     439: "no thread is free",
     473: "another statement holds a lock",
-    700: "the user has too many sessions",
-    745: "the server is overloaded",
     517: "another change of the table is under way",
     667: "the replica has not begun yet",
+    692: "the table has too many mutations; merges must catch up",
+    696: "the server is starting or stopping",
+    700: "the user has too many sessions",
+    722: "the server could not load the table yet",
     733: "the table is being restarted",
+    745: "the server is overloaded",
+    762: "the server has too many connections",
+    776: "no slot for statements is free",
+    777: "no memory could be reserved in time",
+    778: "no memory could be reserved",
     999: "Keeper failed",
+    1019: "no slot for statements came free in time",
+    1020: "no memory came free in time",
 }
-WAITED_FOR = {225, 236, 242, 244, 252, 285, 286, 289, 319, 341, 667, 733}
+WAITED_FOR = {225, 236, 242, 244, 252, 285, 286, 289, 319, 341, 667, 692, 733}
 """The errors in TRANSIENT that pass once replicas, Keeper or merges catch up. Waiting for them uses up no try."""
 KEEPER_FAILED = 999
 KEEPER_PASSES = re.compile(r"connection|session|timeout|timed out|tries failed", re.IGNORECASE)
@@ -60,8 +71,9 @@ REFUSED = re.compile(r"HTTP status (?!408|425|429)4\d\d")
 """A request that the sender must change, in the words of clickhouse-connect when ClickHouse gives no code."""
 
 # SQLSTATE classes: connection failure, read-only (a primary that a failover made a standby), idle transaction ended,
-# deadlock or serialization failure, too little memory or too few connections, lock not obtained in time, shutdown
-POSTGRES_TRANSIENT = ("08", "25006", "25P03", "40", "53200", "53300", "55P03", "57P")
+# deadlock or serialization failure, too little memory or too few connections, lock not obtained in time, cancelled by
+# somebody, shutdown
+POSTGRES_TRANSIENT = ("08", "25006", "25P03", "40", "53200", "53300", "55P03", "57014", "57P")
 
 
 class MigrationError(Exception):

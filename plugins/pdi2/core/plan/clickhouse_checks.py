@@ -4,14 +4,16 @@ import re
 from itertools import chain
 from typing import Any
 
-from pdi2.core.cluster.ours import SYNC_SECONDS
+from clickhouse_connect.driver.exceptions import DatabaseError
+
+from pdi2.core.cluster.ours import SYNC_SECONDS, SYNTAX
 from pdi2.core.cluster.pressure import disks_of_new, kept_free
 from pdi2.core.copy.copying import LEAST_MEMORY
 from pdi2.core.copy.pieces import DECIDING, Budget
 from pdi2.core.engines.clickhouse import REMOVING, Warehouse, spilling
 from pdi2.core.engines.exactness import refusals
 from pdi2.core.plan import cluster_checks
-from pdi2.core.state.slices import NEW_TABLE
+from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE
 
 OLDEST_CLICKHOUSE = (22, 12)
 TEXT = re.compile(r"'(?:[^'\\]|\\.)*'")
@@ -22,6 +24,12 @@ HARMLESS_TTL = re.compile(r" (?:TO (?:DISK|VOLUME)|RECOMPRESS) ")
 LEAST_LIMIT = LEAST_MEMORY // 2
 """In bytes. The copy sets itself a lower memory limit than the run's if the server is short of memory, or if a helper
 table takes a part of it."""
+PRIVILEGES = {
+    OLD_TABLE: ("SELECT",),
+    NEW_TABLE: ("SELECT", "INSERT", "ALTER DELETE"),
+    f"{NEW_TABLE}_staging_0": ("CREATE TABLE", "DROP TABLE", "SELECT", "INSERT", "ALTER SETTINGS"),
+}
+"""The copy creates tables with names like the last one."""
 MARKS = {"log_comment": "pdi2", "insert_deduplication_token": "pdi2"}
 """Every statement and every insert is marked with a text of its own."""
 
@@ -145,12 +153,36 @@ def disk_problems(warehouse: Warehouse, rows_copied: int) -> list[str]:
     ]
 
 
+def grant_problems(warehouse: Warehouse) -> list[str]:
+    """What the ClickHouse user may not do. A server of before CHECK GRANT (24.11) does not tell."""
+    problems = []
+    for table, privileges in PRIVILEGES.items():
+        for privilege in privileges:
+            try:
+                ((granted,),) = warehouse.rows("check_grant", {"privilege": privilege, "table": table})
+            except DatabaseError as error:
+                if error.code != SYNTAX:
+                    raise
+                return []
+            if not int(granted):
+                problems.append(
+                    f"The ClickHouse user may not {privilege} on {table}. GRANT it; docs/runbook.md lists all grants."
+                )
+    return problems
+
+
 def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
     """Which of the settings that the statements need are forbidden by the profile of the ClickHouse user."""
     if (readonly := warehouse.known["readonly"]) and not readonly.is_at(0):
         return [
             f"The ClickHouse user may only read (its profile has readonly = {readonly.value}). Give the user of "
             "posthog_clickhouse a profile with readonly = 0."
+        ]
+    if not warehouse.is_heard():
+        return [
+            "The settings that this project sends with its statements do not reach ClickHouse: a proxy such as chproxy "
+            "drops them, so no statement would keep to its memory limit. Name ClickHouse itself in the Airflow "
+            "connection posthog_clickhouse."
         ]
     problems = []
     if not warehouse.known["allow_ddl"].is_at(1):

@@ -12,7 +12,8 @@ SEEN = "mutation_seen"
 
 
 class Mutation(NamedTuple):
-    """`parts`: left to do; `began` is in seconds since the epoch; `is_ours`: a repair's DELETE, or one of nothing."""
+    """`parts`: left to do; `began` is in seconds since the epoch, by the clock of the server that was asked for it;
+    `is_ours`: a repair's DELETE, or one of nothing."""
 
     name: str
     command: str
@@ -53,12 +54,13 @@ def unfinished(found: list[Mutation]) -> str | None:
 def somebodys(ledger: Ledger, warehouse: Warehouse) -> list[Mutation]:
     """Those that are not ours. The ledger remembers them, because KILL MUTATION ends one and brings nothing back."""
     found = [one for one in listed(warehouse) if not one.is_ours]
-    for one in found[-1:]:
-        if one.began > last_begun(ledger):
-            ledger.record(SEEN, began=one.began, command=one.command)
+    names = {f"{one.name} {one.began}" for one in found}
+    if names - set((ledger.latest(SEEN) or {}).get("names", [])):
+        ledger.record(SEEN, names=sorted(names), command=found[-1].command)
     return found
 
 
-def last_begun(ledger: Ledger) -> int:
-    """When the last of somebody's mutations began, in seconds; -1 if none was ever seen."""
-    return int((ledger.latest(SEEN) or {"began": -1})["began"])
+def last_seen(ledger: Ledger) -> str:
+    """What changes whenever one of somebody's mutations is seen for the first time. Its own time is another clock's."""
+    newest = ledger.newest(SEEN)
+    return newest.at.isoformat() if newest else ""

@@ -116,6 +116,19 @@ def _elsewhere(connection: Connection[Any], tables: Set[str]) -> tuple[list[str]
     ]
 
 
+def ledger_problems(connection: Connection[Any]) -> list[str]:
+    """Why this role cannot use the ledger that is there: another role has created it."""
+    owner, role, lacking = postgres.execute(connection, "ledger_privileges").fetchone() or ("", "", [])
+    if not lacking:
+        return []
+    return [
+        f"The ledger, Postgres schema pdi2_migration, belongs to {owner}, and the role of posthog_postgres, {role}, "
+        f"may not use all of it ({', '.join(lacking)}). Let {owner} run the migration, or GRANT ALL ON SCHEMA "
+        f"pdi2_migration TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA pdi2_migration TO {role}; GRANT ALL ON ALL "
+        f"SEQUENCES IN SCHEMA pdi2_migration TO {role}."
+    ]
+
+
 def row_security_problems(connection: Connection[Any]) -> dict[str, str]:
     """By table, the problem that a policy may hide its rows."""
     tables = list(APPLICATION_COLUMNS | SETTING_COLUMNS)
@@ -139,10 +152,21 @@ def open_schemas(connection: Connection[Any]) -> list[str]:
 def privilege_problems(connection: Connection[Any]) -> list[str]:
     needed = [(table, privilege) for table, privileges in PRIVILEGES.items() for privilege in privileges]
     tables, privileges = map(list, zip(*needed, strict=True))
-    return [
-        f"The Postgres role may not {privilege} on {table}. GRANT {privilege} ON {table} to it."
-        for table, privilege in postgres.execute(connection, "privileges", {"tables": tables, "privileges": privileges})
-    ] + [
-        f"The Postgres role may not use the sequence of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
-        for table, sequence in postgres.execute(connection, "sequences", {"tables": tables})
-    ]
+    return (
+        [
+            f"The Postgres role may not {privilege} on {table}. GRANT {privilege} ON {table} to it."
+            for table, privilege in postgres.execute(
+                connection, "privileges", {"tables": tables, "privileges": privileges}
+            )
+        ]
+        + [
+            "The Postgres role may not call pg_control_system(), which tells one server from another. "
+            "GRANT EXECUTE ON FUNCTION pg_control_system() TO it."
+            for (granted,) in postgres.execute(connection, "may_know_server")
+            if not granted
+        ]
+        + [
+            f"The Postgres role may not use the sequence of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
+            for table, sequence in postgres.execute(connection, "sequences", {"tables": tables})
+        ]
+    )

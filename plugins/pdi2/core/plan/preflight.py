@@ -62,6 +62,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     if warehouse:
         problems += (tables := clickhouse_checks.table_problems(warehouse))
         if not tables:
+            problems += [] if settings.dry_run else clickhouse_checks.grant_problems(warehouse)
             problems += mutations.failing(mutations.listed(warehouse)) + cluster_checks.problems(warehouse)
     if ledger:
         problems += postgres_checks.server_problems(ledger.connection)
@@ -95,7 +96,9 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
 
 def _notes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> list[str]:
     """What people should know, although it does not stop the run."""
-    notes = postgres_checks.read_only(ledger.connection) if settings.dry_run else []
+    notes = []
+    if settings.dry_run:
+        notes += postgres_checks.read_only(ledger.connection) + clickhouse_checks.grant_problems(warehouse)
     notes += postgres_checks.open_schemas(ledger.connection)
     before = Switches(ledger.connection).row(DEPENDENCY)
     if before and before.status != Status.COMPLETED_SUCCESSFULLY:

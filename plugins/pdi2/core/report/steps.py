@@ -111,35 +111,38 @@ def phase(run: Mapping[str, Any], found: list[Step], alive: bool, reads_are_new:
 
 def waits(
     run: Mapping[str, Any],
-    now: str | None,
+    doing: str | None,
     happened: Mapping[str, Any],
     copies: list[dict[str, Any]],
     switched_at: datetime | None,
+    now: datetime,
 ) -> list[Wait]:
-    """What the step `now` waits for. `copies` are the copies that wait for the server.
+    """What the step `doing` waits for. `copies` are the copies that wait for the server.
 
     `switched_at` is None if no wait ends old writes, because each process ends its own when it is restarted.
     """
-    if now == "prove_dual_writes" and "dual_writes_watched" in happened:
+    if doing == "prove_dual_writes" and "dual_writes_watched" in happened:
         watched = happened["dual_writes_watched"]["detail"]
-        about = "misses" if watched.get("late") else "dual_writes"
+        about = "misses" if watched.get("why") else "dual_writes"
         return [Wait(about, watched["message"], datetime.fromtimestamp(watched["until"], UTC))]
-    if now in ("team.copy", "team.verify"):
+    if doing in ("team.copy", "team.verify"):
         return [Wait("server", f"The copy of team {copy['team_id']} waits: {copy['reason']}") for copy in copies]
-    if now == "approve":
+    if doing == "approve":
         asked = happened.get("approval_asked")  # recorded once Airflow has the form
         if not asked or asked["at"] < happened["certified"]["at"]:
             return [Wait("form", "Airflow is about to ask for the approval of the switch.")]
         return [Wait("approval", "Somebody must approve or reject the switch in Airflow.")]
-    if now == "switch_reads":
+    if doing == "switch_reads":
         told = [happened[what] for what in ("switch_waits", "switch_put_off", "switch_waited") if what in happened]
         last = max(told, key=lambda event: event["at"], default=None)
         if last and last["what"] != "switch_waited" and last["detail"].get("reason"):
             return [Wait("server", sentence(last["what"], last["detail"])[0])]
     held = happened.get("old_writes_put_off")
-    if now == "stop_old_writes" and switched_at and not (held and held["detail"]["reason"]):  # the first line says that
+    if (
+        doing == "stop_old_writes" and switched_at and not (held and held["detail"]["reason"])
+    ):  # the first line says that
         until = switched_at + timedelta(seconds=run["settings"]["read_cache_seconds"])
-        if until < datetime.now(UTC):  # it waits for Airflow to begin its task
+        if until < now:  # it waits for Airflow to begin its task
             return []
         return [Wait("readers", "A reader may still use the old table until its cache has run out.", until)]
     return []

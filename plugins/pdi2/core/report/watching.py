@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from psycopg import Connection
@@ -17,7 +17,7 @@ from pdi2.core.state.switches import Status, Switches
 
 LONGEST_SENTENCE = 2_000
 QUIET = timedelta(minutes=1)
-"""ClickHouse may hang for five minutes before a task gives it up, and until then Airflow only knows that tasks run."""
+"""ClickHouse may hang for half an hour before a task gives it up, and until then Airflow only knows that tasks run."""
 ENDED_WELL = ("completed", TRIAL_PASSED, REJECTED, "rolled back")
 
 
@@ -53,8 +53,8 @@ def status(
     """
     switches = Switches(connection)
     row = switches.row()
-    now = datetime.now(UTC)
     ledger = Ledger(connection, "", "")
+    now = ledger.clock()  # not the API server's
     complete = row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
     finished_at = row.finished_at if row else None
     there = bool(run) or ledger.exists()
@@ -81,7 +81,7 @@ def status(
         "paused": paused and {"at": paused.at, "actor": paused.actor},
         "findings": findings,
     }
-    told = {**airflow, "paused": bool(paused), "another": _another(run, newest, airflow)}
+    told = {**airflow, "clock": now, "paused": bool(paused), "another": _another(run, newest, airflow)}
     if run is None or newest is None:
         return {**seen, "verdict": _first_line(switch, newest, None, bool(newest and not newest["ended_at"]), told)}
     alive = alive and not run["ended_at"]
@@ -96,7 +96,7 @@ def status(
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
-    waits = steps.waits(run, current, happened, copies, finished_at if switches.has_settings else None)
+    waits = steps.waits(run, current, happened, copies, finished_at if switches.has_settings else None, now)
     states = airflow.get("states", {})
     told["failed"] = any("failed" in counts for counts in states.values())  # no longer once they are cleared
     told["asked"] = any(wait.about == "approval" for wait in waits)

@@ -1,5 +1,6 @@
 """Turns dual writes on, and proves that every writer honours them before any row is copied."""
 
+import logging
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -16,6 +17,8 @@ from pdi2.core.state.switches import NAME, Status, Switches
 from pdi2.core.state.words import counted, quoted
 from pdi2.core.verify.comparing import text_of, truths
 
+log = logging.getLogger(__name__)
+
 ENABLED = "dual_writes_enabled"
 MISSED = "links_missed"
 EXAMPLES = 5
@@ -25,7 +28,9 @@ MOST_LINKS = 100_000
 """Before the switch, links of the last WATCHED_AGAIN_SECONDS are looked at. If a window has more than MOST_LINKS, the
 links of a sample of ids are: 150,000 did not always fit into the default memory."""
 LATE_SECONDS = 5.0
-"""A link that comes a little later than allowed is not missed: a second look follows after this time."""
+MOST_LATE_SECONDS = 60.0
+"""A link is missed only if a second look misses it too, after the replication lag allowance, but within these limits.
+Its stamp alone does not show how old it is, because the writer's clock may be slow."""
 FUTURE_SECONDS = 7 * 86_400
 """A link stamped at most this far in the future may still come into a window of this migration."""
 
@@ -69,7 +74,7 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
     ledger.create()
     switches = Switches(ledger.connection)
     begins = switches.writes() != "both" or ledger.latest(ENABLED) is None
-    known = _of_the_future(warehouse) if begins else []  # before the transaction: this reads the whole old table
+    known = _stamped_ahead(warehouse) if begins else []  # before the transaction: this reads the whole old table
     with ledger.transaction():
         switches.create_row()
         row = switches.row()
@@ -95,17 +100,18 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
     switches.follow_ledger()
 
 
-def _of_the_future(warehouse: Warehouse) -> list[str]:
-    """The hashes of the links that have a time in the future. They cannot show a missed write."""
+def _stamped_ahead(warehouse: Warehouse) -> list[str]:
+    """The hashes of the links that have a time in the future. They show neither a missed write nor a dual one."""
     (now,) = warehouse.rows("now")[0]
-    future = _misses(warehouse, now, now + FUTURE_SECONDS, [], one_of=1)
-    if len(future) > MOST_KNOWN:
+    window = {"window_start": now, "window_end": now + FUTURE_SECONDS}
+    ahead = warehouse.rows("links_ahead", {**window, "most": MOST_KNOWN + 1})
+    if len(ahead) > MOST_KNOWN:
         raise DualWriteError(
             f"More than {MOST_KNOWN:,} links in person_distinct_id have a time in the future: a writer's clock, "
             "or ClickHouse's, is wrong, and the dual write cannot be proven. Nothing was changed. Set the clock "
             "right, wait until those times have passed, and trigger the run again."
         )
-    return [str(miss.event) for miss in future]
+    return [str(link) for (link,) in ahead]
 
 
 def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observation:
@@ -122,12 +128,12 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     end = due(now, settings)
     window = settings.settle_seconds or Settings.settle_seconds  # dual writes may have been on for weeks
     start = min(end, max(enabled["enabled_at"], end - window))
-    known = [int(event) for event in enabled["known"]]
-    links = _links(warehouse, start, end)
+    known = ",".join(enabled["known"])
+    links = _links(warehouse, start, end, known)
     one_of = _one_of(links)
     misses = _evidence(ledger, _misses(warehouse, start, end, known, one_of))
     if misses and now - started["at"] >= settings.proof_limit_seconds:
-        time.sleep(LATE_SECONDS)
+        _let_arrive(misses, settings)
         misses = _evidence(ledger, _misses(warehouse, start, end, known, one_of))
     window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds
     if misses:
@@ -160,23 +166,24 @@ def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | No
     """
     enabled = ledger.latest(ENABLED) or {"enabled_at": 0, "known": []}
     before = ledger.latest_of_run(MISSED)
-    end = due(warehouse.rows("now")[0][0], settings)
+    (now,) = warehouse.rows("now")[0]
+    end = due(now, settings)
     start = max(enabled["enabled_at"], end - WATCHED_AGAIN_SECONDS)
     if before:
         start = min(start, before["since"])
     start = min(start, end)
-    known = list(map(int, enabled["known"]))
-    one_of = _one_of(_links(warehouse, start, end))
+    known = ",".join(enabled["known"])
+    one_of = _one_of(_links(warehouse, start, end, known))
     misses = _repairable(ledger, _misses(warehouse, start, end, known, one_of))
     if misses:
-        time.sleep(LATE_SECONDS)
+        _let_arrive(misses, settings)
         misses = _repairable(ledger, _misses(warehouse, start, end, known, one_of))
     if misses:
         found = _found(misses)
         if before is None or before["at"] < misses[0].written_at:
             ledger.record(MISSED, since=start, at=misses[0].written_at, found=found)
         return f"{found}: {_listed(misses)}. Readers of the new table would miss what comes next."
-    if before and not _links(warehouse, max(before["at"], _last_repair(ledger)), end):
+    if before and not _links(warehouse, max(before["at"], _last_repair(ledger, now, settings)), end, known):
         return (
             f"{before['found']}, the last of them at {datetime.fromtimestamp(before['at'], UTC)}. No link has come "
             "since, so nothing shows that both tables are written again."
@@ -191,9 +198,16 @@ def _repairable(ledger: Ledger, misses: list[Miss]) -> list[Miss]:
     return [miss for miss in misses if (miss.team_id, miss.distinct_id) in there]
 
 
-def _last_repair(ledger: Ledger) -> int:
-    """Seconds since the epoch; 0 if nothing was repaired."""
-    return int(postgres.value(ledger.connection, "last_repair") or 0)
+def _last_repair(ledger: Ledger, now: int, settings: Settings) -> int:
+    """After which stamp a link was not repaired, by ClickHouse's clock; 0 if nothing was repaired."""
+    seconds_ago = postgres.value(ledger.connection, "last_repair")
+    return 0 if seconds_ago is None else int(now - float(seconds_ago) + settings.in_flight)
+
+
+def _let_arrive(misses: list[Miss], settings: Settings) -> None:
+    seconds = min(max(LATE_SECONDS, settings.in_flight), MOST_LATE_SECONDS)
+    log.info("%s. Looking again in %.0f s, because they may only be late", _found(misses), seconds)
+    time.sleep(seconds)
 
 
 def due(now: int, settings: Settings) -> int:
@@ -210,8 +224,9 @@ def _sample(one_of: int) -> str:
     return f" (one id in {one_of:,} was looked at)" if one_of > 1 else ""
 
 
-def _links(warehouse: Warehouse, start: int, end: int) -> int:
-    links: int = warehouse.rows("dual_writes_seen", {"window_start": start, "window_end": end})[0][0]
+def _links(warehouse: Warehouse, start: int, end: int, known: str) -> int:
+    window = {"window_start": start, "window_end": end, "known": known}
+    links: int = warehouse.rows("dual_writes_seen", window)[0][0]
     return links
 
 
@@ -235,8 +250,8 @@ def _late(ledger: Ledger, settings: Settings, now: int, started_at: int) -> Obse
         "Postgres has got new ids since this run began, but person_distinct_id has no link in the window of the proof."
     )
     patience = settings.in_flight or Settings().in_flight
-    _watch(ledger, max(started_at + settings.proof_limit_seconds, now + patience), message, late=True)
-    if now < (ledger.latest_of_run("dual_writes_watched") or {})["until"]:
+    until = _watch(ledger, max(started_at + settings.proof_limit_seconds, now + patience), message, "late")
+    if now < until:
         return Observation(False, f"{message} Waiting.")
     raise DualWriteError(
         f"{message} So nothing shows that both tables are written: the consumer of person_distinct_id lags or has "
@@ -246,11 +261,13 @@ def _late(ledger: Ledger, settings: Settings, now: int, started_at: int) -> Obse
     )
 
 
-def _watch(ledger: Ledger, until: float, message: str, late: bool = False) -> None:
-    """Records what the proof waits for, if it waited for something else before."""
+def _watch(ledger: Ledger, until: float, message: str, why: str | None = None) -> float:
+    """Records what the proof waits for, if it waited for something else before. Returns until when it waits."""
     before = ledger.latest_of_run("dual_writes_watched")
-    if before is None or before["late"] != late:
-        ledger.record("dual_writes_watched", until=until, message=message, late=late)
+    if before and before.get("why") == why:
+        return float(before["until"])
+    ledger.record("dual_writes_watched", until=until, message=message, why=why)
+    return until
 
 
 def _missed(ledger: Ledger, misses: list[Miss], settings: Settings, now: int, started_at: int) -> Observation:
@@ -259,14 +276,14 @@ def _missed(ledger: Ledger, misses: list[Miss], settings: Settings, now: int, st
     message = f"{_found(misses)}: {listed}."
     if seconds_spent < settings.proof_limit_seconds:
         message += " A writer's cache of the switch may not have run out yet."
-        _watch(ledger, started_at + settings.proof_limit_seconds, message, late=True)
+        _watch(ledger, started_at + settings.proof_limit_seconds, message, "missed")
         return Observation(False, f"{message} Waiting.")
     ledger.record("dual_writes_missed", misses=misses[0].total, examples=listed)
     raise DualWriteError(
         f"A writer ignores the dual-write switch. After {seconds_spent} s {message} Nothing was copied, and "
         "reads stay on the old table. Restart or fix the writers of these teams (is the setting "
-        "PERSON_DISTINCT_ID_WRITES read at all? is the consumer of person_distinct_id2 running?), then trigger "
-        "the run again."
+        "PERSON_DISTINCT_ID_WRITES read at all? is the consumer of person_distinct_id2 running? do the clocks agree?), "
+        "then trigger the run again."
     )
 
 
@@ -282,7 +299,7 @@ def _listed(misses: list[Miss]) -> str:
     )
 
 
-def _misses(warehouse: Warehouse, start: int, end: int, known: list[int], one_of: int) -> list[Miss]:
+def _misses(warehouse: Warehouse, start: int, end: int, known: str, one_of: int) -> list[Miss]:
     window = {"window_start": start, "window_end": end, "one_of": one_of}
     found = warehouse.rows("missed_dual_writes", {**window, "known": known, "most": MOST_KNOWN + 1})
     return [Miss(one_of, *row) for row in found]

@@ -109,10 +109,10 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     """
     _refuse_trials(settings)
     switches = Switches(ledger.connection)
-    row = switches.row()
-    if row and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at):
+    if _switched(ledger, switches):
         ledger.switch_committed()
         return
+    left = _left_at(ledger, switches)  # if a report says meanwhile that the run failed, this try must not switch
     try:
         refuse_while_paused(ledger, "The switch of reads")
         _check_approval(ledger, settings)
@@ -131,12 +131,19 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
         ledger.hold_events()
-        _check_approval(ledger, settings)
-        refuse_while_paused(ledger, "The switch of reads")
-        switches.change(_left_at(ledger, switches), Status.COMPLETED_SUCCESSFULLY, progress=100)
-        switches.set_reads("new")
-        ledger.record("reads_switched", **certificate, rechecked=rechecked, replicas=everywhere)
+        if not _switched(ledger, switches):  # by another try of this task, of which Airflow has lost sight
+            _check_approval(ledger, settings)
+            refuse_while_paused(ledger, "The switch of reads")
+            switches.change(left, Status.COMPLETED_SUCCESSFULLY, progress=100)
+            switches.set_reads("new")
+            ledger.record("reads_switched", **certificate, rechecked=rechecked, replicas=everywhere)
     ledger.switch_committed()
+
+
+def _switched(ledger: Ledger, switches: Switches) -> bool:
+    """Whether this project has switched reads."""
+    row = switches.row()
+    return row is not None and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at)
 
 
 def _refuse_trials(settings: Settings) -> None:

@@ -33,14 +33,12 @@ MOST_CHANGED = 100_000
 
 
 def now(ledger: Ledger, warehouse: Warehouse) -> dict[str, Any]:
-    """Where both databases stand: ClickHouse's time in seconds, and Postgres's transaction and server. Call it before
-    the first look at a team.
-
-    While somebody's mutation is running, its start counts as ClickHouse's time.
+    """Where both databases stand: ClickHouse's time in seconds, the last of somebody's mutations (null while one is
+    running), and Postgres's transaction and server. Call it before the first look at a team.
     """
-    going = (one.began for one in mutations.somebodys(ledger, warehouse) if not one.is_done)
-    at = min([warehouse.rows("now")[0][0], *going])
-    return {"at": at, **(postgres.execute(ledger.connection, "snapshot", None, dict_row).fetchone() or {})}
+    running = any(not one.is_done for one in mutations.somebodys(ledger, warehouse))
+    stands = {"at": warehouse.rows("now")[0][0], "mutation": None if running else mutations.last_seen(ledger)}
+    return {**stands, **(postgres.execute(ledger.connection, "snapshot", None, dict_row).fetchone() or {})}
 
 
 def mark(before: dict[str, Any], first: Digests, team_id: int) -> dict[str, Any]:
@@ -66,16 +64,16 @@ class Changes:
 def changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Changes:
     """A team is compared as a whole if its changes cannot be determined or an audit has left findings open in it."""
     doubtful = ledger.verified_with_open_findings()
-    mutated_at = mutations.last_begun(ledger)
+    mutation = mutations.last_seen(ledger)
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
     there = dict(warehouse.rows("teams_of_new"))
     since = {
         team_id: max(0, int(marked_at - settings.in_flight))
-        for team_id, marked_at, changed, unknown, seen in teams
+        for team_id, marked_at, marked_mutation, changed, unknown, seen in teams
         if not unknown and changed <= MOST_CHANGED and team_id not in doubtful and there.get(team_id, 0) >= seen
-        if int(marked_at - settings.in_flight) > mutated_at
+        if marked_mutation == mutation
     }
-    rows = {team_id: changed for team_id, _, changed, *_ in teams if team_id in since}
+    rows = {team_id: changed for team_id, _, _, changed, *_ in teams if team_id in since}
     return Changes(since, rows, {team_id: {} for team_id, *_ in teams if team_id not in since})
 
 

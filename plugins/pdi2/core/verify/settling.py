@@ -50,10 +50,11 @@ def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], 
             wrong = _still_different(ledger, warehouse, before)
             keys = {one.key for one in wrong}
             old = old_answers(warehouse, keys) if wrong and Switches(ledger.connection).old_is_written() else {}
-            left = _repair(ledger, warehouse, wrong) if settings.repair else wrong
             touched = keys if settings.repair else set()
-            repaired = keys - {one.key for one in left}
-            findings.record(ledger, wrong, old, touched, repaired)
+            findings.record(ledger, wrong, old, touched, set())  # if this process dies in the repair, they are open
+            left = _repair(ledger, warehouse, wrong) if settings.repair else wrong
+            if repaired := keys - {one.key for one in left}:
+                findings.record(ledger, wrong, old, touched, repaired)
             if settings.repair and left:
                 raise _unrepaired(ledger, left)
             found.update(one.kind.value for one in wrong)

@@ -32,6 +32,6 @@ FROM latest
 LEFT JOIN arrived ON arrived.team_id = latest.team_id AND arrived.distinct_id = latest.distinct_id
 WHERE NOT has(arrived.persons, latest.last.4)
   AND NOT (notEmpty(arrived.persons) AND arrived.newest > latest.last.1)
-  AND NOT has({known:Array(UInt64)}, latest.event)
+  AND NOT has(/* include known_links */, latest.event)
 ORDER BY written_at DESC
 LIMIT {most:UInt32}

@@ -1,7 +1,10 @@
 -- May run again: it adds what a ledger of an earlier release lacks. A role that was given an existing schema may not
 -- have the right to create one, not even with IF NOT EXISTS.
+-- Two of them at the same moment, such as the first run and an audit, take turns; and to_regnamespace may remember that
+-- there was no schema.
+SELECT pg_advisory_xact_lock(hashtext('pdi2_migration.create'));
 DO $$ BEGIN
-    IF to_regnamespace('pdi2_migration') IS NULL THEN CREATE SCHEMA pdi2_migration; END IF;
+    IF NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'pdi2_migration') THEN CREATE SCHEMA pdi2_migration; END IF;
 END $$;
 
 -- One row per run. The run with the greatest id owns the migration: an older run that comes back stops.

@@ -1,4 +1,5 @@
--- When an id was last repaired that the application had linked, in seconds since the epoch.
-SELECT extract(epoch FROM max(found_at))
+-- How long ago it was found last that the new table lacked what the application had linked, in seconds. A process that
+-- died may have repaired that, though the finding is still open.
+SELECT extract(epoch FROM clock_timestamp() - max(found_at))
 FROM pdi2_migration.finding
-WHERE repaired AND kind IN ('missing', 'stale', 'wrong_person')
+WHERE kind IN ('missing', 'stale', 'wrong_person')

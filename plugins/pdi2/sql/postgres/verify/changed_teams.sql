@@ -7,6 +7,7 @@ WITH verified AS (
     SELECT team_id,
            mark ->> 'server' = (SELECT system_identifier::text FROM pg_control_system()) AS here,
            (mark ->> 'at')::bigint AS marked_at,
+           mark ->> 'mutation' AS mutation,
            txid_snapshot_xmax(txid_current_snapshot()) - (mark ->> 'xid')::bigint AS transactions,
            age(((mark ->> 'xid')::bigint & 4294967295)::text::xid) AS mark_age,
            (mark ->> 'rows')::bigint AS rows,
@@ -19,6 +20,7 @@ WITH verified AS (
 )
 SELECT verified.team_id,
        verified.marked_at,
+       verified.mutation,
        count(*) FILTER (WHERE age(mapping.xmin) BETWEEN 0 AND verified.mark_age) AS changed,
        coalesce(NOT verified.here OR verified.transactions NOT BETWEEN 0 AND 2000000000
                 OR verified.rows <> count(*) FILTER (WHERE mapping.id <= verified.last)
@@ -26,5 +28,5 @@ SELECT verified.team_id,
        verified.seen
 FROM verified
 LEFT JOIN posthog_persondistinctid AS mapping ON mapping.team_id = verified.team_id
-GROUP BY verified.team_id, verified.marked_at, verified.here, verified.transactions, verified.mark_age, verified.rows,
+GROUP BY verified.team_id, verified.marked_at, verified.mutation, verified.here, verified.transactions, verified.mark_age, verified.rows,
          verified.ids, verified.last, verified.seen

@@ -1,0 +1,1 @@
+SELECT getSetting('log_comment')

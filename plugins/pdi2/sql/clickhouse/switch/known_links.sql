@@ -1,0 +1,1 @@
+arrayMap(link -> toUInt64OrZero(link), splitByChar(',', {known:Literal}))

@@ -1,0 +1,1 @@
+SELECT has_function_privilege('pg_control_system()', 'EXECUTE')
