@@ -54,7 +54,7 @@ bench-large: venv ## Copy and verify one team of 5M and one of 60M rows (25 min,
 	PYTHONPATH=plugins $(BIN)/python -m bench.large
 
 test: venv ## Run every test but those with targets of their own (10 min)
-	$(BIN)/python -m pytest -n 4 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 test-chaos: venv ## Run the chaos tests too, which break the engines and the run (25 min)
 	PDI2_EXAMPLES=60 $(BIN)/python -m pytest -n 2 -m "not ui and not cluster and not pooler"

@@ -29,8 +29,8 @@ from stories import (
     insert_truth,
     migrate_together,
     refuse,
-    two_ids_each,
     stop_merges,
+    two_ids_each,
     until,
     when_recorded,
 )

@@ -1,7 +1,8 @@
 """Traffic goes on while a team is verified: one wait tells what is only on its way from what is wrong."""
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -171,6 +172,36 @@ def test_what_postgres_changes_during_its_repair_is_in_flight(
     assert seen(system) == {"id": CAROL}
     insert_new(system, ALICE, 1)
     assert system.disagreements() == {}
+
+
+def test_a_row_that_is_still_to_be_deleted_does_not_count_as_repaired(
+    system: System, ledger: Ledger, waits: list[float]
+) -> None:
+    """A DELETE takes one part after the other. The row that contradicted ours is gone, and ours, which has to go too
+    because Postgres has moved on meanwhile, is still there."""
+    in_parts: list[Callable[[], None]] = []
+
+    class Slow(Warehouse):
+        def rows(self, name: str, *arguments: Any) -> list[tuple[Any, ...]]:
+            if name == "rows_of_ids" and in_parts:
+                in_parts.pop()()
+            elif name == "rows_of_ids" and not self.listed:
+                self.listed = True
+                system.postgres.execute("DELETE FROM posthog_persondistinctid")
+                insert_truth(system, CAROL, 0)
+            return super().rows(name, *arguments)
+
+        listed = False
+
+        def remove(self, name: str, parameters: Mapping[str, Any]) -> None:
+            delete = f"ALTER TABLE {Table.NEW} DELETE WHERE person_id = '{ALICE}' SETTINGS mutations_sync = 2"
+            system.clickhouse.command(delete)
+            in_parts.append(partial(super().remove, name, parameters))
+
+    insert_truth(system, BOB, 0)
+    insert_new(system, ALICE, 0)
+    assert verify(system, ledger, system.warehouse(kind=Slow)) == {"wrong_person": 1}
+    assert seen(system) == {"id": CAROL}
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["and arrives later", "and is lost"])

@@ -178,12 +178,6 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
             f"The ClickHouse user may only read (its profile has readonly = {readonly.value}). Give the user of "
             "posthog_clickhouse a profile with readonly = 0."
         ]
-    if not warehouse.is_heard():
-        return [
-            "The settings that this project sends with its statements do not reach ClickHouse: a proxy such as chproxy "
-            "drops them, so no statement would keep to its memory limit. Name ClickHouse itself in the Airflow "
-            "connection posthog_clickhouse."
-        ]
     problems = []
     if not warehouse.known["allow_ddl"].is_at(1):
         problems.append(
@@ -208,5 +202,11 @@ def profile_problems(warehouse: Warehouse, memory: int) -> list[str]:
         problems.append(
             f"The profile of the ClickHouse user forbids what the statements must set: {'; '.join(refused.values())}. "
             "Remove these constraints from the profile, or give the user of posthog_clickhouse a profile without them."
+        )
+    if not problems and not warehouse.is_heard():
+        problems.append(
+            "The settings that this project sends with its statements do not reach ClickHouse: a proxy such as chproxy "
+            "drops them, so no statement would keep to its memory limit. Name ClickHouse itself in the Airflow "
+            "connection posthog_clickhouse."
         )
     return problems

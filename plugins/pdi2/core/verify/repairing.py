@@ -54,12 +54,14 @@ def insert(warehouse: Warehouse, wrong: Iterable[Difference]) -> None:
         warehouse.insert("person_distinct_id2", COLUMNS, rows)
 
 
-def take_away(connection: Connection[Any], warehouse: Warehouse, keys: Iterable[Key], asked: set[str]) -> None:
+def take_away(connection: Connection[Any], warehouse: Warehouse, keys: Iterable[Key], asked: set[str]) -> set[Key]:
     """Deletes the rows that have to go, each named in full. `asked` has the names whose DELETE was already requested.
+    Returns the ids that have such rows: one part of the table after the other loses them.
 
     The rows are listed before Postgres is asked. What the application writes meanwhile reaches Postgres first, so it is
     never mistaken for a row above Postgres's version. This does not wait for the DELETE.
     """
+    pending: set[Key] = set()
     for portion in portions(keys):
         listed = warehouse.rows("rows_of_ids", {**keyed(portion), "most": LISTED_AT_ONCE})
         truth = truths(connection, portion)
@@ -68,6 +70,7 @@ def take_away(connection: Connection[Any], warehouse: Warehouse, keys: Iterable[
             for team_id, distinct_id, person_id, is_deleted, version, name in listed
             if goes(Seen(person_id, bool(is_deleted), version), truth.get((team_id, distinct_id)))
         }
+        pending.update(found.values())
         for names in chunked(found.keys() - asked, NAMES_A_DELETE):
             team_ids, distinct_ids = zip(*(found[name] for name in names), strict=True)
             warehouse.remove(
@@ -80,3 +83,4 @@ def take_away(connection: Connection[Any], warehouse: Warehouse, keys: Iterable[
                 },
             )
             asked.update(names)
+    return pending

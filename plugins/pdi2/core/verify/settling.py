@@ -87,14 +87,16 @@ def _repair(ledger: Ledger, warehouse: Warehouse, found: list[Difference]) -> li
     asked: set[str] = set()
     hindered = {one.key for one in found if has_to_go(one)}
     while True:
-        take_away(ledger.connection, warehouse, hindered, asked)
+        pending = take_away(ledger.connection, warehouse, hindered, asked)
         there = newest_rows(warehouse, wrong)
         left = _still_different(ledger, warehouse, [one for one in wrong.values() if there.get(one.key) != row_of(one)])
-        hindered_before, hindered = hindered, {one.key for one in left if has_to_go(one)}
+        hindered_before, hindered = hindered, {one.key for one in left if has_to_go(one)} | pending
         freed = hindered_before - hindered
         swallowed = [one for one in left if one.key in freed]
-        if not (hindered or swallowed) or time.monotonic() > deadline:
+        if not (hindered or swallowed):
             return left
+        if time.monotonic() > deadline:
+            return [*left, *(wrong[key] for key in pending - {one.key for one in left})]
         insert(warehouse, swallowed)
         wrong |= {one.key: one for one in swallowed}
         if time.monotonic() > tell_at:
