@@ -5,6 +5,7 @@ one line on standard input (the DAG's id and the run's conf, as JSON), runs the 
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -81,4 +82,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # nothing is left to be done, and to take Airflow down takes 3 s

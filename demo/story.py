@@ -19,7 +19,7 @@ from demo.alone import anew
 from demo.schema import create_postgres
 from demo.seed import Seeded, seed
 
-CONF = {"settle_seconds": 3, "in_flight_seconds": 1, "read_cache_seconds": 2}
+CONF = {"settle_seconds": 2, "in_flight_seconds": 1, "read_cache_seconds": 2}
 TRAFFIC: dict[str, Any] = {"rate": 10, "writers": 1, "cache_seconds": 0.5, "flush_seconds": 0.3}
 """A change reaches both tables within a second, and each process follows a switch within half a second, so the short
 times in CONF are enough. A real installation uses the defaults."""

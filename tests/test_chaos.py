@@ -181,7 +181,6 @@ def test_a_run_gets_past_a_fault(seeded: LiveSystem, happenings: list[Callable[[
         migrated(seeded, live)
 
 
-@each_of_them
 def test_a_run_gets_past_several_faults_one_after_the_other(seeded: LiveSystem) -> None:
     """The essence of the stories above in a single story, which `make test` runs."""
     happenings = [
