@@ -448,10 +448,8 @@ def create_fresh(path: Path) -> None:
 @pytest.mark.usefixtures("airflow_metadata")
 def test_a_fresh_installation_is_seen_with_the_grants_of_the_runbook(system: System, tmp_path: Path) -> None:
     """The skip comment is on a table of which the user may read nothing."""
-    runbook = (ROOT / "docs" / "runbook.md").read_text().replace("posthog.", "default.")
-    grants = re.findall(r"GRANT [^;]+ ON (?:default|system)\.[^;]+(?= TO migration;)", runbook)
     configured(tmp_path, create_fresh)
-    write_config(tmp_path, user=f"<grants>{''.join(f'<query>{grant}</query>' for grant in grants)}</grants>")
+    write_config(tmp_path, user=granting(of_the_runbook()))
 
     run = subprocess.run(
         ["airflow", "dags", "test", FILL, "--conf", '{"dry_run": true}'],
@@ -466,6 +464,15 @@ def test_a_fresh_installation_is_seen_with_the_grants_of_the_runbook(system: Sys
     assert system.value("SELECT to_regnamespace('pdi2_migration')") is None
 
 
+def of_the_runbook() -> list[str]:
+    runbook = (ROOT / "docs" / "runbook.md").read_text().replace("posthog.", "default.")
+    return re.findall(r"GRANT [^;]+ ON (?:default|system)\.[^;]+(?= TO migration;)", runbook)
+
+
+def granting(grants: list[str]) -> str:
+    return f"<grants>{''.join(f'<query>{grant}</query>' for grant in grants)}</grants>"
+
+
 def ungranted(path: Path) -> list[str]:
     with Warehouse(lambda: connect(path), "preflight", MEMORY) as warehouse:
         return clickhouse_checks.grant_problems(warehouse)
@@ -473,9 +480,9 @@ def ungranted(path: Path) -> list[str]:
 
 @real_engine
 def test_what_the_user_was_not_granted_is_reported(tmp_path: Path) -> None:
-    grants = ["SELECT ON default.*", "INSERT ON default.person_distinct_id2", "CREATE TABLE, DROP TABLE ON default.*"]
-    user = f"<grants>{''.join(f'<query>GRANT {grant}</query>' for grant in grants)}</grants>"
-    told = configured(tmp_path, ungranted, user=user)
+    assert configured(tmp_path, ungranted, user=granting(of_the_runbook())) == []
+    few = ["SELECT ON default.*", "INSERT ON default.person_distinct_id2", "CREATE TABLE, DROP TABLE ON default.*"]
+    told = configured(tmp_path, ungranted, user=granting([f"GRANT {grant}" for grant in few]))
     assert [" ".join(line.partition(".")[0].split()[5:]) for line in told] == [
         "ALTER DELETE on person_distinct_id2",
         "INSERT on person_distinct_id2_staging_0",
