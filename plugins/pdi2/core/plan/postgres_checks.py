@@ -152,21 +152,18 @@ def open_schemas(connection: Connection[Any]) -> list[str]:
 def privilege_problems(connection: Connection[Any]) -> list[str]:
     needed = [(table, privilege) for table, privileges in PRIVILEGES.items() for privilege in privileges]
     tables, privileges = map(list, zip(*needed, strict=True))
-    return (
-        [
-            f"The Postgres role may not {privilege} on {table}. GRANT {privilege} ON {table} to it."
-            for table, privilege in postgres.execute(
-                connection, "privileges", {"tables": tables, "privileges": privileges}
-            )
-        ]
-        + [
+    given = {"tables": tables, "privileges": privileges}
+    problems = [
+        f"The Postgres role may not {privilege} on {table}. GRANT {privilege} ON {table} to it."
+        for table, privilege in postgres.execute(connection, "privileges", given)
+    ]
+    problems += [
+        f"The Postgres role may not use the sequence of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
+        for table, sequence in postgres.execute(connection, "sequences", {"tables": tables})
+    ]
+    if not postgres.value(connection, "may_know_server"):
+        problems.append(
             "The Postgres role may not call pg_control_system(), which tells one server from another. "
             "GRANT EXECUTE ON FUNCTION pg_control_system() TO it."
-            for (granted,) in postgres.execute(connection, "may_know_server")
-            if not granted
-        ]
-        + [
-            f"The Postgres role may not use the sequence of {table}. GRANT USAGE ON SEQUENCE {sequence} to it."
-            for table, sequence in postgres.execute(connection, "sequences", {"tables": tables})
-        ]
-    )
+        )
+    return problems

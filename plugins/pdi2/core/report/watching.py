@@ -17,7 +17,7 @@ from pdi2.core.state.switches import Status, Switches
 
 LONGEST_SENTENCE = 2_000
 QUIET = timedelta(minutes=1)
-"""ClickHouse may hang for half an hour before a task gives it up, and until then Airflow only knows that tasks run."""
+"""ClickHouse may hang for 40 minutes before a task gives it up, and until then Airflow only knows that tasks run."""
 ENDED_WELL = ("completed", TRIAL_PASSED, REJECTED, "rolled back")
 
 

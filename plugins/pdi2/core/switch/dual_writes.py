@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -131,10 +132,12 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     known = ",".join(enabled["known"])
     links = _links(warehouse, start, end, known)
     one_of = _one_of(links)
-    misses = _evidence(ledger, _misses(warehouse, start, end, known, one_of))
-    if misses and now - started["at"] >= settings.proof_limit_seconds:
-        _let_arrive(misses, settings)
-        misses = _evidence(ledger, _misses(warehouse, start, end, known, one_of))
+
+    def look() -> list[Miss]:
+        return _evidence(ledger, _misses(warehouse, start, end, known, one_of))
+
+    overdue = now - started["at"] >= settings.proof_limit_seconds
+    misses = _confirmed(look, settings) if overdue else look()
     window_is_full = end - enabled["enabled_at"] >= settings.settle_seconds
     if misses:
         return _missed(ledger, misses, settings, now, started["at"])
@@ -174,10 +177,10 @@ def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | No
     start = min(start, end)
     known = ",".join(enabled["known"])
     one_of = _one_of(_links(warehouse, start, end, known))
-    misses = _repairable(ledger, _misses(warehouse, start, end, known, one_of))
-    if misses:
-        _let_arrive(misses, settings)
-        misses = _repairable(ledger, _misses(warehouse, start, end, known, one_of))
+    misses = _confirmed(
+        lambda: _repairable(ledger, _misses(warehouse, start, end, known, one_of)),
+        settings,
+    )
     if misses:
         found = _found(misses)
         if before is None or before["at"] < misses[0].written_at:
@@ -204,10 +207,15 @@ def _last_repair(ledger: Ledger, now: int, settings: Settings) -> int:
     return 0 if seconds_ago is None else int(now - float(seconds_ago) + settings.in_flight)
 
 
-def _let_arrive(misses: list[Miss], settings: Settings) -> None:
+def _confirmed(look: Callable[[], list[Miss]], settings: Settings) -> list[Miss]:
+    """The misses that a second look finds too."""
+    misses = look()
+    if not misses:
+        return []
     seconds = min(max(LATE_SECONDS, settings.in_flight), MOST_LATE_SECONDS)
     log.info("%s. Looking again in %.0f s, because they may only be late", _found(misses), seconds)
     time.sleep(seconds)
+    return look()
 
 
 def due(now: int, settings: Settings) -> int:

@@ -28,5 +28,5 @@ SELECT verified.team_id,
        verified.seen
 FROM verified
 LEFT JOIN posthog_persondistinctid AS mapping ON mapping.team_id = verified.team_id
-GROUP BY verified.team_id, verified.marked_at, verified.mutation, verified.here, verified.transactions, verified.mark_age, verified.rows,
-         verified.ids, verified.last, verified.seen
+GROUP BY verified.team_id, verified.marked_at, verified.mutation, verified.here, verified.transactions, verified.mark_age,
+         verified.rows, verified.ids, verified.last, verified.seen
