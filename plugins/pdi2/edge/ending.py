@@ -15,7 +15,7 @@ from pdi2.core.report import certificate, reporting
 from pdi2.core.report.reporting import UnfinishedError
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import is_owner
-from pdi2.edge import configuration
+from pdi2.edge import END, configuration
 from pdi2.edge.compat import AirflowSkipException
 from pdi2.edge.connections import open_ledger, settings_of
 from pdi2.edge.retries import task
@@ -31,11 +31,12 @@ RED = ("failed", "upstream_failed")
 def report() -> dict[str, Any]:
     """Reports how the run ended, and marks the migration row Errored with the reason if it failed.
 
-    If a task failed, the run is red because it does not reach `end`. If no task failed but somebody marked the run or
-    its tasks by hand, so that it did not get through, this task makes it red. (When a run is marked, Airflow skips its
-    remaining tasks except teardowns, and then takes the run's state from the tasks that nothing follows.)
+    If a task failed, the run is red because it does not reach `end`. If the run did not get through and would be green
+    because somebody marked it or its tasks by hand, this task makes it red. (When a run is marked, Airflow skips its
+    remaining tasks except teardowns, and then takes the run's state from the tasks that nothing follows: `end` too,
+    if the red of a task has yet to reach it.)
     """
-    states = _states_of("preflight", "plan_teams", "stop_old_writes")
+    states = _states_of("preflight", "plan_teams", "stop_old_writes", END)
     facts, through = None, False
     if states["preflight"] == SUCCESS:
         with open_ledger() as ledger:
@@ -50,9 +51,10 @@ def report() -> dict[str, Any]:
                 through = states["plan_teams"] == SUCCESS
             else:
                 through = reporting.got_through(ledger, settings)
-    if not through and states["stop_old_writes"] not in RED:
+    red = states["stop_old_writes"] in RED and states[END] in (*RED, None)  # None: it has yet to reach `end`
+    if not through and not red:
         raise UnfinishedError(
-            "This run ended before it did what it was triggered for, and no task before this one says why: somebody "
+            "This run ended before it did what it was triggered for, and without this task it would be green: somebody "
             "marked it, or tasks of it, by hand. Only the ledger and the switches say what has happened; what is "
             "finished is kept. Trigger the run again: it does only what is missing."
         )

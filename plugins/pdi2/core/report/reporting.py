@@ -23,7 +23,7 @@ ELSEWHERE = (
 
 
 class UnfinishedError(MigrationError):
-    """The run ended before it did what it was triggered for, and no other task says why."""
+    """The run ended before it did what it was triggered for, and would be green."""
 
 
 def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
