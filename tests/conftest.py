@@ -19,6 +19,8 @@ import clickhouse_connect
 import old_postgres
 import psycopg
 import pytest
+from clickhouse_connect.driver._backend.orchestration import ClientConfig, init_sequence, run_sync
+from clickhouse_connect.driver._chdbclient import ChdbClient
 from clickhouse_connect.driver.client import Client
 from jsonschema import Draft202012Validator
 from old_clickhouse import NO_MUTATIONS
@@ -80,6 +82,18 @@ def _check_schema_once(schema: Any, *others: Any, check: Any = Draft202012Valida
 
 CHECKED_SCHEMAS: set[str] = set()
 Draft202012Validator.check_schema = _check_schema_once
+
+
+def _ask_for_settings_once(client: ChdbClient, tz_source: Any) -> None:
+    """A new client asks for all 1,500 settings; in this process's own engine, each new session has the same ones."""
+    asked = ClientConfig(client._initial_settings or {}, tz_source)
+    if repr(asked) not in SETTINGS_FOUND:
+        SETTINGS_FOUND[repr(asked)] = run_sync(init_sequence(asked), client._execute_operation)
+    client._apply_init_result(SETTINGS_FOUND[repr(asked)])
+
+
+SETTINGS_FOUND: dict[str, Any] = {}
+ChdbClient._init_common_settings = _ask_for_settings_once
 
 
 def dags() -> dict[str, Any]:
