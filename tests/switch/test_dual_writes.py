@@ -436,19 +436,20 @@ def test_a_row_from_the_future_is_evidence_only_if_written_after_the_switch(
     system: System, ledger: Ledger, stamped: str, proven: bool
 ) -> None:
     no_wait = Settings(settle_seconds=0, read_cache_seconds=0)
-    future = now(system) + 3
 
-    def old_only() -> None:
+    def old_only() -> int:
+        future = now(system) + 3
         stale = system.writer(clock=lambda: future)
         stale.create(TEAM, "from the future")
         stale.outbox = [message for message in stale.outbox if message.table is Table.OLD]
         stale.flush()
+        return future
 
     if stamped == "before":
-        old_only()
+        future = old_only()
     enable(system, ledger, no_wait)
     if stamped == "after":
-        old_only()
+        future = old_only()
     while now(system) < future:
         time.sleep(0.05)
     if proven:
