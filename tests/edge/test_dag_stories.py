@@ -20,6 +20,7 @@ from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, System
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import alone_with, held_by
 from pdi2.core.state.settings import Settings
+from pdi2.core.switch.gate import roll_back
 from stories import (
     BOB,
     TEAM,
@@ -684,6 +685,33 @@ def test_the_audit_rings_the_alarm_and_repairs_on_demand(system: System) -> None
     assert system.run(AUDIT, in_flight_seconds=0, repair=True).state == "success"
     assert system.disagreements() == {}
     assert system.ledger().current_run() == owner
+
+
+def test_an_audit_that_is_cleared_and_cannot_choose_its_teams_is_red(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cleared in the UI, a run keeps its name. `dag.test` cannot do that, so the second run gets the first one's."""
+    begin = Ledger.__init__
+    monkeypatch.setattr(Ledger, "__init__", lambda self, connection, run, actor: begin(self, connection, "it", actor))
+    two_ids_each(system, TEAM)
+    assert system.run(AUDIT).state == "success"
+    system.clickhouse.command("RENAME TABLE person_distinct_id2 TO away")
+
+    assert system.run(AUDIT).state == "failed"
+
+
+@WITH_SETTINGS
+def test_a_run_that_waited_for_its_turn_undoes_no_rollback(system: System, failures: Callable[[], list[str]]) -> None:
+    two_ids_each(system, TEAM)
+    earlier_run(system, stop_old_writes=False)
+    roll_back(system.ledger("the rollback"))
+    system.postgres.execute("UPDATE pdi2_migration.event SET at = at + interval '1 hour' WHERE what = 'rolled_back'")
+    before = dump(system)
+
+    assert system.run().state == "failed"
+
+    assert any("this run was triggered by a person before that" in text for text in failures())
+    assert dump(system) == before
 
 
 @contextlib.contextmanager

@@ -490,6 +490,7 @@ def test_it_follows_a_migration_from_step_to_step(system: System, viewer: Visito
         "writes": "new",
         "reads": "new",
         "by_somebody_else": False,
+        "old_lacks_writes": True,
         "found_right": None,
         "wrong": 0,
     }

@@ -229,6 +229,22 @@ def test_reads_that_somebody_returns_by_hand_are_safe_only_while_the_old_table_i
 
 
 @pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
+def test_a_new_run_does_not_hide_that_the_old_table_lacks_writes(
+    system: System, viewer: Visitor, ledger: Ledger
+) -> None:
+    earlier_run(system)
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 4")
+    if "reads" in system.switches():
+        set_switch(system.postgres, READS, "old")
+        set_switch(system.postgres, WRITES, "both")
+
+    migrate_together(system, ledger)
+    assert first_line(viewer)["topic"] == "The old table lacks writes"
+    gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
+    assert "a rollback is possible" not in first_line(viewer)["text"]
+
+
+@pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
 def test_a_switch_that_somebody_else_made_is_an_alarm_on_the_page_and_in_the_certificate(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:
@@ -636,9 +652,7 @@ def test_failures_are_grouped_by_cause_and_the_gates_summary_is_last(
             [team_id], f"person_distinct_id2 still differs from Postgres after the repair.\nTeam {team_id}: 4 ids."
         )
     ledger.record("task_failed", task="team.copy", error="ClickHouse error 202 (TOO_MANY): passed since")
-    ledger.record(
-        "task_failed", task="certify", error="38 of 39 teams are not verified, so reads stay on the old table"
-    )
+    ledger.record("task_failed", task="certify", error="38 of 39 teams are not verified, so nothing is switched")
     ledger.end_run("failed")
 
     seen = viewer.get("/status").json()["failures"]
@@ -646,7 +660,7 @@ def test_failures_are_grouped_by_cause_and_the_gates_summary_is_last(
     assert [(one["cause"], one["teams"], one["task"]) for one in seen] == [
         ("ClickHouse error 60 (UNKNOWN_TABLE)", 36, None),
         ("person_distinct_id2 still differs from Postgres after the repair.", 2, None),
-        ("N of N teams are not verified, so reads stay on the old table", 0, "certify"),
+        ("N of N teams are not verified, so nothing is switched", 0, "certify"),
     ]
     assert seen[0]["runbook"]["about"] == "`cannot be copied: …`"
 
@@ -1076,6 +1090,54 @@ class TestAirflow:
         assert [one["airflow"]["pool"] for one in seen] == [{"slots": 2, "occupied": 0}, None]
         assert [one["verdict"]["topic"] for one in seen] == ["Running", "The pool of the copies does not exist"]
 
+    def test_old_writes_that_nothing_will_end_have_no_time(
+        self, system: System, viewer: Visitor, in_airflow: str
+    ) -> None:
+        from airflow.dag_processing.bundles.manager import DagBundlesManager
+        from airflow.models.dag import DagModel
+        from airflow.utils.session import create_session
+
+        DagBundlesManager().sync_bundles_to_db()
+        settings = Settings(settle_seconds=0, read_cache_seconds=900)
+        ledger = system.ledger(f"{FILL} {in_airflow}")
+        migrate_together(system, ledger, settings)
+        gate.switch_reads(ledger, system.warehouse(), settings)
+        topics = []
+        for paused in (True, False):
+            with create_session() as session:
+                session.merge(DagModel(dag_id=FILL, bundle_name="dags-folder", is_paused=paused))
+            topics.append(first_line(viewer)["topic"])
+        assert topics == ["The DAG is paused in Airflow", "Reads are switched, both tables are written"]
+        assert "until old writes stop, at" not in reporting.close_run(ledger, settings)["way_back"]
+
+    def test_a_run_that_was_cleared_as_a_whole_is_listed_by_its_last_end(
+        self, system: System, viewer: Visitor, running: str
+    ) -> None:
+        ledger = system.ledger(f"{FILL} {running}")
+        for number, outcome in enumerate(("failed", "completed"), 1):
+            enable(system, ledger)
+            ledger.keep_certificate({f"{number}.json": "{}", f"{number}.html": "<p>"})
+            ledger.end_run(outcome)
+        set_run(running, state="success")
+        [line] = viewer.get("/runs").json()["lines"]
+        assert (line["outcome"], line["certificate"]) == ("completed", 2)
+
+    def test_a_run_that_was_triggered_together_with_one_that_failed_is_shown_once_it_checks(
+        self, system: System, viewer: Visitor, running: str
+    ) -> None:
+        from airflow.models.dagrun import DagRun
+        from airflow.utils.session import create_session
+
+        ledger = system.ledger(f"{FILL} {running}")
+        with create_session() as session:
+            session.add(DagRun(FILL, "second", run_type="manual", state="queued"))
+        enable(system, ledger)
+        ledger.end_run("failed")
+        now = datetime.now(UTC)
+        set_run(running, state="failed", queued_at=now - timedelta(minutes=10), start_date=now - timedelta(minutes=10))
+        set_run("second", state="running", queued_at=now - timedelta(minutes=9), start_date=now + timedelta(seconds=1))
+        assert first_line(viewer)["topic"] == "A run is checking"
+
     def test_a_reported_run_whose_failed_tasks_are_cleared_goes_on(
         self, system: System, viewer: Visitor, admin: Visitor
     ) -> None:
@@ -1117,7 +1179,8 @@ class TestAirflow:
         ended = viewer.get("/status").json()["verdict"]
         outcome = viewer.get("/runs").json()["lines"][0]["outcome"]
         set_run(run.run_id, state="running")  # as it was before its last task
-        system.postgres.execute("UPDATE posthog_instancesetting SET raw_value = '\"both\"' WHERE key LIKE '%_WRITES'")
+        set_switch(system.postgres, WRITES, "both")
+        system.postgres.execute("DELETE FROM pdi2_migration.event WHERE what = 'old_writes_stopped'")
         finished_at = system.value("SELECT finished_at FROM posthog_asyncmigration")
 
         for view in ({}, {"dag": FILL, "run": run.run_id}):

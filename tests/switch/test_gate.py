@@ -1,5 +1,6 @@
 """The gate before the switch, the switch, the way back, and who owns the migration."""
 
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,7 @@ import pytest
 from conftest import ENGINE, System
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, WaitError, reaction
-from pdi2.core.plan.preflight import PreflightError, Verdict, check
+from pdi2.core.plan.preflight import PreflightError, Verdict, check, decision_against
 from pdi2.core.report.certificate import for_approval
 from pdi2.core.report.reporting import close_run
 from pdi2.core.report.way_back import way_back
@@ -130,7 +131,7 @@ def test_what_is_missing_is_listed_with_its_reason(system: System, ledger: Ledge
         with pytest.raises(GateError) as refused:
             step()
         told = str(refused.value)
-        assert "3 of 4 teams are not verified, so reads stay on the old table" in told
+        assert "3 of 4 teams are not verified, so nothing is switched" in told
         assert f"team {TEAM + 1}: copied" in told
         assert f"team {TEAM + 2}: failed (the disk is full)" in told
         assert "team 100: appeared after the plan" in told
@@ -582,6 +583,9 @@ def test_a_rollback_before_the_switch_has_nothing_to_do(system: System, ledger: 
     assert "old table already" in roll_back(ledger)
     assert dump(system) == before
     migrate_together(system, ledger)
+    told = f'run "{ledger.airflow_run}" has not ended, and may yet switch'
+    unchanged(system, RollbackError, lambda: roll_back(system.ledger("the rollback")), told)
+    ledger.end_run("failed")
     before = dump(system)
     assert "old table already" in roll_back(system.ledger("the rollback"))
     assert dump(system) == before
@@ -854,6 +858,75 @@ def test_a_pause_holds_the_switch_and_the_end_of_old_writes_but_no_rollback(syst
     assert system.switches() == {"reads": "new", "writes": "both"}
     roll_back(system.ledger("the rollback"))
     assert system.switches() == {"reads": "old", "writes": "both"}
+
+
+def test_a_rollback_that_meets_the_switch_waits_for_it_and_returns_reads(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate_together(system, ledger)
+    set_reads, told = Switches.set_reads, []
+
+    def meanwhile() -> None:
+        told.append(roll_back(system.ledger("the rollback")))
+
+    rollback = threading.Thread(target=meanwhile)
+
+    def in_the_transaction(switches: Switches, value: str) -> None:
+        set_reads(switches, value)
+        if value == "new":
+            rollback.start()
+            until(lambda: system.value("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"))
+
+    monkeypatch.setattr(Switches, "set_reads", in_the_transaction)
+    switch(system, ledger)
+    rollback.join()
+
+    assert told[0].startswith("Reads are back on the old table")
+    assert system.switches() == {"reads": "old", "writes": "both"}
+
+
+def test_a_rollback_where_somebody_set_the_setting_alone_does_not_say_that_reads_are_old(
+    system: System, ledger: Ledger
+) -> None:
+    enable(system, ledger)
+    set_switch(system.postgres, READS, "new")
+    unchanged(system, RollbackError, lambda: roll_back(system.ledger("the rollback")), "READS is .new.")
+
+
+def test_no_rollback_leads_to_an_old_table_that_has_ever_not_been_written(system: System, ledger: Ledger) -> None:
+    """Somebody sets the switches back by hand, and migrates again: the old table still lacks what came in between."""
+    migrate_together(system, ledger)
+    switch(system, ledger)
+    stop_old_writes(system, ledger)
+    close_run(ledger, NO_WAIT)
+    writer = system.writer()
+    writer.create(TEAM, "in the new table alone")
+    writer.flush()
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 4")
+    set_switch(system.postgres, READS, "old")
+    set_switch(system.postgres, WRITES, "both")
+    again = system.ledger("another run")
+    migrate_together(system, again)
+    switch(system, again)
+
+    unchanged(system, RollbackError, lambda: roll_back(system.ledger("the rollback")), "Old writes have stopped")
+
+
+@pytest.mark.parametrize("decision", ["rolled_back", "switch_rejected"])
+def test_a_run_that_no_person_triggered_since_undoes_no_decision(system: System, ledger: Ledger, decision: str) -> None:
+    before = ledger.clock()
+    migrate_together(system, ledger)
+    waiting = system.ledger("a run that waited for its turn")
+    assert decision_against(waiting, NO_WAIT, before) == []
+    ledger.record(decision, by="ann")
+
+    for triggered_at, why in [(before, "a person before that"), (None, "no person")]:
+        [told] = decision_against(waiting, NO_WAIT, triggered_at)
+        assert f"this run was triggered by {why}" in told
+    assert decision_against(waiting, APPROVED, before) == [] or decision == "rolled_back"
+    assert decision_against(waiting, NO_WAIT, ledger.clock()) == []
+    enable(system, system.ledger("a run that a person triggered"))
+    assert decision_against(waiting, NO_WAIT, None) == []
 
 
 def test_the_way_back_is_shown_before_and_after_the_switch(system: System, ledger: Ledger) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from conftest import System
+from pdi2.core.engines.failures import WaitError
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import hold, is_owner, try_lock
 from pdi2.core.state.settings import AUDIT_SCHEMA, Settings, SettingsError
@@ -211,6 +212,32 @@ def test_a_team_that_could_not_be_compared_is_no_success(system: System, switche
     assert audit(system)[0].compared == {TEAM, OTHER}
 
 
+def test_an_audit_that_was_cleared_and_then_failed_does_not_pass_on_what_it_found_before(
+    system: System, switched: Ledger
+) -> None:
+    audit(system)
+    with pytest.raises(AuditError, match="before it was cleared. Nothing was compared since"):
+        auditing.judge(system.ledger("the audit"), red=True)
+
+
+@pytest.mark.parametrize("state", ["appeared after the plan", "failed again"])
+def test_old_writes_go_on_while_an_audit_has_open_findings_in_any_team(
+    system: System, switched: Ledger, state: str
+) -> None:
+    team_id = OTHER if state == "failed again" else 99
+    insert_truth(system, BOB, 0, "lost", team_id=team_id)
+    with pytest.raises(DriftError):
+        audit(system)
+    if state == "failed again":
+        switched.set_failed([OTHER], "its verify was cleared, and met a limit")
+
+    with pytest.raises(WaitError, match=f"answers wrongly .team {team_id}."):
+        stop_old_writes(system, switched)
+
+    audit(system, REPAIR)
+    stop_old_writes(system, switched)
+
+
 @pytest.mark.parametrize(
     ("table", "settings"),
     [("posthog_person", LOOK), ("posthog_persondistinctid", REPAIR)],
@@ -248,7 +275,7 @@ def test_an_audit_that_did_not_begin_is_no_success(system: System) -> None:
 
 def test_before_any_migration_there_is_nothing_to_compare(system: System, ledger: Ledger) -> None:
     found, told = audit(system)
-    assert (found.planned, "only verified ones" in told) == (set(), True)
+    assert (found.planned, "no team to compare verified (reads are on the old table" in told) == (set(), True)
 
 
 def test_before_the_switch_verified_teams_are_compared_and_never_repaired(system: System, ledger: Ledger) -> None:
@@ -259,13 +286,13 @@ def test_before_the_switch_verified_teams_are_compared_and_never_repaired(system
     before = all_but_the_audits_own(system)
     found, told = audit(system)
     assert (found.compared, found.findings) == ({TEAM}, {})
-    assert "teams: 1 verified, before the switch" in told
+    assert "teams: 1 verified (reads are on the old table, so no others)." in told
 
     insert_truth(system, BOB, 0, "lost")
     before["public.posthog_person"], before["public.posthog_persondistinctid"] = (
         dump(system)[name] for name in ("public.posthog_person", "public.posthog_persondistinctid")
     )
-    with pytest.raises(DriftError, match=r"fill_person_distinct_id2: it repairs before it switches. Nobody reads"):
+    with pytest.raises(DriftError, match=r"fill_person_distinct_id2: it repairs before it switches. Reads are on"):
         audit(system)
     with pytest.raises(AuditError, match=r"only the migration repairs.*Nothing was changed.*without repair"):
         audit(system, REPAIR)

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import ObjectStoragePath, get_current_context
+from airflow.sdk import ObjectStoragePath
 
 from pdi2.core.engines.failures import MigrationError, describe
 from pdi2.core.plan.preflight import Verdict
@@ -19,12 +19,11 @@ from pdi2.edge import END, configuration
 from pdi2.edge.compat import AirflowSkipException
 from pdi2.edge.connections import open_ledger, settings_of
 from pdi2.edge.retries import task
-from pdi2.edge.tasks import verdict
+from pdi2.edge.tasks import RED, states_of, verdict
 
 log = logging.getLogger(__name__)
 
 SUCCESS = "success"
-RED = ("failed", "upstream_failed")
 
 
 @task
@@ -36,9 +35,9 @@ def report() -> dict[str, Any]:
     remaining tasks except teardowns, and then takes the run's state from the tasks that nothing follows: `end` too,
     if the red of a task has yet to reach it.)
     """
-    states = _states_of("preflight", "plan_teams", "stop_old_writes", END)
+    states = states_of("preflight", "plan_teams", "stop_old_writes", END)
     facts, through = None, False
-    if states["preflight"] == SUCCESS:
+    if states.get("preflight") == SUCCESS:
         with open_ledger() as ledger:
             settings = settings_of(ledger)
             if is_owner(ledger):
@@ -48,10 +47,10 @@ def report() -> dict[str, Any]:
             if verdict() == Verdict.NOTHING:
                 through = True
             elif settings.dry_run:
-                through = states["plan_teams"] == SUCCESS
+                through = states.get("plan_teams") == SUCCESS
             else:
                 through = reporting.got_through(ledger, settings)
-    red = states["stop_old_writes"] in RED and states[END] in (*RED, None)  # None: it has yet to reach `end`
+    red = states.get("stop_old_writes") in RED and states.get(END) in {*RED, None}  # None: it has yet to reach `end`
     if not through and not red:
         raise UnfinishedError(
             "This run ended before it did what it was triggered for, and without this task it would be green: somebody "
@@ -59,7 +58,7 @@ def report() -> dict[str, Any]:
             "finished is kept. Trigger the run again: it does only what is missing."
         )
     if facts is None:
-        raise AirflowSkipException("This run copied and switched nothing, so there is nothing to report.")
+        raise AirflowSkipException("This run does not own the migration, so it reports nothing.")
     return facts
 
 
@@ -84,11 +83,3 @@ def _write_certificate(ledger: Ledger, report: dict[str, Any]) -> None:
         ) from error
     ledger.record("certificate_written", place=place, files=list(drawn_up.files), json_sha256=drawn_up.json_sha256)
     log.info("The certificate is in %s: %s", place, ", ".join(drawn_up.files))
-
-
-def _states_of(*task_ids: str) -> dict[str, str | None]:
-    """Airflow's states of tasks of this run; None if the run did not get to the task."""
-    context = get_current_context()
-    run = context["dag_run"]
-    found = context["ti"].get_task_states(run.dag_id, task_ids=list(task_ids), run_ids=[run.run_id])
-    return {task_id: found.get(run.run_id, {}).get(task_id) for task_id in task_ids}

@@ -115,7 +115,8 @@ def status(
 def list_of_runs(session: SessionDep) -> dict[str, Any]:
     """The newest runs of the three DAGs with their outcomes, and runs that only the ledger still knows."""
     with reading() as connection:
-        owners = {line["airflow_run"]: line for line in watching.runs(connection, RUNS_LISTED)}
+        newest_last = reversed(watching.runs(connection, RUNS_LISTED))  # a run that was cleared has several lines
+        owners = {line["airflow_run"]: line for line in newest_last}
     listed = runs.newest(session, RUNS_LISTED)
     told = runs.left_for_the_page(session, listed)
     lines = [runs.summary(one, owners.pop(runs.name(one), None), told.get(runs.name(one), {})) for one in listed]
@@ -213,7 +214,7 @@ def _newer(session: Session, owner: dict[str, Any] | None) -> DagRun | None:
     """A migration run that came after the ledger's owner and does not own it."""
     newest = next(iter(runs.newest(session, 1, [FILL])), None)
     if newest and owner:
-        before = newest.queued_at is not None and newest.queued_at < owner["started_at"]
+        before = newest.start_date is not None and newest.start_date < owner["started_at"]
         return None if before or runs.name(newest) == owner["airflow_run"] else newest
     return newest
 

@@ -2,10 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.common.compat.sdk import conf
@@ -62,6 +62,8 @@ UNCHECKED = (
     "changed. Clear the task preflight and what follows it, or trigger a new run."
 )
 LOOKING: dict[str, Any] = {"mode": "reschedule", "poke_interval": 5, "timeout": timedelta(days=7).total_seconds()}
+RED = {"failed", "upstream_failed"}
+"""The states of a task that failed, or that could not begin because one before it failed."""
 TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
 
 
@@ -79,6 +81,8 @@ def preflight() -> str:
             if ledger and (ours := ledger_problems(ledger.connection)):
                 found, ledger = found + ours, None
             settings = (ledger and settings_of_run(ledger)) or settings
+            if ledger and not settings.dry_run and not get_current_context()["dag_run"].clear_number:
+                found += checks.decision_against(ledger, settings, _triggered_at())
             result = checks.check(ledger, warehouse, settings, found)
         except Exception as error:
             tell("problems", getattr(error, "problems", [describe(error)]))
@@ -94,6 +98,12 @@ def preflight() -> str:
     # As an XCom of its own, because a branch that skips tasks leaves no return value.
     tell(VERDICT, str(result.verdict))
     return FOLLOWED_BY[result.verdict]
+
+
+def _triggered_at() -> datetime | None:
+    """When a person triggered this run; None if a schedule did."""
+    run = get_current_context()["dag_run"]
+    return run.run_after if run.run_type == "manual" else None
 
 
 @task
@@ -231,6 +241,13 @@ def verdict() -> str | None:
     """What this run's preflight found; None if it found problems, or if somebody marked it."""
     found: str | None = get_current_context()["ti"].xcom_pull(task_ids="preflight", key=VERDICT)
     return found
+
+
+def states_of(*task_ids: str) -> Mapping[str, str]:
+    """Airflow's states of the tasks that this run got to, by task; of a mapped task, by task and number."""
+    run = get_current_context()["dag_run"]
+    found = get_current_context()["ti"].get_task_states(run.dag_id, task_ids=list(task_ids), run_ids=[run.run_id])
+    return found.get(run.run_id, {})
 
 
 def tell(key: str, value: Any) -> None:

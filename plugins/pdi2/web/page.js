@@ -55,7 +55,7 @@ function about({ run, alive, now, links, airflow }) {
   if (!run) return [ofRun ? "" : "Trigger the DAG to begin; try dry_run first, which writes nothing. ", zone];
   const took = run.ended_at || alive ? `, ${duration(seconds(run.started_at, run.ended_at ?? now))}` : "";
   const state = run.outcome ?? (alive ? (airflow.unknown ? "not ended" : "running") : "stopped without a report");
-  const followed = run.newest ? "" : "Another run followed this one; what it left is in its certificate. ";
+  const followed = run.newest ? "" : `Another run followed this one${run.certificate ? "; what it left is in its certificate" : ""}. `;
   return ["Started by ", visible(run.actor), " at ", time(run.started_at), `${took}, ${state}. `, followed, link(links.run, "Open the run"), " ", el("span", { class: "id" }, visible(run.airflow_run)), `. ${zone}`];
 }
 

@@ -1,6 +1,7 @@
 """Checks everything that must hold before a migration may begin. Changes nothing, and reports all problems at once."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -48,6 +49,22 @@ class Verdict(StrEnum):
 class Preflight:
     verdict: Verdict
     message: str
+
+
+def decision_against(ledger: Ledger, settings: Settings, triggered_at: datetime | None) -> list[str]:
+    """A problem if somebody rolled back, or rejected the switch, since a person triggered this run: it was waiting for
+    its turn then. `triggered_at` is None if a schedule triggered the run, which is no person's decision."""
+    decided = ledger.newest("rolled_back", "switch_rejected", "run_started") if ledger.exists() else None
+    if decided is None or decided.what == "run_started" or (triggered_at and triggered_at > decided.at):
+        return []
+    if decided.what == "switch_rejected" and settings.require_approval:  # somebody will be asked again
+        return []
+    did = "returned reads to the old table" if decided.what == "rolled_back" else "rejected the switch"
+    return [
+        f"{decided.detail.get('by', decided.actor)} {did} at {decided.at:%Y-%m-%d %H:%M:%S %Z}, and this run was "
+        f"triggered by {'a person before that' if triggered_at else 'no person'}, so it does not undo it. To migrate "
+        "all the same, trigger the DAG by hand."
+    ]
 
 
 def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings, found: list[str]) -> Preflight:

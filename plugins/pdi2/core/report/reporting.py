@@ -7,7 +7,7 @@ from tabulate import tabulate
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report.telling import by_kind
 from pdi2.core.report.way_back import way_back
-from pdi2.core.state.ledger import FAILED, REJECTED, TRIAL_PASSED, Ledger, Team, TeamStatus
+from pdi2.core.state.ledger import FAILED, REJECTED, TRIAL_PASSED, Event, Ledger, Team, TeamStatus
 from pdi2.core.state.ownership import is_owner
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import ChangedElsewhereError, Status, Switches
@@ -31,6 +31,7 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
     switches = Switches(ledger.connection)
     row = switches.row()
     teams = ledger.teams()
+    ends = settings.stop_old_writes and not switches.reads_are_new()  # what has not ended them by now, will not
     outcome = _outcome(ledger, settings, row.status if row else None)
     elsewhere = outcome != "completed" and switches.reads_are_new()
     if outcome in (FAILED, REJECTED) and row and row.status == Status.STARTING:
@@ -48,7 +49,7 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
         "tombstones": sum(team.tombstones or 0 for team in teams),
         "findings": ledger.findings_by_kind(),
         "reads": ELSEWHERE if elsewhere else f"Reads are on the {'new' if outcome == 'completed' else 'old'} table.",
-        "way_back": way_back(switches, settings.stop_old_writes and not elsewhere, settings.read_cache_seconds).text,
+        "way_back": way_back(switches, ends, settings.read_cache_seconds).text,
     }
     ledger.record("report", **facts)
     ledger.end_run(outcome)
@@ -67,20 +68,25 @@ def got_through(ledger: Ledger, settings: Settings) -> bool:
 def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:
     if status == Status.COMPLETED_SUCCESSFULLY and ledger.latest_of_run("reads_switched"):
         return "completed"
-    if ledger.latest_of_run("switch_rejected"):
+    if _rejection(ledger):
         return REJECTED
     return TRIAL_PASSED if settings.team_ids and ledger.latest_of_run("certified") else FAILED
 
 
+def _rejection(ledger: Ledger) -> Event | None:
+    """The rejection of the switch, unless somebody was asked again since."""
+    return ledger.standing("switch_rejected", "approval_asked", "switch_approved", of_run=True)
+
+
 def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
-    failure, rejected = ledger.latest_of_run("task_failed"), ledger.latest_of_run("switch_rejected")
+    failure, rejected = ledger.latest_of_run("task_failed"), _rejection(ledger)
     missing = [why for team in teams if (why := not_verified(team.team_id, team))]
     if failure and failure["task"].startswith("team.") and not missing:  # a later try got through
         failure = None
     lines = [failure["error"] if failure else "The run ended before the switch, and no task said why: see its logs."]
     if rejected:
         lines = [
-            f"{rejected['by']} rejected the switch. Reads stay on the old table, and what is verified is kept. "
+            f"{rejected.detail['by']} rejected the switch. Reads stay on the old table, and what is verified is kept. "
             "Trigger the run again to be asked again."
         ]
     elif missing:  # first, because the column may be short; these lines include the reason

@@ -82,7 +82,7 @@ def verdict(
     if new:
         return _after_the_switch(switch, run, alive, airflow)
     completed = run is not None and run["outcome"] == "completed"
-    if switch["writes"] == "new" or (switch["writes"] is None and completed):
+    if switch["writes"] == "new" or switch["old_lacks_writes"] or (switch["writes"] is None and completed):
         return Verdict(
             "bad",
             "Readers use the old table, which lacks what came while PostHog wrote only the new one.",
@@ -123,7 +123,7 @@ def _after_the_switch(
             "Restart them. Keep the audit scheduled, and the old table: PostHog deletes with its help.",
             "Old writes end by a restart",
         )
-    if switch["writes"] != "both":
+    if switch["writes"] != "both" or switch["old_lacks_writes"]:
         return Verdict(
             "good",
             f"{text} Old writes have stopped: this is irreversible, and a rollback is no longer possible.",
@@ -141,6 +141,8 @@ def _after_the_switch(
             "Resume it when the time is right: old writes then stop, which is irreversible. Or roll back before that.",
             "Paused",
         )
+    if until and airflow.get("dag_is_paused"):
+        return _dag_is_paused(f"{text} Both tables are written, so a rollback is possible.")
     if until and (reason := airflow.get("old_writes_wait")):
         return Verdict(
             "bad",

@@ -67,6 +67,7 @@ def status(
         "writes": switches.writes(),
         "reads": switches.reads(),
         "by_somebody_else": somebody_else,
+        "old_lacks_writes": there and ledger.newest("old_writes_stopped") is not None,
         "wrong": sum(count["remaining"] for count in findings.values()) if complete else 0,
         # When the audit of every team after the switch began, if no id has been wrong since.
         "found_right": postgres.value(connection, "watch_audit", {"switched_at": finished_at})
@@ -108,7 +109,7 @@ def status(
     return {
         **seen,
         "alive": alive,
-        "phase": steps.phase(run, found, alive, switches.reads_are_new()),
+        "phase": steps.phase(run, found, alive, complete),
         "verdict": _first_line(switch, newest, current, alive if run["newest"] else not newest["ended_at"], told),
         "steps": [asdict(step) for step in found],
         "waits": [asdict(wait) for wait in waits],

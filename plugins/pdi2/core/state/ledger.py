@@ -129,6 +129,10 @@ class Ledger:
         switch = self.standing("reads_switched", "rolled_back")
         return switch is not None and switch.at >= finished_at
 
+    def old_table_lacks_writes(self) -> bool:
+        """Whether this project has ever ended old writes, whatever the switches say now."""
+        return self.exists() and self.newest("old_writes_stopped") is not None
+
     def clock(self) -> datetime:
         """Now by Postgres, the one clock that all tasks share."""
         now: datetime = self._value("clock")
@@ -255,7 +259,7 @@ class Ledger:
     def add_findings(self, findings: Sequence[Mapping[str, Any]]) -> None:
         self._execute("finding_add", {"findings": Jsonb(findings)})
 
-    def verified_with_open_findings(self) -> set[int]:
+    def with_open_findings(self) -> set[int]:
         return {team_id for (team_id,) in self._execute("findings_open")}
 
     def compared_again(self, marks: Mapping[int, Mapping[str, Any]], began: datetime) -> None:

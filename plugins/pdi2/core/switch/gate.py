@@ -26,7 +26,7 @@ GOES_ON = "The run goes on by itself once a new link reaches both tables."
 
 
 class GateError(MigrationError):
-    """Some team is not verified, so reads stay on the old table."""
+    """Something is not proven, so nothing is switched."""
 
 
 class NoPlanError(GateError):
@@ -56,8 +56,8 @@ def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str
     if missing:
         more = f"\n  and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
         raise GateError(
-            f"{len(missing):,} of {counted(len(wanted), 'team')} {are(len(missing))} not verified, so reads stay on "
-            "the old table:\n  "
+            f"{len(missing):,} of {counted(len(wanted), 'team')} {are(len(missing))} not verified, so nothing is "
+            "switched:\n  "
             + "\n  ".join(missing[:LISTED])
             + more
             + "\nWhat is done is kept. Remove the causes and trigger the run again: it does only what is missing."
@@ -259,7 +259,7 @@ def _why_the_way_back_is_needed(ledger: Ledger, warehouse: Warehouse, settings: 
             f"{missed} So old writes go on, and a rollback stays possible. {CHECK} If it has lost links, trigger "
             f'audit_person_distinct_id2 with {{"repair": true}}, which writes them. {GOES_ON}'
         )
-    if wrong := ledger.verified_with_open_findings():
+    if wrong := ledger.with_open_findings():
         return (
             f"An audit found that the new table answers wrongly ({named(sorted(wrong))}), so old writes go on, and a "
             "rollback stays possible. Find out why, then trigger "
@@ -269,12 +269,15 @@ def _why_the_way_back_is_needed(ledger: Ledger, warehouse: Warehouse, settings: 
 
 
 def roll_back(ledger: Ledger) -> str:
-    """Sets reads back to the old table; writes go on to both. Raises RollbackError if old writes have stopped."""
+    """Sets reads back to the old table; writes go on to both. Raises RollbackError if old writes have ever stopped, or
+    if a run may yet switch reads."""
     switches = Switches(ledger.connection)
+    if ledger.exists():
+        with ledger.transaction():
+            ledger.hold_events()  # a switch that is in its transaction ends first
     row = switches.row()
     if row is None or row.status != Status.COMPLETED_SUCCESSFULLY:
-        status = Status(row.status).name if row else "missing"
-        return f"Reads are on the old table already (the migration row says {status}); there is nothing to roll back."
+        return _nothing_to_roll_back(ledger, switches, Status(row.status).name if row else "missing")
     if not switches.has_settings:
         raise RollbackError(
             "This release of PostHog stops writing the old table by itself once the migration is complete, so the "
@@ -296,9 +299,25 @@ def roll_back(ledger: Ledger) -> str:
     )
 
 
+def _nothing_to_roll_back(ledger: Ledger, switches: Switches, status: str) -> str:
+    if switches.reads() == "new":
+        raise RollbackError(
+            f'The migration row says {status}, but PERSON_DISTINCT_ID_READS is "new": somebody changed one of them '
+            'by hand. Nothing was changed. Set it to "old", and find out who and why.'
+        )
+    run = ledger.current_run()
+    if run and run.ended_at is None and not run.settings.get("team_ids"):
+        raise RollbackError(
+            f"Reads are on the old table (the migration row says {status}), so there is nothing to roll back yet. But "
+            f'run "{run.airflow_run}" has not ended, and may yet switch them. Nothing was changed. Pause the migration '
+            "on the Migration page, or mark that run as failed in Airflow."
+        )
+    return f"Reads are on the old table already (the migration row says {status}); there is nothing to roll back."
+
+
 def _refuse_to_lose_updates(ledger: Ledger, switches: Switches) -> None:
-    ended = ledger.exists() and ledger.standing("old_writes_stopped", "reads_switched")  # whatever the setting says now
-    if ended or switches.writes() != "both":
+    """Old writes may have stopped before somebody set the switches back by hand, and migrated again."""
+    if ledger.old_table_lacks_writes() or switches.writes() != "both":
         raise RollbackError(
             f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is now "{switches.writes()}"), so the old table lacks '
             "what came since, and reading it would lose updates. Nothing was changed. The new table agrees with "

@@ -102,8 +102,8 @@ def record(ledger: Ledger, old_differs: Mapping[int, int | None]) -> None:
     )
 
 
-def judge(ledger: Ledger) -> tuple[Audit, str]:
-    """The audit, and what to say of it. Records whether ids are wrong.
+def judge(ledger: Ledger, red: bool = False) -> tuple[Audit, str]:
+    """The audit, and what to say of it. Records whether ids are wrong. `red`: a task of it has failed.
 
     Raises DriftError if ids are wrong, AuditError if teams were not compared.
     """
@@ -115,8 +115,13 @@ def judge(ledger: Ledger) -> tuple[Audit, str]:
     if missing := sorted(audit.planned - audit.compared):
         raise AuditError(
             f"{told}\nTeams that were not compared: {len(missing):,} of {len(audit.planned):,}, among them "
-            f"{', '.join(map(str, missing[:LISTED]))}: the tasks that failed say why. Nothing was changed in them. "
+            f"{', '.join(map(str, missing[:LISTED]))}: the tasks that failed say why. "
             "Clear those tasks, or trigger the audit again."
+        )
+    if red:  # the ledger has what the task compared before somebody cleared it
+        raise AuditError(
+            f"{told}\nThat is what this audit found before it was cleared. Nothing was compared since, because a task "
+            "failed: its log says why. Clear it, or trigger the audit again."
         )
     if audit.every and Switches(ledger.connection).reads_are_new():
         ledger.settle_findings(None, found_before=audit.since)  # of teams that are in neither database any more
@@ -156,16 +161,16 @@ def _of_run(ledger: Ledger) -> Audit:
 
 
 def _compared(ledger: Ledger, audit: Audit) -> str:
-    after = Switches(ledger.connection).reads_are_new()
+    switches = Switches(ledger.connection)
+    verified = "" if switches.reads_are_new() else " verified (reads are on the old table, so no others)"
     if not audit.planned:
-        return "There is no team to compare" + ("." if after else ": before the switch, only verified ones are.")
-    teams = f"{len(audit.compared):,}" if after else f"{len(audit.compared):,} verified, before the switch"
+        return f"There is no team to compare{verified}."
+    told = f"Compared person_distinct_id2 with Postgres; teams: {len(audit.compared):,}{verified}."
+    if not switches.old_is_written():
+        return f"{told} The old table is no longer written."
     if audit.old_differs is None:
-        return f"Compared person_distinct_id2 with Postgres; teams: {teams}. The old table is no longer written."
-    return (
-        f"Compared person_distinct_id2 with Postgres; teams: {teams}. Ids that the old table's reader gets wrong, "
-        f"which is not drift: about {audit.old_differs:,}."
-    )
+        return told
+    return f"{told} Ids that the old table's reader gets wrong, which is not drift: about {audit.old_differs:,}."
 
 
 def _findings(audit: Audit) -> list[str]:
@@ -189,6 +194,4 @@ def _what_to_do(ledger: Ledger, audit: Audit) -> str:
     )
     if Switches(ledger.connection).reads_are_new():
         return f'{found}then trigger this audit with {{"repair": true}}. Until then those ids are answered wrongly.'
-    return (
-        f"{found}then trigger fill_person_distinct_id2: it repairs before it switches. Nobody reads the new table yet."
-    )
+    return f"{found}then trigger fill_person_distinct_id2: it repairs before it switches. Reads are on the old table."

@@ -63,7 +63,7 @@ class Changes:
 
 def changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Changes:
     """A team is compared as a whole if its changes cannot be determined or an audit has left findings open in it."""
-    doubtful = ledger.verified_with_open_findings()
+    doubtful = ledger.with_open_findings()
     mutation = mutations.last_seen(ledger)
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
     there = dict(warehouse.rows("teams_of_new"))

@@ -1,4 +1,3 @@
-SELECT DISTINCT finding.team_id
+SELECT DISTINCT team_id
 FROM pdi2_migration.finding
-JOIN pdi2_migration.team ON team.team_id = finding.team_id
-WHERE NOT finding.repaired AND team.status = 'verified'
+WHERE NOT repaired
