@@ -20,6 +20,7 @@ from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, System
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import alone_with, held_by
 from pdi2.core.state.settings import Settings
+from pdi2.core.switch import dual_writes
 from pdi2.core.switch.gate import roll_back
 from stories import (
     BOB,
@@ -527,12 +528,23 @@ def traffic(system: System, team_id: int, hears_of_the_switch: Callable[[psycopg
 
 
 @WITH_SETTINGS  # without them, every process writes both tables from its start
-def test_a_writer_that_ignores_the_switch_is_caught_before_anything_is_copied(system: System, seeded: Seeded) -> None:
+def test_a_writer_that_ignores_the_switch_is_caught_before_anything_is_copied(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch
+) -> None:
     team_id = seeded.team_ids[2]
     in_new = dump(system)["person_distinct_id2"]
+    observe = dual_writes.observe
 
+    def look_once_it_wrote(ledger: Ledger, *others: Any) -> Any:
+        """However slowly the writer gets on: without a link since the switch, the system would count as idle."""
+        since = ledger.latest("dual_writes_enabled")["enabled_at"]
+        links = f"SELECT count() FROM {Table.OLD} WHERE _timestamp > {since}"
+        until(lambda: system.clickhouse.query(links).result_rows != [(0,)])
+        return observe(ledger, *others)
+
+    monkeypatch.setattr(dual_writes, "observe", look_once_it_wrote)
     with traffic(system, team_id, hears_of_the_switch=lambda postgres: False):
-        run = system.run(settle_seconds=1)
+        run = system.run(read_cache_seconds=2)
 
     assert run.state == "failed"
     assert red(run) == {"prove_dual_writes"}
@@ -559,7 +571,7 @@ def test_live_traffic_whose_cache_of_the_switch_is_stale_for_a_while_loses_nothi
 
     system.ledger().create()
     with traffic(system, seeded.team_ids[2], hears_of_the_switch=a_second_ago):
-        run = system.run(settle_seconds=2)
+        run = system.run(settle_seconds=5)  # the writer may be slow: its last link of before must leave the window
 
     assert run.state == "success"
     assert is_migrated(system)
@@ -611,7 +623,7 @@ def test_a_busy_server_puts_copies_off_and_uses_up_no_try(
     with ThreadPoolExecutor() as aside:
         relieved = aside.submit(relieve)
         run = system.run()
-        relieved.result(timeout=10)
+        relieved.result()
 
     assert run.state == "success"
     assert tries(run, "team.copy") == [1, 1, 1]
@@ -635,6 +647,7 @@ def test_a_try_waits_for_an_earlier_one_that_still_works(
     earlier.create()
     with ThreadPoolExecutor() as aside:
         ended = aside.submit(end)
+        until(lambda: held_by(system.ledger(), held))
         run = system.run()
 
     assert ended.result() == "planned"
