@@ -177,7 +177,7 @@ def test_each_wait_for_replicas_at_the_switch_has_patience_of_its_own(
 
 @pytest.mark.slow
 def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
-    replicated: ReplicatedSystem, proven: Ledger, followed_soon: None
+    replicated: ReplicatedSystem, proven: Ledger, followed_soon: Callable[[], None]
 ) -> None:
     forbidden = {
         "match": "system.zookeeper",
@@ -214,6 +214,7 @@ def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
     third.command(f"SYSTEM START FETCHES {Table.NEW}")
     third.command(f"ATTACH TABLE {Table.NEW}")
     third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    followed_soon()
     gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
     assert [ids_on(client) for client in replicated.replicas] == [2, 2, 2]
     assert len(seen(replicated)) == 2, "the statement that waits takes nothing away"
@@ -221,7 +222,7 @@ def test_where_keeper_may_not_be_read_clickhouse_waits_for_the_replicas(
 
 @pytest.mark.slow
 def test_tables_in_an_auxiliary_keeper_are_waited_for_too(
-    replicated: ReplicatedSystem, proven: Ledger, followed_soon: None
+    replicated: ReplicatedSystem, proven: Ledger, followed_soon: Callable[[], None]
 ) -> None:
     """system.zookeeper shows the default Keeper, which knows nothing of them."""
     for client, name in zip(replicated.replicas, ("r1-01", "r2-01", "r3-01"), strict=True):
@@ -235,6 +236,7 @@ def test_tables_in_an_auxiliary_keeper_are_waited_for_too(
     with pytest.raises(WaitError, match="replica r2-01 or r3-01 of .* may lack some part"):
         replicas.wait_for_all(proven, replicated.warehouse())
     third.command(f"SYSTEM START FETCHES {Table.NEW}")
+    followed_soon()
     found = replicas.wait_for_all(proven, replicated.warehouse())
     assert [(one["name"], one["lacks"]) for one in found] == [("r1-01", 0), ("r2-01", 0), ("r3-01", 0)]
     assert [ids_on(client) for client in replicated.replicas] == [1, 1, 1]
@@ -251,7 +253,9 @@ def test_the_only_replica_waits_for_no_other(replicated: ReplicatedSystem, prove
     assert seen(replicated) == {"early": ALICE, "late": ALICE, "only Postgres has it": BOB}
 
 
-def test_a_replica_that_lags_is_waited_for_with_what_it_lacks(replicated: ReplicatedSystem, proven: Ledger) -> None:
+def test_a_replica_that_lags_is_waited_for_with_what_it_lacks(
+    replicated: ReplicatedSystem, proven: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second, _ = replicated.replicas
     first.command(f"SYSTEM STOP FETCHES {Table.OLD}")
     second.command(f"INSERT INTO {Table.OLD} (team_id, distinct_id) VALUES ({TEAM}, 'there')")
@@ -261,6 +265,7 @@ def test_a_replica_that_lags_is_waited_for_with_what_it_lacks(replicated: Replic
     ):
         ours.catch_up(replicated.warehouse())
     first.command(f"SYSTEM START FETCHES {Table.OLD}")
+    monkeypatch.setattr(ours, "SYNC_SECONDS", 100)
     ours.catch_up(replicated.warehouse())
     assert len(rows_of(replicated, Table.OLD)) == 3
 
@@ -452,12 +457,12 @@ def test_a_statement_that_the_client_has_given_up_is_killed(
     connect = partial(clickhouse_connect.get_client, **replicated.engine, send_receive_timeout=1)
     with Warehouse(connect, "impatient", Settings().max_memory_usage) as warehouse:
         with pytest.raises(OperationalError):
-            warehouse.command("SELECT sum(sleepEachRow(0.1)) FROM numbers(100) SETTINGS max_block_size = 1")
-        assert "ClickHouse has not answered for 0 s: SELECT sum(sleepEachRow" in caplog.text
+            warehouse.command("SELECT sum(sleepEachRow(0.1)) FROM numbers(2000) SETTINGS max_block_size = 1")
+        assert re.search(r"ClickHouse has not answered for \d+ s: SELECT sum\(sleepEachRow", caplog.text)
         left = "SELECT count() FROM system.processes WHERE Settings['log_comment'] LIKE 'pdi2 impatient%'"
-        deadline = time.monotonic() + 8
+        deadline = time.monotonic() + 100
         while replicated.clickhouse.query(left).result_rows[0][0]:
-            assert time.monotonic() < deadline, "ten seconds are what it would take by itself"
+            assert time.monotonic() < deadline, "200 seconds are what it would take by itself"
         assert warehouse.rows("host"), "in a session that is free"
 
 
@@ -488,4 +493,4 @@ def test_a_frozen_server_is_reported_whatever_it_is_asked(
                 ask(warehouse)
         finally:
             replicated.server.thaw()
-    assert f"ClickHouse has not answered for 0 s: {told}" in caplog.text
+    assert re.search(rf"ClickHouse has not answered for \d+ s: {re.escape(told)}", caplog.text)

@@ -406,7 +406,7 @@ def test_copies_on_a_plain_table_carry_no_stamp(system: System, ledger: Ledger) 
 def test_a_slice_is_finished_though_a_replica_is_away_or_does_not_fetch(
     replicated: ReplicatedSystem,
     replicated_ledger: Ledger,
-    followed_soon: None,
+    followed_soon: Any,
     caplog: pytest.LogCaptureFixture,
     away: str,
 ) -> None:
@@ -424,7 +424,7 @@ def test_a_slice_is_finished_though_a_replica_is_away_or_does_not_fetch(
 
 
 def test_a_slice_that_merges_before_the_others_follow_is_looked_at_id_by_id(
-    replicated: ReplicatedSystem, replicated_ledger: Ledger, followed_soon: None, monkeypatch: pytest.MonkeyPatch
+    replicated: ReplicatedSystem, replicated_ledger: Ledger, followed_soon: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It had been copied by a task that was killed, so no more rows are there than before. A link that has reached the
     old table alone does not mean that the slice was not handed over."""

@@ -16,7 +16,7 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch import dual_writes
 from pdi2.core.switch.dual_writes import DualWriteError, observe
-from stories import TEAM, add_teams, dump, enable, many_ids, rows_of
+from stories import TEAM, add_teams, dump, enable, many_ids, rows_of, until
 
 from demo.schema import Table
 from demo.switches import WRITES, Switches, set_switch
@@ -445,13 +445,10 @@ def test_a_row_from_the_future_is_evidence_only_if_written_after_the_switch(
         stale.flush()
         return future
 
-    if stamped == "before":
-        future = old_only()
+    before = old_only() if stamped == "before" else 0
     enable(system, ledger, no_wait)
-    if stamped == "after":
-        future = old_only()
-    while now(system) < future:
-        time.sleep(0.05)
+    future = before or old_only()
+    until(lambda: now(system) >= future)
     if proven:
         assert "Nothing was written" in look(system, ledger, no_wait)[1], "nor is it proof"
     else:
