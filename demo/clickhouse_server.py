@@ -22,6 +22,8 @@ from demo.alone import free_port
 from demo.clickhouse_engine import Engine
 from demo.clickhouse_http import Front
 
+STARTED_WITHIN_SECONDS = 120
+
 
 def serve(
     path: str,
@@ -95,7 +97,7 @@ class Server:
         )
         assert self.process.stdin
         print(json.dumps(self.options()), file=self.process.stdin, flush=True)  # not in arguments: all can see those
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + STARTED_WITHIN_SECONDS
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.kill()

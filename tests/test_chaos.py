@@ -77,7 +77,7 @@ def misbehave(system: LiveSystem, match: str, times: int = 1, **fault: Any) -> N
 def die(system: LiveSystem, match: str) -> None:
     system.server.inject({"match": match, "action": "die"})
     assert system.server.process
-    system.server.process.wait(120)
+    system.server.process.wait(HELD_SECONDS)
     system.server.start()
 
 

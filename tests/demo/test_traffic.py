@@ -1,13 +1,12 @@
 """The live application reads what is right, whatever happens to its databases, and it notices what is wrong."""
 
 import math
-import time
 from typing import Any
 
 import psycopg
 import pytest
 from conftest import LiveSystem
-from stories import ALICE, add_teams, insert_truth
+from stories import ALICE, add_teams, insert_truth, until
 
 from demo import traffic
 from demo.chaos import KINDS, drawn
@@ -44,10 +43,8 @@ def written(system: LiveSystem) -> int:
 
 def after_more_writes(system: LiveSystem) -> None:
     """Waits until more ids were created, which takes longer if a database was away."""
-    wanted, deadline = written(system) + RATE // 2, time.monotonic() + 60
-    while written(system) < wanted:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wanted = written(system) + RATE // 2
+    until(lambda: written(system) >= wanted)
 
 
 def clickhouse_dies(system: LiveSystem) -> None:

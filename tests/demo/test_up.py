@@ -79,13 +79,15 @@ def test_a_port_in_use_is_reported_before_anything_starts(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def of(directory: Path) -> list[psutil.Process]:
-    """Every process that has the directory in its command line or environment."""
-    found = []
+def of(directory: Path) -> dict[psutil.Process, list[str]]:
+    """Every process that has the directory in its command line or environment, with its command line. Some of them
+    end at any moment, and then have none."""
+    found = {}
     for process in psutil.process_iter():
         try:
-            if any(str(directory) in text for text in [*process.cmdline(), *process.environ().values()]):
-                found.append(process)
+            command = process.cmdline()
+            if any(str(directory) in text for text in [*command, *process.environ().values()]):
+                found[process] = command
         except psutil.Error:
             pass
     return found
@@ -103,19 +105,19 @@ def in_a_terminal(directory: Path, port: int, *options: str) -> Iterator[tuple[p
     )  # fmt: skip
     os.close(terminal)
     log = directory / "airflow.log"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (log.exists() and "scheduler" in log.read_text()):
         assert up.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert len(of(directory)) > 3
-    [itself] = [process for process in of(directory) if process.cmdline()[1:4] == ["-m", "demo", "up"]]
+    [itself] = [process for process, command in of(directory).items() if command[1:4] == ["-m", "demo", "up"]]
     yield itself, mine
     itself.wait(timeout=120)
 
-    psutil.wait_procs(of(directory), timeout=10)
-    assert of(directory) == []
-    up.wait(timeout=10)
+    psutil.wait_procs(of(directory), timeout=60)
+    assert of(directory) == {}
+    up.wait(timeout=60)
 
 
 @pytest.mark.slow
