@@ -101,7 +101,6 @@ def test_a_schedule_and_its_parameters_need_no_edit_of_the_dag_file(monkeypatch:
     dag = bag.dags[FILL]
 
     assert dag.timetable.expression == "0 0 * * *"
-    assert (dag.catchup, dag.max_active_runs) == (False, 1)
     assert dag.params["require_approval"] is True
     assert dag.params["settle_seconds"] == 60
     assert bag.dags[ROLLBACK].timetable.can_be_scheduled is False
