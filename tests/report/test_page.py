@@ -9,6 +9,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from airflow.models.connection import Connection
+from airflow.models.dagrun import DagRun
+from airflow.models.pool import Pool
+from airflow.utils.session import create_session
 from conftest import FILL, ROOT, System
 from fastapi.testclient import TestClient
 from pdi2.core.copy.copying import copy_team
@@ -398,9 +402,6 @@ def test_a_role_with_the_time_limits_of_an_application_sees_the_page_and_acts(
 def test_a_connection_in_airflows_own_database_is_found(
     system: System, viewer: Visitor, postgres_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from airflow.models.connection import Connection
-    from airflow.utils.session import create_session
-
     monkeypatch.delenv("AIRFLOW_CONN_POSTHOG_POSTGRES")
     given = postgres_server.airflow_connection(system.database)
     with create_session() as session:
@@ -415,10 +416,6 @@ def test_a_connection_in_airflows_own_database_is_found(
 @pytest.fixture
 def running() -> Iterator[str]:
     """The id of a run that Airflow knows, which has the pool of the copies."""
-    from airflow.models.dagrun import DagRun
-    from airflow.models.pool import Pool
-    from airflow.utils.session import create_session
-
     Pool.create_or_update_pool(POOL, slots=2, description="", include_deferred=False)
 
     run_id = "manual__2026-01-01T00:00:00+00:00"
@@ -599,20 +596,15 @@ def test_an_answer_about_a_crowd_stays_small_and_takes_few_statements(
 @pytest.mark.slow
 def test_the_pages_of_a_sorted_list_are_the_list(crowd: None, viewer: Visitor) -> None:
     for sort in SORTS:
-        pages_of_sorted(viewer, sort)
-
-
-def pages_of_sorted(viewer: Visitor, sort: str) -> None:
-    pages = [viewer.get("/teams", sort=sort, limit=100, offset=offset).json() for offset in range(0, 1000, 100)]
-
-    assert {page["total"] for page in pages} == {1000}
-    assert {line["team_id"] for page in pages for line in page["lines"]} == set(range(1, 1001))
-    last = viewer.get("/teams", sort=sort, descending=False, limit=100).json()["lines"]
-    column = COLUMNS.get(sort, sort)
-    if sort != "status":
-        for lines, reverse in ((pages[0]["lines"], True), (last, False)):
-            values = [line[column] for line in lines if line[column] is not None]
-            assert values == sorted(values, reverse=reverse)
+        pages = [viewer.get("/teams", sort=sort, limit=100, offset=offset).json() for offset in range(0, 1000, 100)]
+        assert {page["total"] for page in pages} == {1000}
+        assert {line["team_id"] for page in pages for line in page["lines"]} == set(range(1, 1001))
+        last = viewer.get("/teams", sort=sort, descending=False, limit=100).json()["lines"]
+        column = COLUMNS.get(sort, sort)
+        if sort != "status":
+            for lines, reverse in ((pages[0]["lines"], True), (last, False)):
+                values = [line[column] for line in lines if line[column] is not None]
+                assert values == sorted(values, reverse=reverse)
 
 
 def test_teams_are_found_by_number_status_and_error(crowd: None, system: System, viewer: Visitor) -> None:

@@ -10,6 +10,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from airflow.dag_processing.bundles.manager import DagBundlesManager
+from airflow.jobs.job import Job
+from airflow.models.dag import DagModel
+from airflow.models.dagrun import DagRun
+from airflow.models.pool import Pool
+from airflow.models.taskinstance import TaskInstance
+from airflow.models.xcom import XComModel
+from airflow.utils.session import create_session
 from conftest import AUDIT, FILL, ROLLBACK, ROOT, System, dags
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.report import certificate, progress, reporting, runbook, telling, verdict
@@ -22,6 +30,7 @@ from pdi2.core.verify import auditing
 from pdi2.core.verify.auditing import DriftError
 from pdi2.edge import POOL
 from pdi2.edge.compat import RetryPolicy
+from pdi2.edge.runs import UNEXPLAINED
 from stories import (
     BOB,
     NO_WAIT,
@@ -54,9 +63,6 @@ def alone(airflow_metadata: None) -> Iterator[None]:
 
 
 def _forget_runs() -> None:
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-
     with create_session() as session:
         session.query(DagRun).filter(DagRun.dag_id.in_([FILL, ROLLBACK, AUDIT])).delete()
 
@@ -720,9 +726,6 @@ def test_an_older_run_is_shown_by_itself(system: System, viewer: Visitor, ledger
 @pytest.fixture
 def in_airflow(running: str) -> str:
     """The id of a run that Airflow knows with its tasks, of which the first has ended well."""
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-
     with create_session() as session:
         session.add_all(TaskInstance(task, None, run_id=running) for task in dags()[FILL].tasks)
     set_tasks(running, "preflight", state="success")
@@ -730,18 +733,12 @@ def in_airflow(running: str) -> str:
 
 
 def set_run(run_id: str, **columns: Any) -> None:
-    from airflow.models.dagrun import DagRun
-    from airflow.utils.session import create_session
-
     with create_session() as session:
         session.query(DagRun).filter_by(run_id=run_id).update(columns)
 
 
 def set_tasks(run_id: str, *task_ids: str, **columns: Any) -> None:
     """All tasks of the run if none is named."""
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-
     with create_session() as session:
         of_run = session.query(TaskInstance).filter_by(run_id=run_id)
         (of_run.filter(TaskInstance.task_id.in_(task_ids)) if task_ids else of_run).update(columns)
@@ -749,9 +746,6 @@ def set_tasks(run_id: str, *task_ids: str, **columns: Any) -> None:
 
 def _up_for_retry(run_id: str, ended: datetime, reason: str | None = None) -> None:
     """The states and columns that Airflow 3.3's execution API writes for RetryDecision.retry, and before as far."""
-    from airflow.models.taskinstance import TaskInstance
-    from airflow.utils.session import create_session
-
     with create_session() as session:
         task = session.query(TaskInstance).filter_by(run_id=run_id, task_id="prove_dual_writes").one()
         number = max(2, task.try_number + 1)
@@ -780,9 +774,6 @@ class TestAirflow:
 
     def test_a_run_of_another_dag_is_not_shown(self, system: System, viewer: Visitor) -> None:
         """Whoever sees the page may read our DAGs, and perhaps no other."""
-        from airflow.models.dagrun import DagRun
-        from airflow.utils.session import create_session
-
         with create_session() as session:
             session.add(DagRun("somebody_elses", "its_run", run_type="manual", state="running"))
         assert viewer.get("/status", dag="somebody_elses", run="its_run").status_code == 404
@@ -807,9 +798,6 @@ class TestAirflow:
         self, system: System, viewer: Visitor, key: str
     ) -> None:
         """What XComObjectStorageBackend leaves in the database for a value above its threshold."""
-        from airflow.models.xcom import XComModel
-        from airflow.utils.session import create_session
-
         run = system.run(dry_run=True)
         with create_session() as session:
             kept = session.query(XComModel).filter_by(run_id=run.run_id, key="plan").one()
@@ -842,9 +830,6 @@ class TestAirflow:
     def test_an_audit_with_repair_is_not_shown_as_a_run_that_changed_nothing(
         self, system: System, viewer: Visitor, ledger: Ledger
     ) -> None:
-        from airflow.models.dagrun import DagRun
-        from airflow.utils.session import create_session
-
         many_ids(system, 500)
         migrate_together(system, ledger)
         with create_session() as session:
@@ -945,8 +930,6 @@ class TestAirflow:
         self, system: System, viewer: Visitor, in_airflow: str
     ) -> None:
         """As after a kill, and always before Airflow 3.3."""
-        from pdi2.edge.runs import UNEXPLAINED
-
         enable(system, system.ledger(f"{FILL} {in_airflow}"))
         _up_for_retry(in_airflow, datetime.now(UTC))
 
@@ -1014,9 +997,6 @@ class TestAirflow:
         assert fine == {"Running" if owns else "A run is checking"}
 
     def test_a_scheduler_without_a_sign_of_life_is_told(self, system: System, viewer: Visitor, in_airflow: str) -> None:
-        from airflow.jobs.job import Job
-        from airflow.utils.session import create_session
-
         enable(system, system.ledger(f"{FILL} {in_airflow}"))
         beat = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=2)
         job = Job(job_type="SchedulerJob", state="running", latest_heartbeat=beat)
@@ -1034,10 +1014,6 @@ class TestAirflow:
     def test_a_run_that_waits_for_its_turn_does_not_stand_still(
         self, system: System, viewer: Visitor, in_airflow: str
     ) -> None:
-        from airflow.models.dagrun import DagRun
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-
         enable(system, system.ledger(f"{FILL} {in_airflow}"))
         with create_session() as session:
             session.add(DagRun(FILL, "the_next", run_type="manual", state="queued"))
@@ -1052,10 +1028,6 @@ class TestAirflow:
         self, system: System, viewer: Visitor, in_airflow: str, owns: bool
     ) -> None:
         """A run that was triggered by API stays queued then, for ever."""
-        from airflow.dag_processing.bundles.manager import DagBundlesManager
-        from airflow.models.dag import DagModel
-        from airflow.utils.session import create_session
-
         DagBundlesManager().sync_bundles_to_db()
         if owns:
             enable(system, system.ledger(f"{FILL} {in_airflow}"))
@@ -1071,9 +1043,6 @@ class TestAirflow:
     def test_a_missing_pool_is_shown_first_where_copies_would_need_it(
         self, system: System, viewer: Visitor, running: str
     ) -> None:
-        from airflow.models.pool import Pool
-        from airflow.utils.session import create_session
-
         many_ids(system, 500)
         ledger = system.ledger(f"{FILL} {running}")
         enable(system, ledger)
@@ -1142,8 +1111,6 @@ class TestAirflow:
         self, system: System, viewer: Visitor, admin: Visitor
     ) -> None:
         """It copies again, so it is shown as running, and can be paused."""
-        from airflow.models.pool import Pool
-
         Pool.create_or_update_pool(POOL, slots=2, description="", include_deferred=False)
         many_ids(system, 500)
         system.clickhouse.command("ALTER TABLE person_distinct_id2 ADD CONSTRAINT refused CHECK version >= 0")
