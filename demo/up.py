@@ -39,13 +39,9 @@ def run(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bo
     console.print(
         "Postgres, ClickHouse, a live application and Airflow: ready in about a minute. Ctrl-C ends all of it."
     )
-    with anew(directory):
-        return _start(rows, teams, directory, port, rate, zipf, replicas)
-
-
-def _start(rows: int, teams: int, directory: Path, port: int, rate: float, zipf: bool, replicas: int) -> int:
     password = secrets.token_urlsafe(12)
     with (
+        anew(directory),
         embedded.running(directory / "postgres") as postgres,
         cluster.servers(directory / "clickhouse", replicas) as servers,
     ):

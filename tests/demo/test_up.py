@@ -17,18 +17,12 @@ import psutil
 import pytest
 from conftest import FILL, ROOT
 
-from demo.alone import InUseError, anew
+from demo.alone import InUseError, anew, free_port
 
 COMMAND = [sys.executable, "-m", "demo", "up", "--rows", "2000", "--teams", "3", "--rate", "5"]
 HOLD = (
     "import sys, pathlib, demo.alone as a\nwith a.anew(pathlib.Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
 )
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
 
 
 @pytest.fixture
@@ -45,9 +39,9 @@ def held(tmp_path: Path) -> Iterator[Path]:
         other.kill()
 
 
-def test_a_second_one_refuses_and_touches_nothing(held: Path, free_port: int) -> None:
+def test_a_second_one_refuses_and_touches_nothing(held: Path) -> None:
     second = subprocess.run(
-        [*COMMAND, "--directory", str(held), "--port", str(free_port)],
+        [*COMMAND, "--directory", str(held), "--port", str(free_port())],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -129,8 +123,8 @@ def in_a_terminal(directory: Path, port: int, *options: str) -> Iterator[tuple[p
         pytest.param("Ctrl-C", marks=pytest.mark.chaos),
     ],
 )
-def test_every_way_to_end_it_leaves_no_process(how: str, tmp_path: Path, free_port: int) -> None:
-    with in_a_terminal(tmp_path / "up", free_port) as (itself, terminal):
+def test_every_way_to_end_it_leaves_no_process(how: str, tmp_path: Path) -> None:
+    with in_a_terminal(tmp_path / "up", free_port()) as (itself, terminal):
         match how:
             case "terminated":
                 itself.send_signal(signal.SIGTERM)
@@ -143,14 +137,15 @@ def test_every_way_to_end_it_leaves_no_process(how: str, tmp_path: Path, free_po
 
 
 @pytest.mark.cluster
-def test_two_replicas_are_migrated_from_the_ui_and_leave_no_process(tmp_path: Path, free_port: int) -> None:
-    with in_a_terminal(tmp_path / "up", free_port, "--replicas", "2") as (_, terminal):
+def test_two_replicas_are_migrated_from_the_ui_and_leave_no_process(tmp_path: Path) -> None:
+    port = free_port()
+    with in_a_terminal(tmp_path / "up", port, "--replicas", "2") as (_, terminal):
         said = b""
         while b"Ctrl-C stops everything" not in said:
             said += os.read(terminal, 4096)
         assert b"Running: Postgres and 2 replicas of ClickHouse" in said
         [password] = re.findall(rb"password: (\S+)", said)
-        ui = httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=60)
+        ui = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
         token = ui.post("/auth/token", json={"username": "admin", "password": password.decode()}).json()
         ui.headers["Authorization"] = f"Bearer {token['access_token']}"
         while ui.get(f"/api/v2/dags/{FILL}").status_code == 404:
