@@ -173,7 +173,7 @@ def test_whoever_may_read_the_dag_reads_and_changes_nothing(system: System, app:
         answer = visitor.get(path)
         assert answer.status_code == 200, path
         protected(answer, path)
-    assert visitor.get("/status").json()["user"] == {"name": name, "may_act": name == "ann"}
+    assert visitor.get("/status").json()["user"] == {"may_act": name == "ann"}
     assert dump(system) == before
 
 

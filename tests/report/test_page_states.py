@@ -1056,7 +1056,7 @@ class TestAirflow:
                     session.add(Pool(pool=POOL, slots=2, include_deferred=False))
             seen.append(viewer.get("/status").json())
 
-        assert [one["airflow"]["pool"] for one in seen] == [{"slots": 2, "occupied": 0}, None]
+        assert [one["airflow"]["pool"] for one in seen] == [{"slots": 2}, None]
         assert [one["verdict"]["topic"] for one in seen] == ["Running", "The pool of the copies does not exist"]
 
     def test_old_writes_that_nothing_will_end_have_no_time(

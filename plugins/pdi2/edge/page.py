@@ -75,7 +75,7 @@ def status(
         airflow["repairs"] = bool(dag_run and (dag_run.conf or {}).get("repair"))  # only an audit has it
         airflow["unknown"] = bool(owner and not owner["ended_at"] and not dag_run)
         airflow["old_writes_end"] = runs.old_writes_end(session)
-        airflow["pool"] = pool and {"slots": pool.slots, "occupied": pool.occupied_slots(session=session)}
+        airflow["pool"] = pool and {"slots": pool.slots}
         if dag_run and (engine := airflow["unanswered"]):
             last = watching.last_row_at(connection, owner) if owner else None
             airflow["unanswered_since"] = runs.unanswered_since(session, dag_run, engine, last)
@@ -107,7 +107,7 @@ def status(
             "run": _run_link(airflow_run),
             "approval": f"{_run_link(airflow_run)}/tasks/approve/required_actions",
         },
-        "user": {"name": user.get_name(), "may_act": acts(request, user)},
+        "user": {"may_act": acts(request, user)},
     }
 
 
