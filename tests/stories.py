@@ -289,10 +289,8 @@ class Meanwhile(Warehouse):
         self._statement = statement
         self._happening = happening
 
-    def rows(
-        self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
-    ) -> list[tuple[Any, ...]]:
-        found = super().rows(name, parameters, settings)
+    def rows(self, name: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        found = super().rows(name, *arguments)
         if name == self._statement and not self.happened:
             self.happened = True
             self._happening()
@@ -307,17 +305,13 @@ class Listening(Warehouse):
         system.opened.append(self)
         self.heard: list[tuple[str, dict[str, Any]]] = []
 
-    def rows(
-        self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
-    ) -> list[tuple[Any, ...]]:
+    def rows(self, name: str, parameters: Mapping[str, Any] | None = None, *settings: Any) -> list[tuple[Any, ...]]:
         self.heard.append((name, dict(parameters or {})))
-        return super().rows(name, parameters, settings)
+        return super().rows(name, parameters, *settings)
 
-    def execute(
-        self, name: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
-    ) -> None:
+    def execute(self, name: str, parameters: Mapping[str, Any] | None = None, *settings: Any) -> None:
         self.heard.append((name, dict(parameters or {})))
-        super().execute(name, parameters, settings)
+        super().execute(name, parameters, *settings)
 
     @property
     def ids(self) -> set[tuple[int, bytes]]:
