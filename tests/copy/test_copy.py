@@ -34,6 +34,7 @@ from stories import (
     rows_of,
     seen,
     stop_merges,
+    when_recorded,
 )
 
 from demo.schema import Table
@@ -112,33 +113,15 @@ def forget_the_copy(system: System) -> None:
     system.postgres.execute("UPDATE pdi2_migration.team SET status = 'planned'")
 
 
-def lose_postgres_at_slice(system: System, number: int) -> None:
-    """The checkpoint of that slice never arrives, because its session ends while it is being written."""
-    system.postgres.execute(
-        f"""
-        CREATE FUNCTION pdi2_migration.lose_connection() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            IF (SELECT count(*) FROM pdi2_migration.slice) = {number - 1} THEN
-                PERFORM pg_terminate_backend(pg_backend_pid());
-            END IF;
-            RETURN NEW;
-        END $$;
-        CREATE TRIGGER lose_connection BEFORE INSERT ON pdi2_migration.slice
-        FOR EACH ROW EXECUTE FUNCTION pdi2_migration.lose_connection()
-        """.encode()
-    )
-
-
-def keep_postgres(system: System) -> None:
-    system.postgres.execute("DROP FUNCTION pdi2_migration.lose_connection CASCADE")
-
-
 def copy_until_postgres_is_lost(system: System, ledger: Ledger, at_slice: int) -> None:
-    lose_postgres_at_slice(system, at_slice)
+    """The checkpoint of that slice never arrives, because its session ends while it is being written."""
+    there = "(SELECT count(*) FROM pdi2_migration.slice)"
+    ends = f"IF {there} = {at_slice} THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF"
+    when_recorded(system, "slice", "true", ends)
     with pytest.raises(psycopg.OperationalError) as lost:
         copy_team(ledger, system.warehouse(), TEAM)
     assert reaction(lost.value) is Reaction.RETRY
-    keep_postgres(system)
+    system.postgres.execute("DROP FUNCTION happen CASCADE")
 
 
 @pytest.mark.parametrize("merged", ["never", "before", "between slices", "after"])

@@ -228,10 +228,14 @@ def test_what_the_set_of_complex_ids_takes_the_statements_may_not(system: System
 
 
 @pytest.mark.skipif(LOCAL, reason="clickhouse-local of before 24 does not tell its parts")
-def test_the_slice_ends_where_the_new_table_has_no_room_for_more_parts(system: System, ledger: Ledger) -> None:
+def test_the_slice_ends_where_the_new_table_has_no_room_for_more_parts(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdi2.core.cluster.pressure.WAIT_IN_SLOT_SECONDS", 0)
+    monkeypatch.setattr("pdi2.core.cluster.pressure.LOOK_EVERY_SECONDS", 0)
     system.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY SETTING parts_to_delay_insert = 2")
     with pytest.raises(BusyError, match="parts in a partition, and from 2 on inserts are delayed"):
-        copy_without_patience(ledger, system)
+        copy_team(ledger, system.warehouse(), TEAM)
     assert slices(system) == 2
     system.clickhouse.command("ALTER TABLE person_distinct_id2 MODIFY SETTING parts_to_delay_insert = 1000")
     copy_team(ledger, system.warehouse(), TEAM)
@@ -270,13 +274,6 @@ def test_ids_that_make_many_parts_are_handed_over_a_few_ranges_at_a_time(system:
 
     assert max(handed_over) <= 20
     assert answer(system, COPIED) == [(300_000, 300_000)]
-
-
-def copy_without_patience(ledger: Ledger, system: System) -> None:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("pdi2.core.cluster.pressure.WAIT_IN_SLOT_SECONDS", 0)
-        monkeypatch.setattr("pdi2.core.cluster.pressure.LOOK_EVERY_SECONDS", 0)
-        copy_team(ledger, system.warehouse(), TEAM)
 
 
 @pytest.mark.slow

@@ -66,10 +66,10 @@ def given(system: System, truth: Row | None, rows: list[Row], distinct_id: str =
         insert_new(system, PERSONS[letter.upper()], version, distinct_id, is_deleted=letter.islower())
 
 
-def verify(system: System, ledger: Ledger, settings: Settings = NO_WAIT) -> dict[str, int]:
+def verify(system: System, ledger: Ledger) -> dict[str, int]:
     plan(system, ledger)
     ledger.verify_all_again()
-    return verify_team(ledger, system.warehouse(), TEAM, settings)
+    return verify_team(ledger, system.warehouse(), TEAM, NO_WAIT)
 
 
 def findings(system: System) -> list[tuple[Any, ...]]:
