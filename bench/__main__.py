@@ -128,12 +128,12 @@ class Bench:
             copying.copy_team(ledger, warehouse, TEAM)
             return Cost(time.monotonic() - started, ledger.team(TEAM).peak_memory)
 
-    def sides(self, memory: int = MEMORY) -> list[Side]:
+    def sides(self) -> list[Side]:
         return [
             Side("PostHog's statement", partial(statement, POSTHOG)),
             Side("plain INSERT SELECT", partial(statement, PLAIN)),
-            Side("plain, in the copy's memory", partial(plain_within, memory), memory),
-            Side("this copy", self.ours, memory),
+            Side("plain, in the copy's memory", partial(plain_within, MEMORY), MEMORY),
+            Side("this copy", self.ours, MEMORY),
         ]
 
 

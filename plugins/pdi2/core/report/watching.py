@@ -211,9 +211,9 @@ def _page(connection: Connection[Any], name: str, chosen: Mapping[str, Any]) -> 
     }
 
 
-def _all(connection: Connection[Any], name: str, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+def _all(connection: Connection[Any], name: str, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
     return postgres.execute(connection, name, parameters, dict_row).fetchall()
 
 
-def _one(connection: Connection[Any], name: str, parameters: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+def _one(connection: Connection[Any], name: str, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
     return postgres.execute(connection, name, parameters, dict_row).fetchone()

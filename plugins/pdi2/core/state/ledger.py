@@ -288,5 +288,5 @@ class Ledger:
     def _rows(self, kind: type[T], name: str, parameters: Mapping[str, Any] | None = None) -> Cursor[T]:
         return postgres.execute(self.connection, name, parameters, class_row(kind))
 
-    def _value(self, name: str, parameters: Mapping[str, Any] | None = None) -> Any:
-        return postgres.value(self.connection, name, parameters)
+    def _value(self, name: str) -> Any:
+        return postgres.value(self.connection, name)
