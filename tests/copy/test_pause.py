@@ -10,7 +10,7 @@ from pdi2.core.engines.failures import WaitError
 from pdi2.core.state.ledger import Ledger
 from pdi2.edge import connections, tasks
 from pdi2.edge.retries import RETRIES
-from stories import TEAM, a_range_a_slice, enable, many_ids, plan
+from stories import TEAM, a_range_a_slice, enable, many_ids, plan, when_recorded
 
 from demo.seed import seed
 
@@ -22,18 +22,9 @@ def slices(system: System) -> list[tuple[Any, ...]]:
 
 def pause_after_the_first_slice(system: System) -> None:
     """Somebody pauses the migration at the very moment when the first slice is finished."""
-    system.postgres.execute(
-        """
-        CREATE FUNCTION pause() RETURNS trigger LANGUAGE plpgsql AS $$
-        BEGIN
-            IF NOT EXISTS (SELECT FROM pdi2_migration.event WHERE what = 'paused') THEN
-                INSERT INTO pdi2_migration.event (actor, what) VALUES ('ann', 'paused');
-            END IF;
-            RETURN NEW;
-        END $$;
-        CREATE TRIGGER pause AFTER INSERT ON pdi2_migration.slice FOR EACH ROW EXECUTE FUNCTION pause()
-        """
-    )
+    once = "WHERE NOT EXISTS (SELECT FROM pdi2_migration.event WHERE what = 'paused')"
+    pause = f"INSERT INTO pdi2_migration.event (actor, what) SELECT 'ann', 'paused' {once}"
+    when_recorded(system, "slice", "true", pause)
 
 
 @pytest.mark.slow

@@ -584,18 +584,9 @@ def test_a_lost_connection_is_retried_from_the_checkpoint(
     """The first try of the largest team loses Postgres between a slice's insert and its checkpoint."""
     cut_into_slices(system, seeded, rows=1_000)
     largest = seeded.team_ids[0]
-    system.postgres.execute(
-        f"""
-        CREATE FUNCTION hang_up() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            IF (SELECT slices_done = 1 AND attempts = 1 FROM pdi2_migration.team WHERE team_id = {largest}) THEN
-                PERFORM pg_terminate_backend(pg_backend_pid());
-            END IF;
-            RETURN NEW;
-        END $$;
-        CREATE TRIGGER hang_up BEFORE INSERT ON pdi2_migration.slice
-        FOR EACH ROW WHEN (NEW.team_id = {largest}) EXECUTE FUNCTION hang_up()
-        """
-    )
+    first_try = f"(SELECT attempts = 1 FROM pdi2_migration.team WHERE team_id = {largest})"
+    hang_up = f"IF {first_try} THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF"
+    when_recorded(system, "slice", f"NEW.team_id = {largest} AND NEW.lower <> ''", hang_up)
 
     run = system.run()
 
