@@ -118,13 +118,6 @@ class Replica(Server):
         """Change how it answers the others' fetches: cluster_exchange lists the options."""
         cluster_exchange.control(self.interserver_port, **manners)
 
-    def create_tables(self, database: str, keeper_path: str = KEEPER_PATH) -> None:
-        """Create PostHog's two tables."""
-        with self.connect() as client:
-            client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
-            client.database = database
-            create_clickhouse(client, keeper_path=keeper_path)
-
 
 @contextmanager
 def running(
@@ -137,6 +130,7 @@ def running(
     """
     directory.mkdir(parents=True, exist_ok=True)
     ports = [9001 + number for number in range(count)]
+    keeper_path = KEEPER_PATH.replace("noshard", "{shard}") if sharded else KEEPER_PATH
     zookeeper = ZooKeeper(directory / "zookeeper", free_port())
     replicas: list[Replica] = []
     with ExitStack() as stack:
@@ -154,7 +148,10 @@ def running(
             )
             stack.callback(replica.kill)
             replica.start()
-            replica.create_tables(database, KEEPER_PATH.replace("noshard", "{shard}") if sharded else KEEPER_PATH)
+            with replica.connect() as client:
+                client.command(f"CREATE DATABASE IF NOT EXISTS {database}")
+                client.database = database
+                create_clickhouse(client, keeper_path=keeper_path)
             replicas.append(replica)
         yield replicas
 
