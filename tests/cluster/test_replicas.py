@@ -10,7 +10,7 @@ from typing import Any
 import clickhouse_connect
 import pytest
 from clickhouse_connect.driver.client import Client
-from clickhouse_connect.driver.exceptions import OperationalError
+from clickhouse_connect.driver.exceptions import DatabaseError, OperationalError
 from conftest import ReplicatedSystem
 from pdi2 import sql
 from pdi2.core.cluster import ours, pressure, replicas
@@ -29,6 +29,7 @@ from stories import (
     BOB,
     NO_WAIT,
     TEAM,
+    Meanwhile,
     add_teams,
     enable,
     event,
@@ -121,7 +122,8 @@ def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(
 ) -> None:
     """Once that replica is back, it would answer with nothing."""
     third = replicated.replicas[2]
-    third.command(f"DETACH TABLE {Table.NEW}")
+    for table in Table:
+        third.command(f"DETACH TABLE {table}")
     prove(replicated, proven)
     remedy = f"r3-01 .* is away: .*SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.NEW}"
     with pytest.raises(WaitError, match=remedy):
@@ -131,9 +133,47 @@ def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(
         gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
     assert replicated.switches()["reads"] == "old"
 
-    replicated.clickhouse.command(f"SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.NEW}")
+    for table in Table:
+        replicated.clickhouse.command(f"SYSTEM DROP REPLICA 'r3-01' FROM TABLE {table}")
     gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
     assert replicated.switches()["reads"] == "new"
+
+
+def test_a_table_that_somebody_detaches_at_the_switch_lets_no_replica_pass(
+    replicated: ReplicatedSystem, proven: Ledger
+) -> None:
+    """As SYSTEM RESTART REPLICA does for a moment: ClickHouse then shows neither the replica nor its parts."""
+    prove(replicated, proven)
+    replicated.replicas[2].command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    insert_new(replicated, ALICE, 0, "not fetched")
+    detach = f"DETACH TABLE {Table.NEW}"
+
+    between = Meanwhile(replicated, "parts_of_new", lambda: replicated.clickhouse.command(detach))
+    with pytest.raises(WaitError, match="restarts or detaches"):
+        replicas.wait_for_all(proven, between)
+    with pytest.raises(DatabaseError, match="UNKNOWN_TABLE"):
+        replicas.wait_for_all(proven, replicated.warehouse())
+    replicated.clickhouse.command(f"ATTACH TABLE {Table.NEW}")
+    assert proven.team(TEAM).status == "verified", "it is the same table"
+
+
+@pytest.mark.parametrize("engine", ["ReplacingMergeTree(version)", "at another path"])
+def test_a_table_that_somebody_creates_anew_on_one_replica_stops_the_switch(
+    replicated: ReplicatedSystem, proven: Ledger, engine: str
+) -> None:
+    prove(replicated, proven)
+    second = replicated.replicas[1]
+    [[definition]] = second.query(f"SHOW CREATE TABLE {Table.NEW}").result_rows
+    second.command(f"DROP TABLE {Table.NEW} SYNC")
+    path = re.escape("ReplicatedReplacingMergeTree('") + "([^']+)'"
+    anew = r"ReplicatedReplacingMergeTree('\1/elsewhere'"
+    if engine != "at another path":
+        path, anew = r"ReplicatedReplacingMergeTree\([^)]*\)", engine
+    second.command(re.sub(path, anew, definition))
+
+    with pytest.raises(gate.GateError, match="(?s)since preflight.*The replicas of the two ClickHouse tables differ"):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "old"
 
 
 def test_each_wait_for_replicas_at_the_switch_has_patience_of_its_own(

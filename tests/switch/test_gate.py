@@ -860,6 +860,41 @@ def test_a_pause_holds_the_switch_and_the_end_of_old_writes_but_no_rollback(syst
     assert system.switches() == {"reads": "old", "writes": "both"}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE person_distinct_id2 DELETE WHERE distinct_id = 'id' SETTINGS mutations_sync = 1",
+        "TRUNCATE TABLE person_distinct_id2",
+        "ALTER TABLE person_distinct_id2 DETACH PARTITION ID 'all'",
+    ],
+)
+def test_what_somebody_removes_after_the_recheck_holds_the_switch_and_is_repaired(
+    system: System, ledger: Ledger, change: str
+) -> None:
+    """The recheck waits for what is in flight, and the switch for replicas: there is time to remove something."""
+    migrate_together(system, ledger)
+    between = Meanwhile(system, "touched_ids", lambda: system.clickhouse.command(change))
+
+    with pytest.raises(WaitError, match="Somebody removed or changed rows"):
+        switch_reads(ledger, between, NO_WAIT)
+
+    assert system.switches()["reads"] == "old"
+    switch(system, ledger)
+    assert system.disagreements() == {}
+
+
+def test_a_ttl_that_comes_after_preflight_stops_the_switch(system: System, ledger: Ledger) -> None:
+    migrate_together(system, ledger)
+    judge(system, ledger)
+    system.clickhouse.command(
+        "ALTER TABLE person_distinct_id2 MODIFY TTL _timestamp + toIntervalDay(1) "
+        "SETTINGS materialize_ttl_after_modify = 0"
+    )
+    unchanged(system, GateError, lambda: switch(system, ledger), "(?s)since preflight.*has a TTL that deletes rows")
+    system.clickhouse.command("ALTER TABLE person_distinct_id2 REMOVE TTL")
+    switch(system, ledger)
+
+
 def test_a_rollback_that_meets_the_switch_waits_for_it_and_returns_reads(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

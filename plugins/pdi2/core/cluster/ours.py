@@ -131,6 +131,8 @@ def follow(ledger: Ledger, warehouse: Warehouse) -> None:
         now = {"replica": replica, "table": _known(table), "server": _known(server)}
         if all(before.get(name) == value for name, value in now.items()):
             continue
+        if replica is None and before.get("replica") and before.get("table") == now["table"]:
+            continue  # somebody restarts or detaches the table just now
         if any(before.get(name) not in (None, value) for name, value in now.items()):
             ledger.verify_all_again()
             log.warning(

@@ -11,7 +11,7 @@ from typing import Any
 
 from clickhouse_connect.driver.exceptions import DatabaseError
 
-from pdi2.core.cluster.ours import TIMED_OUT, UNREADABLE, State, catch_up, follow, states
+from pdi2.core.cluster.ours import CONNECTED, TIMED_OUT, UNREADABLE, State, catch_up, follow, states
 from pdi2.core.cluster.pressure import patiently
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError, WaitError
@@ -22,6 +22,7 @@ from pdi2.core.state.words import counted
 UNFINISHED = 341
 SWITCH_WAITS, SWITCH_WAITED = "switch_waits", "switch_waited"
 """Both events carry the time when the wait began. The second one ends it."""
+AWAY = f"ClickHouse shows no replica or no part of {NEW_TABLE}, as while somebody restarts or detaches the table."
 PATIENCE_SECONDS = 1800
 """How long a wait for the replicas at the switch may take, however often the task is put off meanwhile."""
 
@@ -46,7 +47,7 @@ class Replica:
 
 def survey(warehouse: Warehouse) -> list[dict[str, Any]]:
     """What is known now about the new table's replicas; empty if the table is not replicated."""
-    return [asdict(one) for state in _of_new(warehouse) for one in _look(warehouse, state, _parts(warehouse))]
+    return [asdict(one) for state in _of_new(warehouse) for one in _look(warehouse, state, parts_of(warehouse))]
 
 
 def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
@@ -59,13 +60,17 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
     """
     catch_up(warehouse, [NEW_TABLE])
     follow(ledger, warehouse)
-    parts = _parts(warehouse)
+    is_replicated = (ledger.latest(CONNECTED) or {}).get("replica") is not None
+    parts = parts_of(warehouse)
     found: list[Replica] = []
     since = _waits_since(ledger) or time.time()
 
     def look() -> str | None:
         found.clear()
-        for state in _of_new(warehouse):
+        ours = _of_new(warehouse)
+        if is_replicated and not ours:
+            return AWAY
+        for state in ours:
             found.extend(_look(warehouse, state, parts, or_wait=True))
         return " ".join(_lag(one) for one in found if one.lacks != 0) or None
 
@@ -98,8 +103,12 @@ def _of_new(warehouse: Warehouse) -> list[State]:
     return [state for state in states(warehouse) if state.table == NEW_TABLE]
 
 
-def _parts(warehouse: Warehouse) -> set[str]:
-    return _names(warehouse.rows("parts_of_new"))
+def parts_of(warehouse: Warehouse) -> set[str]:
+    """The names of the new table's parts. Raises WaitError if ClickHouse shows none though the table has rows."""
+    parts = _names(warehouse.rows("parts_of_new"))
+    if not parts and warehouse.rows("new_is_filled")[0][0]:
+        raise WaitError(AWAY)
+    return parts
 
 
 def _look(warehouse: Warehouse, state: State, parts: set[str], or_wait: bool = False) -> list[Replica]:

@@ -23,7 +23,7 @@ def problems(warehouse: Warehouse) -> list[str]:
         with suppress(WaitError):
             patiently(partial(_passing, warehouse), "The check")
         now = states(warehouse)
-        found += [problem for state in now if (problem := problem_of(state))] or _unequal_replicas(now)
+        found += [problem for state in now if (problem := problem_of(state))] or unequal_replicas(now)
         found += balancer_problems(warehouse.servers())
     if not found:
         catch_up(warehouse)
@@ -34,7 +34,7 @@ def _passing(warehouse: Warehouse) -> str | None:
     return " ".join(problem_of(state) or "" for state in states(warehouse) if not state.is_forgotten).strip() or None
 
 
-def _unequal_replicas(states: list[State]) -> list[str]:
+def unequal_replicas(states: list[State]) -> list[str]:
     """If one table is replicated to other servers than the other one, its namesake there is a table of its own."""
     names: dict[str, set[str]] = {OLD_TABLE: set(), NEW_TABLE: set()}
     names |= {state.table: {*state.there, *state.away} for state in states}

@@ -145,7 +145,7 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         left = settings.settle_seconds - (end - enabled["enabled_at"])
         _watch(ledger, now + left, "No miss so far. Links are watched until the window of the proof is full.")
         return Observation(False, f"No miss so far. The window is full in {left:.0f} s.")
-    if not links and _newest_is_late(ledger, warehouse, started):
+    if not links and _newest_is_late(ledger, warehouse, started, now):
         return _late(ledger, settings, now, started["at"])
     if links:
         message = (
@@ -243,12 +243,13 @@ def _newest_id(ledger: Ledger) -> tuple[int, int, str]:
     return postgres.execute(ledger.connection, "newest_id").fetchone() or (0, 0, "")
 
 
-def _newest_is_late(ledger: Ledger, warehouse: Warehouse, started: dict[str, Any]) -> bool:
-    """Whether Postgres has got ids since the run began, but the old table lacks the link of the newest one."""
+def _newest_is_late(ledger: Ledger, warehouse: Warehouse, started: dict[str, Any], now: int) -> bool:
+    """Whether Postgres has got ids since the run began, but the old table lacks the link of the newest one, or has it
+    with a stamp that ClickHouse's clock has yet to reach: no window would have it."""
     newest, team_id, distinct_id = _newest_id(ledger)
     if newest <= started.get("newest_id", newest):
         return False
-    where = {"team_id": team_id, "distinct_id": distinct_id.encode().hex(), "since": started["at"] - 1}
+    where = {"team_id": team_id, "distinct_id": distinct_id.encode().hex(), "since": started["at"] - 1, "until": now}
     return not warehouse.rows("link_seen", where)[0][0]
 
 
@@ -263,9 +264,9 @@ def _late(ledger: Ledger, settings: Settings, now: int, started_at: int) -> Obse
         return Observation(False, f"{message} Waiting.")
     raise DualWriteError(
         f"{message} So nothing shows that both tables are written: the consumer of person_distinct_id lags or has "
-        "stopped, or the writers' clocks are slow. Nothing was copied, and reads stay on the old table. Look at the "
-        "consumer's lag and at the clocks, then trigger the run again; if the lag is usual, with a greater "
-        "in_flight_seconds."
+        "stopped, or the writers' clocks and ClickHouse's do not agree. Nothing was copied, and reads stay on the old "
+        "table. Look at the consumer's lag and at the clocks, then trigger the run again; if the lag is usual, with a "
+        "greater in_flight_seconds."
     )
 
 

@@ -4,11 +4,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pdi2.core.cluster import replicas
+from pdi2.core.cluster.ours import states
 from pdi2.core.cluster.pressure import refuse_while_paused
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
-from pdi2.core.plan import mutations
+from pdi2.core.plan import cluster_checks, mutations
+from pdi2.core.plan.clickhouse_checks import table_problems
 from pdi2.core.plan.planning import chosen, known
 from pdi2.core.state.ledger import FAILED, REJECTED, Ledger, Team, TeamStatus
 from pdi2.core.state.ownership import claim
@@ -50,6 +52,7 @@ def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str
         raise NoPlanError("This run made no plan, so there is nothing to certify. See the first task that failed.")
     if not Switches(ledger.connection).reads_are_new():  # else it was checked, and old writes may have ended since
         _check_dual_writes(ledger)
+        _check_tables(warehouse)
     teams = {team.team_id: team for team in ledger.teams()}
     wanted = chosen(known(ledger, warehouse), settings)
     missing = [reason for team_id in wanted if (reason := not_verified(team_id, teams.get(team_id)))]
@@ -89,6 +92,16 @@ def _check_dual_writes(ledger: Ledger) -> None:
         )
 
 
+def _check_tables(warehouse: Warehouse) -> None:
+    """Checks once more what preflight has: a TTL may have come, or another table on one of the replicas."""
+    if problems := table_problems(warehouse) or cluster_checks.unequal_replicas(states(warehouse)):
+        raise GateError(
+            "Somebody changed a table since preflight, so nothing is switched:\n  "
+            + "\n  ".join(problems)
+            + "\nWhat is done is kept. Remove the cause and trigger the run again: it does only what is missing."
+        )
+
+
 def not_verified(team_id: int, team: Team | None) -> str | None:
     """Why a team keeps the gate shut; None if it does not."""
     if team is None:
@@ -122,12 +135,15 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
         replicas.end_wait(ledger)
         raise
     missed = dual_writes.missed(ledger, warehouse, settings)  # before the recheck repairs it
+    parts, mutation = replicas.parts_of(warehouse), mutations.last_seen(ledger)
     rechecked = verify_changes(ledger, warehouse, settings)
     if missed:
         replicas.end_wait(ledger)
     safe = "Reads stay on the old table, and what was missed is repaired."
     _wait_if(ledger, missed and f"{missed} {safe} {CHECK} {GOES_ON}")
     everywhere = replicas.wait_for_all(ledger, warehouse)
+    _wait_for_mutations(ledger, warehouse)
+    _wait_if(ledger, _changed(parts, replicas.parts_of(warehouse), mutation, mutations.last_seen(ledger)))
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
         ledger.hold_events()
@@ -167,6 +183,16 @@ def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
         )
     if busy := mutations.unfinished(found):
         _wait_if(ledger, busy)
+
+
+def _changed(parts: set[str], parts_now: set[str], mutation: str, mutation_now: str) -> str | None:
+    """Why the recheck has to be repeated; None if nothing that it compared was removed since."""
+    if mutation == mutation_now and not replicas.lacking(parts, parts_now):
+        return None
+    return (
+        "Somebody removed or changed rows of person_distinct_id2 while it was compared for the switch: by a mutation, "
+        "or by dropping or detaching a part. Reads stay on the old table. The run goes on by itself: it compares again."
+    )
 
 
 def _wait_if(ledger: Ledger, reason: str | None, what: str = PUT_OFF) -> None:

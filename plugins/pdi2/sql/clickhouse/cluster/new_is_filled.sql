@@ -1,0 +1,2 @@
+SELECT count() > 0
+FROM person_distinct_id2
