@@ -94,8 +94,21 @@ def _ask_for_settings_once(client: ChdbClient, tz_source: Any) -> None:
     client._apply_init_result(SETTINGS_FOUND[repr(asked)])
 
 
+def _know_settings_once(warehouse: Warehouse, name: str, ask: Any = Warehouse._ask_first) -> Any:
+    """A new warehouse asks for them too, with their limits."""
+    client = warehouse._client
+    if name != "settings" or not isinstance(client, ChdbClient):
+        return ask(warehouse, name)
+    known = repr(client._initial_settings)
+    if known not in SETTINGS_FOUND:
+        SETTINGS_FOUND[known] = ask(warehouse, name)
+    return SETTINGS_FOUND[known]
+
+
 SETTINGS_FOUND: dict[str, Any] = {}
+"""By what a session begins with."""
 ChdbClient._init_common_settings = _ask_for_settings_once
+Warehouse._ask_first = _know_settings_once
 
 
 def dags() -> dict[str, Any]:
