@@ -117,6 +117,15 @@ def test_progress_follows_the_verified_teams(system: System, ledger: Ledger) -> 
         copy_and_verify(system, ledger, team_id)
         seen.append(system.value(progress))
     assert seen == [0, 33, 66, 99]
+    ledger.end_run("failed")
+    again = system.ledger("another run")
+    enable(system, again)
+    seen = [system.value(progress)]
+    add_teams(system, 99)
+    insert_truth(system, ALICE, 0, "new", team_id=99)
+    plan(system, again)
+    seen.append(system.value(progress))
+    assert (seen[0], 0 < seen[1] < 99) == (0, True), "nothing is said before the plan"
 
 
 def test_what_is_missing_is_listed_with_its_reason(system: System, ledger: Ledger) -> None:
@@ -603,6 +612,7 @@ def test_a_rollback_returns_reads_while_both_tables_are_written(system: System, 
 
     assert "restart" in told
     assert system.status() == 4
+    assert system.value("SELECT progress FROM posthog_asyncmigration") == 0
     assert system.switches() == {"reads": "old", "writes": "both"}
     assert events(system, "rolled_back") == 1
     assert system.disagreements(Table.OLD) == {}, "the old table missed nothing"

@@ -17,7 +17,7 @@ from pdi2.core.engines.clickhouse import Cost, Warehouse
 from pdi2.core.state.ledger import Ledger, TeamStatus
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import SMALL_ROWS, TEAMS_AT_ONCE, Slice, cut, named
-from pdi2.core.state.switches import COPY_SHARE
+from pdi2.core.state.switches import COPY_SHARE, Switches
 from pdi2.core.state.words import counted
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ def freeze(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batche
         batches=len(batches),
     )
     ledger.remember_tasks(batch.team_ids for batch in batches)
+    Switches(ledger.connection).follow_ledger()
     return batches
 
 

@@ -92,13 +92,12 @@ def enable(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
             # As after a rollback or a run of PostHog's own runner, whose rows of 1970 no recheck would look at.
             ledger.verify_all_again()
         switches.set_writes("both")
-        switches.change(Status(row.status), Status.STARTING)
+        switches.change(Status(row.status), Status.STARTING, progress=0)  # the plan says how far earlier runs came
         now = warehouse.rows("now")[0][0]
         if begins or was != "both":
             ledger.record(ENABLED, enabled_at=now, known=known, writes_before=was)
         newest, *_ = _newest_id(ledger)
         ledger.record("run_started", at=now, newest_id=newest, settings=asdict(settings))
-    switches.follow_ledger()
 
 
 def _stamped_ahead(warehouse: Warehouse) -> list[str]:

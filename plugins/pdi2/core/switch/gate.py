@@ -314,7 +314,7 @@ def roll_back(ledger: Ledger) -> str:
     ledger.create()
     with ledger.transaction():
         claim(ledger, {}, alone=False)  # a session of a host that died must not hold up the way back
-        switches.change(Status.COMPLETED_SUCCESSFULLY, Status.ROLLED_BACK)
+        switches.change(Status.COMPLETED_SUCCESSFULLY, Status.ROLLED_BACK, progress=0)  # as PostHog's own rollback does
         _refuse_to_lose_updates(ledger, switches)  # a run that was ending old writes may have locked the row until now
         switches.set_reads("old")
         ledger.record("rolled_back")
