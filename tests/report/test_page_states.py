@@ -234,6 +234,15 @@ def test_reads_that_somebody_returns_by_hand_are_safe_only_while_the_old_table_i
     assert seen["phase"] == "Complete: reads are on the old table"
 
 
+def test_runs_that_only_the_ledger_knows_are_listed_with_the_newest_first(system: System, viewer: Visitor) -> None:
+    """As after Airflow's database was cleaned."""
+    names = [f"{FILL} {number}" for number in range(3)]
+    for name in names:
+        enable(system, ledger := system.ledger(name))
+        ledger.end_run("failed")
+    assert [line["airflow_run"] for line in viewer.get("/runs").json()["lines"]] == names[::-1]
+
+
 @pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
 def test_a_new_run_does_not_hide_that_the_old_table_lacks_writes(
     system: System, viewer: Visitor, ledger: Ledger

@@ -115,8 +115,9 @@ def status(
 def list_of_runs(session: SessionDep) -> dict[str, Any]:
     """The newest runs of the three DAGs with their outcomes, and runs that only the ledger still knows."""
     with reading() as connection:
-        newest_last = reversed(watching.runs(connection, RUNS_LISTED))  # a run that was cleared has several lines
-        owners = {line["airflow_run"]: line for line in newest_last}
+        owners: dict[str, dict[str, Any]] = {}
+        for line in watching.runs(connection, RUNS_LISTED):  # the newest first; a cleared run has several
+            owners.setdefault(line["airflow_run"], line)
     listed = runs.newest(session, RUNS_LISTED)
     told = runs.left_for_the_page(session, listed)
     lines = [runs.summary(one, owners.pop(runs.name(one), None), told.get(runs.name(one), {})) for one in listed]
