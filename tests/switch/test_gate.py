@@ -974,6 +974,15 @@ def test_a_run_that_no_person_triggered_since_undoes_no_decision(system: System,
     assert decision_against(waiting, NO_WAIT, None) == []
 
 
+def test_a_rejection_is_over_once_the_same_person_approves(system: System, ledger: Ledger) -> None:
+    """Somebody cleared `approve`. A schedule's run may then end old writes, or find that nothing is left."""
+    migrate_together(system, ledger)
+    for what in ("switch_rejected", "switch_approved"):
+        ledger.record(what, by="ann")
+    switch(system, ledger)
+    assert decision_against(system.ledger("of a schedule"), NO_WAIT, None) == []
+
+
 def test_the_way_back_is_shown_before_and_after_the_switch(system: System, ledger: Ledger) -> None:
     def told(stop: bool, cache: int) -> tuple[bool, bool, str]:
         back = way_back(Switches(system.postgres), stop, cache)
