@@ -125,7 +125,7 @@ def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(
     for table in Table:
         third.command(f"DETACH TABLE {table}")
     prove(replicated, proven)
-    remedy = f"r3-01 .* is away: .*SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.NEW}"
+    remedy = f"r3-01 .* is away: .*SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.NEW}, and the same for {Table.OLD}"
     with pytest.raises(WaitError, match=remedy):
         gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
     monkeypatch.setattr(replicas, "PATIENCE_SECONDS", 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import ENGINE, System
+from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, WaitError, reaction
 from pdi2.core.plan.preflight import PreflightError, Verdict, check, decision_against
@@ -47,6 +48,7 @@ from stories import (
     merge,
     migrate_together,
     plan,
+    stop_merges,
     stop_old_writes,
     two_ids_each,
     until,
@@ -893,7 +895,46 @@ def test_what_somebody_removes_after_the_recheck_holds_the_switch_and_is_repaire
     assert system.disagreements() == {}
 
 
-def test_a_ttl_that_comes_after_preflight_stops_the_switch(system: System, ledger: Ledger) -> None:
+def test_a_part_that_is_dropped_after_the_recheck_is_noticed_though_enough_rows_are_left(
+    system: System, ledger: Ledger
+) -> None:
+    """Merges have yet to drop older rows of the team, so the count of rows shows nothing."""
+    stop_merges(system)
+    migrate_together(system, ledger)
+    writer = system.writer()
+    for number in range(2):
+        writer.identify(TEAM, "id", writer.create(TEAM, f"new {number}"))
+        writer.flush()
+    ledger.verify_all_again()
+    for team_id in TEAMS:
+        verify_team(ledger, system.warehouse(), team_id, NO_WAIT)
+    part = system.clickhouse.command(f"SELECT _part FROM {Table.NEW} WHERE distinct_id = 'other' AND team_id = {TEAM}")
+    drop = f"ALTER TABLE {Table.NEW} DROP PART '{part}'"
+    between = Meanwhile(system, "touched_ids", lambda: system.clickhouse.command(drop))
+    with pytest.raises(WaitError, match="Somebody removed or changed rows"):
+        switch_reads(ledger, between, NO_WAIT)
+
+    switch(system, ledger)
+    assert system.disagreements() == {}
+
+
+def test_a_table_that_is_shown_again_soon_lets_the_switch_go_on(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while somebody restarts it."""
+    migrate_together(system, ledger)
+    monkeypatch.setattr(pressure, "LOOK_EVERY_SECONDS", 0.01)
+    system.clickhouse.command(f"RENAME TABLE {Table.NEW} TO away")
+    back = Meanwhile(system, "tables", lambda: system.clickhouse.command(f"RENAME TABLE away TO {Table.NEW}"))
+    switch_reads(ledger, back, NO_WAIT)
+    assert system.switches()["reads"] == "new"
+
+
+def test_a_ttl_that_comes_after_preflight_stops_the_switch(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pressure, "WAIT_IN_SLOT_SECONDS", 0)
+    monkeypatch.setattr(pressure, "LOOK_EVERY_SECONDS", 0)
     migrate_together(system, ledger)
     judge(system, ledger)
     system.clickhouse.command(

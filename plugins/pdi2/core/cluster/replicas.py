@@ -16,7 +16,7 @@ from pdi2.core.cluster.pressure import patiently
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError, WaitError
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.state.slices import NEW_TABLE
+from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE
 from pdi2.core.state.words import counted
 
 UNFINISHED = 341
@@ -191,5 +191,5 @@ def _lag(replica: Replica) -> str:
         return f"{lacks}, and its readers would miss ids. See system.replication_queue there."
     return (
         f"{lacks}, and is away: once back, its readers would miss ids. Start it, or if it is gone for good: "
-        f"SYSTEM DROP REPLICA '{replica.name}' FROM TABLE {NEW_TABLE}."
+        f"SYSTEM DROP REPLICA '{replica.name}' FROM TABLE {NEW_TABLE}, and the same for {OLD_TABLE}."
     )

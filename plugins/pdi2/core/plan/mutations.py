@@ -9,6 +9,8 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.words import counted
 
 SEEN = "mutation_seen"
+REMOVED = "rows_removed"
+"""Rows are gone that no mutation took."""
 
 
 class Mutation(NamedTuple):
@@ -61,6 +63,7 @@ def somebodys(ledger: Ledger, warehouse: Warehouse) -> list[Mutation]:
 
 
 def last_seen(ledger: Ledger) -> str:
-    """What changes whenever one of somebody's mutations is seen for the first time. Its own time is another clock's."""
-    newest = ledger.newest(SEEN)
+    """What changes whenever one of somebody's mutations is seen for the first time, or rows are gone without one. Its
+    own time is another clock's."""
+    newest = ledger.newest(SEEN, REMOVED)
     return newest.at.isoformat() if newest else ""

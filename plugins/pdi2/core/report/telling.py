@@ -169,6 +169,7 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "links_missed": lambda detail: f"{detail['found']}: the dual write no longer works.",
     "old_writes_put_off": lambda detail: detail["reason"] or "The end of old writes is no longer put off.",
     "mutation_seen": lambda detail: f"Somebody changed person_distinct_id2 by a mutation: {detail['command']}.",
+    "rows_removed": lambda detail: "Somebody dropped or detached a part of person_distinct_id2.",
     "reads_switched": _switched,
     "old_writes_stopped": lambda detail: (
         "Each PostHog process ends its old writes when it is restarted. A rollback is not possible."

@@ -1,11 +1,12 @@
 """The gate before the switch, the switch itself, and the way back. Only the ledger says what is proven about a team."""
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 from pdi2.core.cluster import replicas
 from pdi2.core.cluster.ours import states
-from pdi2.core.cluster.pressure import refuse_while_paused
+from pdi2.core.cluster.pressure import patiently, refuse_while_paused
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
@@ -25,6 +26,10 @@ LISTED = 20
 PUT_OFF = "switch_put_off"
 CHECK = "Check the consumer of person_distinct_id2."
 GOES_ON = "The run goes on by itself once a new link reaches both tables."
+CHANGED = (
+    "Somebody removed or changed rows of person_distinct_id2 while it was compared for the switch: by a mutation, or "
+    "by dropping or detaching a part. Reads stay on the old table. The run goes on by itself: it compares again."
+)
 
 
 class GateError(MigrationError):
@@ -93,8 +98,19 @@ def _check_dual_writes(ledger: Ledger) -> None:
 
 
 def _check_tables(warehouse: Warehouse) -> None:
-    """Checks once more what preflight has: a TTL may have come, or another table on one of the replicas."""
-    if problems := table_problems(warehouse) or cluster_checks.unequal_replicas(states(warehouse)):
+    """Checks once more what preflight has: a TTL may have come, or another table on one of the replicas.
+
+    A table that is being restarted is not shown for a while, and a replica is dropped from one table after the other.
+    """
+    problems: list[str] = []
+
+    def look() -> str | None:
+        problems[:] = table_problems(warehouse) or cluster_checks.unequal_replicas(states(warehouse))
+        return " ".join(problems) or None
+
+    with suppress(WaitError):
+        patiently(look, "The switch")
+    if problems:
         raise GateError(
             "Somebody changed a table since preflight, so nothing is switched:\n  "
             + "\n  ".join(problems)
@@ -143,7 +159,9 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     _wait_if(ledger, missed and f"{missed} {safe} {CHECK} {GOES_ON}")
     everywhere = replicas.wait_for_all(ledger, warehouse)
     _wait_for_mutations(ledger, warehouse)
-    _wait_if(ledger, _changed(parts, replicas.parts_of(warehouse), mutation, mutations.last_seen(ledger)))
+    if replicas.lacking(parts, replicas.parts_of(warehouse)):
+        ledger.record(mutations.REMOVED)  # every team is compared as a whole: there may be as many rows as ids still
+    _wait_if(ledger, None if mutations.last_seen(ledger) == mutation else CHANGED)
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
         ledger.hold_events()
@@ -183,16 +201,6 @@ def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
         )
     if busy := mutations.unfinished(found):
         _wait_if(ledger, busy)
-
-
-def _changed(parts: set[str], parts_now: set[str], mutation: str, mutation_now: str) -> str | None:
-    """Why the recheck has to be repeated; None if nothing that it compared was removed since."""
-    if mutation == mutation_now and not replicas.lacking(parts, parts_now):
-        return None
-    return (
-        "Somebody removed or changed rows of person_distinct_id2 while it was compared for the switch: by a mutation, "
-        "or by dropping or detaching a part. Reads stay on the old table. The run goes on by itself: it compares again."
-    )
 
 
 def _wait_if(ledger: Ledger, reason: str | None, what: str = PUT_OFF) -> None:
