@@ -1015,6 +1015,14 @@ def test_a_run_that_no_person_triggered_since_undoes_no_decision(system: System,
     assert decision_against(waiting, NO_WAIT, None) == []
 
 
+def test_a_switch_by_somebody_else_is_not_told_as_a_missing_approval(system: System, ledger: Ledger) -> None:
+    """`approve` asks nobody then."""
+    migrate_together(system, ledger, APPROVED)
+    judge(system, ledger, APPROVED)
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2, finished_at = now() + interval '1 second'")
+    unchanged(system, ChangedElsewhereError, lambda: switch(system, ledger, APPROVED), "completed by somebody else")
+
+
 def test_a_rejection_is_over_once_the_same_person_approves(system: System, ledger: Ledger) -> None:
     """Somebody cleared `approve`. A schedule's run may then end old writes, or find that nothing is left."""
     migrate_together(system, ledger)
