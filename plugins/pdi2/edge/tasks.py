@@ -25,7 +25,6 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import alone_with, settings_of_run
 from pdi2.core.state.settings import Settings, SettingsError
 from pdi2.core.state.slices import named
-from pdi2.core.state.switches import Switches
 from pdi2.core.switch import dual_writes, gate, payoff
 from pdi2.core.verify.verifying import verify_team, verify_together
 from pdi2.edge import END, OLD_WRITES_END, POOL, SETTINGS, VERDICT, figures
@@ -89,7 +88,7 @@ def preflight() -> str:
             raise
         log.info(result.message)
         if ledger and result.verdict is not checks.Verdict.NOTHING:
-            back = way_back(Switches(ledger.connection), settings.stop_old_writes, settings.read_cache_seconds)
+            back = way_back(ledger, settings.stop_old_writes, settings.read_cache_seconds)
             log.info(back.text)
             if back.until:
                 tell(OLD_WRITES_END, back.until.isoformat())

@@ -21,7 +21,7 @@ from pdi2.core.report.telling import MILESTONES, by_kind, row, sentence, setting
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.state.switches import NAME, Switches
+from pdi2.core.state.switches import NAME
 from pdi2.core.state.words import are, counted
 
 PAGES = jinja2.Environment(
@@ -137,7 +137,7 @@ def for_approval(ledger: Ledger, settings: Settings) -> str:
             f"| The application's read, team {times['team_id']}, {counted(times['ids'], 'id')} | "
             f"{times['read_old'] * 1000:,.0f} ms old, {times['read_new'] * 1000:,.0f} ms new |\n"
         )
-    back = way_back(Switches(ledger.connection), settings.stop_old_writes, settings.read_cache_seconds)
+    back = way_back(ledger, settings.stop_old_writes, settings.read_cache_seconds)
     return (
         f"{text}\n**Approve** switches reads to the new table. **{back.text}**\n\n**Reject** leaves reads on the old "
         "table and ends the run; what is verified is kept, and a new run asks again."

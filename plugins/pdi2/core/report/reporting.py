@@ -49,7 +49,7 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
         "tombstones": sum(team.tombstones or 0 for team in teams),
         "findings": ledger.findings_by_kind(),
         "reads": ELSEWHERE if elsewhere else f"Reads are on the {'new' if outcome == 'completed' else 'old'} table.",
-        "way_back": way_back(switches, ends, settings.read_cache_seconds).text,
+        "way_back": way_back(ledger, ends, settings.read_cache_seconds).text,
     }
     ledger.record("report", **facts)
     ledger.end_run(outcome)

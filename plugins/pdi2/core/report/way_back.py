@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.switches import Switches
 
 UNTIL_A_RUN = "for as long as both tables are written: until a run with stop_old_writes on."
@@ -19,9 +20,12 @@ class WayBack:
     until: datetime | None = None
 
 
-def way_back(switches: Switches, stop_old_writes: bool, read_cache_seconds: float) -> WayBack:
+def way_back(ledger: Ledger, stop_old_writes: bool, read_cache_seconds: float) -> WayBack:
     """What a rollback can do now or, before the switch, will be able to do after a run with these settings."""
+    switches = Switches(ledger.connection)
     row = switches.row()
+    if ledger.old_table_lacks_writes() and switches.old_is_written():
+        return WayBack("There is no way back: old writes had stopped before, so the old table lacks what came then.")
     if row and row.finished_at and switches.reads_are_new():
         if not switches.old_is_written():
             return WayBack("There is no way back: the old table is no longer written.")

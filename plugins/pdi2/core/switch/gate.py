@@ -357,5 +357,5 @@ def _refuse_to_lose_updates(ledger: Ledger, switches: Switches) -> None:
         raise RollbackError(
             f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is now "{switches.writes()}"), so the old table lacks '
             "what came since, and reading it would lose updates. Nothing was changed. The new table agrees with "
-            "Postgres: stay on it. To be able to go back next time, run the migration with stop_old_writes off."
+            "Postgres: stay on it."
         )
