@@ -157,6 +157,16 @@ def test_a_table_that_somebody_detaches_at_the_switch_lets_no_replica_pass(
     assert proven.team(TEAM).status == "verified", "it is the same table"
 
 
+def test_a_table_that_is_no_longer_replicated_is_verified_again(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    prove(replicated, proven)
+    replicated.clickhouse.command(f"DETACH TABLE {Table.NEW}")
+    replicated.clickhouse.command(f"ATTACH TABLE {Table.NEW} AS NOT REPLICATED")
+
+    replicas.wait_for_all(proven, replicated.warehouse())
+
+    assert proven.team(TEAM).status != "verified"
+
+
 @pytest.mark.parametrize("engine", ["ReplacingMergeTree(version)", "at another path"])
 def test_a_table_that_somebody_creates_anew_on_one_replica_stops_the_switch(
     replicated: ReplicatedSystem, proven: Ledger, engine: str

@@ -594,7 +594,7 @@ def test_a_rollback_before_the_switch_has_nothing_to_do(system: System, ledger: 
     assert "old table already" in roll_back(ledger)
     assert dump(system) == before
     migrate_together(system, ledger)
-    told = f'run "{ledger.airflow_run}" has not ended, and may yet switch'
+    told = f'run "{ledger.airflow_run}" left no report: if it still goes on in Airflow, it may yet switch'
     unchanged(system, RollbackError, lambda: roll_back(system.ledger("the rollback")), told)
     ledger.end_run("failed")
     before = dump(system)

@@ -127,12 +127,12 @@ def follow(ledger: Ledger, warehouse: Warehouse) -> None:
     """
     before = ledger.latest(CONNECTED) or {}
     replica = next((state.replica for state in states(warehouse) if state.table == NEW_TABLE), None)
-    for table, server in warehouse.rows("new_table"):
+    for table, server, is_replicated in warehouse.rows("new_table"):
+        if is_replicated and replica is None:
+            continue  # somebody restarts or detaches the table just now
         now = {"replica": replica, "table": _known(table), "server": _known(server)}
         if all(before.get(name) == value for name, value in now.items()):
             continue
-        if replica is None and before.get("replica") and before.get("table") == now["table"]:
-            continue  # somebody restarts or detaches the table just now
         if any(before.get(name) not in (None, value) for name, value in now.items()):
             ledger.verify_all_again()
             log.warning(

@@ -11,7 +11,7 @@ from typing import Any
 
 from clickhouse_connect.driver.exceptions import DatabaseError
 
-from pdi2.core.cluster.ours import CONNECTED, TIMED_OUT, UNREADABLE, State, catch_up, follow, states
+from pdi2.core.cluster.ours import TIMED_OUT, UNREADABLE, State, catch_up, follow, states
 from pdi2.core.cluster.pressure import patiently
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError, WaitError
@@ -60,7 +60,7 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
     """
     catch_up(warehouse, [NEW_TABLE])
     follow(ledger, warehouse)
-    is_replicated = (ledger.latest(CONNECTED) or {}).get("replica") is not None
+    is_replicated = any(replicated for *_, replicated in warehouse.rows("new_table"))
     parts = parts_of(warehouse)
     found: list[Replica] = []
     since = _waits_since(ledger) or time.time()

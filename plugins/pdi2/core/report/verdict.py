@@ -52,7 +52,7 @@ def verdict(
         way_back = {
             "both": " Both tables are written, so a rollback is possible.",
             "new": " Old writes have stopped, so a rollback is not possible.",
-        }.get(switch["writes"], "")
+        }.get("new" if switch["old_lacks_writes"] else switch["writes"], "")
         return Verdict(
             "bad",
             f"Readers use the new table, and it answers {counted(switch['wrong'], 'id')} wrongly.{way_back}",

@@ -345,8 +345,8 @@ def _nothing_to_roll_back(ledger: Ledger, switches: Switches, status: str) -> st
     if run and run.ended_at is None and not run.settings.get("team_ids"):
         raise RollbackError(
             f"Reads are on the old table (the migration row says {status}), so there is nothing to roll back yet. But "
-            f'run "{run.airflow_run}" has not ended, and may yet switch them. Nothing was changed. Pause the migration '
-            "on the Migration page, or mark that run as failed in Airflow."
+            f'run "{run.airflow_run}" left no report: if it still goes on in Airflow, it may yet switch them. Nothing '
+            "was changed. Pause the migration on the Migration page, or mark that run as failed in Airflow."
         )
     return f"Reads are on the old table already (the migration row says {status}); there is nothing to roll back."
 

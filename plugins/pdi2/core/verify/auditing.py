@@ -118,10 +118,10 @@ def judge(ledger: Ledger, red: bool = False) -> tuple[Audit, str]:
             f"{', '.join(map(str, missing[:LISTED]))}: the tasks that failed say why. "
             "Clear those tasks, or trigger the audit again."
         )
-    if red:  # the ledger has what the task compared before somebody cleared it
+    if red:  # somebody cleared it, and the ledger has what it compared before
         raise AuditError(
-            f"{told}\nThat is what this audit found before it was cleared. Nothing was compared since, because a task "
-            "failed: its log says why. Clear it, or trigger the audit again."
+            f"{told}\nThat is what this audit found until a task of it failed: its log says why. Clear that task, or "
+            "trigger the audit again."
         )
     if audit.every and Switches(ledger.connection).reads_are_new():
         ledger.settle_findings(None, found_before=audit.since)  # of teams that are in neither database any more
@@ -149,7 +149,8 @@ def _of_run(ledger: Ledger) -> Audit:
     if begun is None:
         raise AuditError("This audit never chose its teams, so nothing was compared. See the first task that failed.")
     (_, since, planned), *done = events[begun:]
-    counted = [detail["old_differs"] for _, _, detail in done if detail["old_differs"] is not None]
+    newest = {tuple(detail["team_ids"]): detail["old_differs"] for _, _, detail in done}  # if a task was cleared
+    counted = [count for count in newest.values() if count is not None]
     return Audit(
         planned=set(planned["team_ids"]),
         every=planned.get("every", False),  # of an earlier release
