@@ -16,7 +16,7 @@ from pdi2.core.plan import planning
 from pdi2.core.report.reporting import close_run
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.switch import dual_writes, gate
+from pdi2.core.switch import dual_writes, gate, old_writes
 from pdi2.core.verify.verifying import verify_team, verify_together
 from psycopg import sql
 
@@ -232,12 +232,12 @@ def earlier_run(system: System, *, stop_old_writes: bool = True) -> None:
     gate.certify(ledger, warehouse, NO_WAIT)
     gate.switch_reads(ledger, warehouse, NO_WAIT)
     if stop_old_writes:
-        gate.stop_old_writes(ledger, warehouse, NO_WAIT)
+        old_writes.stop_old_writes(ledger, warehouse, NO_WAIT)
     close_run(ledger, NO_WAIT)
 
 
 def stop_old_writes(system: System, ledger: Ledger) -> None:
-    gate.stop_old_writes(ledger, system.warehouse(), NO_WAIT)
+    old_writes.stop_old_writes(ledger, system.warehouse(), NO_WAIT)
 
 
 def when_recorded(system: System, table: str, condition: str, statement: str) -> None:

@@ -21,7 +21,7 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import alone_with, held_by
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch import dual_writes
-from pdi2.core.switch.gate import roll_back
+from pdi2.core.switch.rollback import roll_back
 from stories import (
     BOB,
     TEAM,

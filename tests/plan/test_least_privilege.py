@@ -15,7 +15,8 @@ from pdi2.core.copy.copying import copy_team
 from pdi2.core.plan.preflight import Verdict, check
 from pdi2.core.report.reporting import close_run
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.switch.gate import certify, roll_back, switch_reads
+from pdi2.core.switch.gate import certify, switch_reads
+from pdi2.core.switch.rollback import roll_back
 from pdi2.core.verify.verifying import verify_team
 from stories import ALICE, NO_WAIT, TEAM, enable, event, insert_new, insert_old, insert_truth, plan, stop_old_writes
 

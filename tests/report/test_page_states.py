@@ -25,7 +25,7 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import COPY_SHARE, Switches
 from pdi2.core.state.words import quoted
-from pdi2.core.switch import gate
+from pdi2.core.switch import gate, rollback
 from pdi2.core.verify import auditing
 from pdi2.core.verify.auditing import DriftError
 from pdi2.edge import POOL
@@ -145,7 +145,7 @@ def test_after_a_rollback_it_says_to_restart_posthogs_processes(
 ) -> None:
     migrate_together(system, ledger)
     gate.switch_reads(ledger, system.warehouse(), NO_WAIT)
-    gate.roll_back(system.ledger(f"{ROLLBACK} one"))
+    rollback.roll_back(system.ledger(f"{ROLLBACK} one"))
 
     seen = viewer.get("/status").json()
 
@@ -833,7 +833,7 @@ class TestAirflow:
         told = first_line(viewer, dag=FILL, run=running)
         assert told == first_line(viewer)
         assert bool(told["until"]) is stop_old_writes
-        gate.roll_back(system.ledger(f"{ROLLBACK} one"))
+        rollback.roll_back(system.ledger(f"{ROLLBACK} one"))
         assert first_line(viewer, dag=FILL, run=running)["topic"] == "Rolled back"
 
     def test_an_audit_with_repair_is_not_shown_as_a_run_that_changed_nothing(

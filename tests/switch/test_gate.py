@@ -20,15 +20,9 @@ from pdi2.core.state.ownership import hold
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import ChangedElsewhereError, Switches
 from pdi2.core.switch.dual_writes import DualWriteError
-from pdi2.core.switch.gate import (
-    PUT_OFF,
-    GateError,
-    RollbackError,
-    certify,
-    old_writes_end,
-    roll_back,
-    switch_reads,
-)
+from pdi2.core.switch.gate import PUT_OFF, GateError, certify, switch_reads
+from pdi2.core.switch.old_writes import old_writes_end
+from pdi2.core.switch.rollback import RollbackError, roll_back
 from pdi2.core.verify.verifying import verify_team
 from stories import (
     ALICE,

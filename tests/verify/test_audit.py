@@ -10,7 +10,8 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import hold, is_owner, try_lock
 from pdi2.core.state.settings import AUDIT_SCHEMA, Settings, SettingsError
 from pdi2.core.state.slices import Teams
-from pdi2.core.switch.gate import roll_back, switch_reads
+from pdi2.core.switch.gate import switch_reads
+from pdi2.core.switch.rollback import roll_back
 from pdi2.core.verify import auditing
 from pdi2.core.verify.auditing import AuditError, DriftError
 from stories import (

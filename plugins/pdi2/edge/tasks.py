@@ -25,7 +25,7 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import alone_with, settings_of_run
 from pdi2.core.state.settings import Settings, SettingsError
 from pdi2.core.state.slices import named
-from pdi2.core.switch import dual_writes, gate, payoff
+from pdi2.core.switch import dual_writes, gate, old_writes, payoff, rollback
 from pdi2.core.verify.verifying import verify_team, verify_together
 from pdi2.edge import END, OLD_WRITES_END, POOL, SETTINGS, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
@@ -211,14 +211,14 @@ def stop_old_writes() -> PokeReturnValue:
             raise AirflowSkipException(
                 "stop_old_writes is off: both tables stay written, and a rollback stays possible."
             )
-        until = gate.old_writes_end(ledger, settings)
+        until = old_writes.old_writes_end(ledger, settings)
         if ledger.clock() < until:
             log.info("Readers may use the old table until %s; old writes go on.", until)
             return PokeReturnValue(is_done=False)
         try:
             with open_warehouse("stop_old_writes", settings.max_memory_usage) as warehouse:
                 catch_up(warehouse)
-                gate.stop_old_writes(ledger, warehouse, settings)
+                old_writes.stop_old_writes(ledger, warehouse, settings)
         except WaitError as wait:
             log.warning("%s", wait)
             raise put_off() from wait
@@ -230,8 +230,8 @@ def roll_back() -> None:
     """Returns reads to the old table at once; refuses once old writes have stopped."""
     with open_ledger() as ledger:
         try:
-            log.info(gate.roll_back(ledger))
-        except gate.RollbackError as refusal:
+            log.info(rollback.roll_back(ledger))
+        except rollback.RollbackError as refusal:
             tell("problems", [str(refusal)])
             raise
 

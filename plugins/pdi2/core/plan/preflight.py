@@ -23,7 +23,7 @@ DEPENDENCY = "0002_events_sample_by"
 
 SWITCH_TABLES = {"posthog_asyncmigration", "posthog_instancesetting"}
 """The tables that tell whether anything is left to do."""
-SINCE = ("run_started", "switch_approved")
+DECIDED_ANEW = ("run_started", "switch_approved")
 """What ends a rollback or a rejection: a run that began after it, or an approval of the run that had been rejected."""
 
 
@@ -56,8 +56,8 @@ class Preflight:
 def decision_against(ledger: Ledger, settings: Settings, triggered_at: datetime | None) -> list[str]:
     """A problem if somebody rolled back, or rejected the switch, since a person triggered this run: it was waiting for
     its turn then. `triggered_at` is None if a schedule triggered the run, which is no person's decision."""
-    decided = ledger.newest("rolled_back", "switch_rejected", *SINCE) if ledger.exists() else None
-    if decided is None or decided.what in SINCE or (triggered_at and triggered_at > decided.at):
+    decided = ledger.newest("rolled_back", "switch_rejected", *DECIDED_ANEW) if ledger.exists() else None
+    if decided is None or decided.what in DECIDED_ANEW or (triggered_at and triggered_at > decided.at):
         return []
     if decided.what == "switch_rejected" and settings.require_approval:  # somebody will be asked again
         return []

@@ -137,7 +137,7 @@ def waits(
         last = max(told, key=lambda event: event["at"], default=None)
         if last and last["what"] != "switch_waited" and last["detail"].get("reason"):
             return [Wait("server", sentence(last["what"], last["detail"])[0])]
-    held = (happened.get("old_writes_put_off") or {"detail": {"reason": None}})["detail"]["reason"]
+    held = happened.get("old_writes_put_off", {}).get("detail", {}).get("reason")
     if doing == "stop_old_writes" and switched_at and not held:  # why they are held, the first line says
         until = switched_at + timedelta(seconds=run["settings"]["read_cache_seconds"])
         if until < now:  # it waits for Airflow to begin its task

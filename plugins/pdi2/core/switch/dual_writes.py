@@ -176,10 +176,7 @@ def missed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | No
     start = min(start, end)
     known = ",".join(enabled["known"])
     one_of = _one_of(_links(warehouse, start, end, known))
-    misses = _confirmed(
-        lambda: _repairable(ledger, _misses(warehouse, start, end, known, one_of)),
-        settings,
-    )
+    misses = _confirmed(lambda: _repairable(ledger, _misses(warehouse, start, end, known, one_of)), settings)
     if misses:
         found = _found(misses)
         if before is None or before["at"] < misses[0].written_at:

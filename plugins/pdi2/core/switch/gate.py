@@ -1,22 +1,18 @@
-"""The gate before the switch, the switch itself, and the way back. Only the ledger says what is proven about a team."""
+"""The gate before the switch, and the switch itself. Only the ledger says what is proven about a team."""
 
 from contextlib import suppress
-from datetime import datetime, timedelta
 from typing import Any
 
 from pdi2.core.cluster import replicas
 from pdi2.core.cluster.ours import states
 from pdi2.core.cluster.pressure import patiently, refuse_while_paused
-from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, WaitError
 from pdi2.core.plan import cluster_checks, mutations
 from pdi2.core.plan.clickhouse_checks import table_problems
 from pdi2.core.plan.planning import chosen, known
 from pdi2.core.state.ledger import FAILED, REJECTED, Ledger, Team, TeamStatus
-from pdi2.core.state.ownership import claim
 from pdi2.core.state.settings import Settings
-from pdi2.core.state.slices import named
 from pdi2.core.state.switches import Status, Switches
 from pdi2.core.state.words import are, counted
 from pdi2.core.switch import dual_writes
@@ -38,10 +34,6 @@ class GateError(MigrationError):
 
 class NoPlanError(GateError):
     """There is nothing to certify, because of a failure that another task reports."""
-
-
-class RollbackError(MigrationError):
-    """Going back would lose writes."""
 
 
 def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
@@ -132,11 +124,11 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
 
     The switch is one transaction: it checks the gate once more, sets the row to CompletedSuccessfully and reads to
     "new", and records an event. Raises GateError if a team is not verified, a required approval is missing, somebody
-    ended the dual write or the run is a trial. Raises BusyError if somebody's mutation of the new table fails, and
-    WaitError if one is unfinished, a link was missed, replicas lag or the migration is paused. Raises
-    ChangedElsewhereError if somebody else changed the row.
+    ended the dual write or changed a table, or the run is a trial. Raises BusyError if somebody's mutation of the new
+    table fails, and WaitError if one is unfinished, rows were removed meanwhile, a link was missed, replicas lag or the
+    migration is paused. Raises ChangedElsewhereError if somebody else changed the row.
     """
-    _refuse_trials(settings)
+    refuse_trials(settings)
     switches = Switches(ledger.connection)
     if _switched(ledger, switches):
         ledger.switch_committed()
@@ -158,12 +150,12 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     if missed:
         replicas.end_wait(ledger)
     safe = "Reads stay on the old table, and what was missed is repaired."
-    _wait_if(ledger, missed and f"{missed} {safe} {CHECK} {GOES_ON}")
+    wait_if(ledger, missed and f"{missed} {safe} {CHECK} {GOES_ON}")
     everywhere = replicas.wait_for_all(ledger, warehouse)
     _wait_for_mutations(ledger, warehouse)
     if replicas.lacking(parts, replicas.parts_of(warehouse)):
         ledger.record(mutations.REMOVED)  # every team is compared as a whole: there may be as many rows as ids still
-    _wait_if(ledger, None if mutations.last_seen(ledger) == mutation else CHANGED)
+    wait_if(ledger, None if mutations.last_seen(ledger) == mutation else CHANGED)
     with ledger.transaction():
         certificate = _judge(ledger, warehouse, settings)
         ledger.hold_events()
@@ -182,7 +174,7 @@ def _switched(ledger: Ledger, switches: Switches) -> bool:
     return row is not None and row.status == Status.COMPLETED_SUCCESSFULLY and ledger.switched(row.finished_at)
 
 
-def _refuse_trials(settings: Settings) -> None:
+def refuse_trials(settings: Settings) -> None:
     """In a trial or a dry run these tasks are skipped, unless somebody clears them or runs them by hand."""
     if settings.dry_run or settings.team_ids is not None:
         raise GateError(
@@ -202,10 +194,10 @@ def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
             "have changed is compared, and then reads are switched."
         )
     if busy := mutations.unfinished(found):
-        _wait_if(ledger, busy)
+        wait_if(ledger, busy)
 
 
-def _wait_if(ledger: Ledger, reason: str | None, what: str = PUT_OFF) -> None:
+def wait_if(ledger: Ledger, reason: str | None, what: str = PUT_OFF) -> None:
     """Raises WaitError if there is a reason to wait. Records when the reason changes, and when it has gone."""
     if reason != (ledger.latest_of_run(what) or {}).get("reason"):
         ledger.record(what, reason=reason)
@@ -231,131 +223,3 @@ def _left_at(ledger: Ledger, switches: Switches) -> Status:
     run, row = ledger.current_run(), switches.row()
     elsewhere = row and row.status == Status.ERRORED and not switches.left_by_us(row)
     return Status.ERRORED if run and run.outcome in (FAILED, REJECTED) and not elsewhere else Status.STARTING
-
-
-def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
-    """The time, by Postgres's clock, from which no reader uses the old table any more.
-
-    Raises GateError if this project has not switched reads to the new table, or if the run is a trial.
-    """
-    _refuse_trials(settings)
-    switches = Switches(ledger.connection)
-    row = switches.row()
-    if row is None or row.status != Status.COMPLETED_SUCCESSFULLY or row.finished_at is None:
-        raise GateError(
-            "Reads are not, or no longer, on the new table, so old writes go on. Nothing was changed. If somebody "
-            "rolled back, all is well; to migrate again, trigger a new run."
-        )
-    if not ledger.switched(row.finished_at):
-        raise GateError(
-            "The migration row was completed by somebody else (PostHog's own runner, or an administrator), so nothing "
-            "proves that the new table agrees with Postgres, and old writes go on. Nothing was changed. Trigger "
-            'audit_person_distinct_id2: it compares every team, and with {"repair": true} repairs the new table.'
-        )
-    _refuse_if_followed(ledger)
-    # Without instance settings we cannot stop old writes: each process stops when it restarts, so we do not wait.
-    wait = settings.read_cache_seconds if switches.has_settings else 0
-    return ledger.switch_committed() + timedelta(seconds=wait)
-
-
-def _refuse_if_followed(ledger: Ledger) -> None:
-    """Only the newest run decides whether old writes end. A run that only ends them has claimed nothing."""
-    if postgres.value(ledger.connection, "run_followed", {"airflow_run": ledger.airflow_run}):
-        raise GateError(
-            "A later run has taken the migration over, so this run's parameters no longer decide whether old writes "
-            "end. Nothing was changed: old writes go on as that run left them. To end them, trigger the "
-            "DAG anew with stop_old_writes on."
-        )
-
-
-def stop_old_writes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
-    """Stops old writes; from then on there is no way back.
-
-    Raises WaitError if the migration is paused, the new table answers wrongly or a link was missed, and GateError if
-    somebody set a setting back.
-    """
-    refuse_while_paused(ledger, "The end of old writes")
-    switches = Switches(ledger.connection)
-    if switches.writes() == "both":  # without settings the application ends old writes itself
-        _wait_if(ledger, _why_the_way_back_is_needed(ledger, warehouse, settings), "old_writes_put_off")
-    with ledger.transaction():
-        ledger.hold_events()
-        refuse_while_paused(ledger, "The end of old writes")
-        switches.change(Status.COMPLETED_SUCCESSFULLY, Status.COMPLETED_SUCCESSFULLY)
-        _refuse_if_followed(ledger)
-        if set_back := switches.set_back():
-            raise GateError(f"{set_back} Old writes were not ended, and nothing was changed.")
-        switches.set_writes("new")
-        ledger.record("old_writes_stopped", by_the_application=not switches.has_settings)
-
-
-def _why_the_way_back_is_needed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | None:
-    if missed := dual_writes.missed(ledger, warehouse, settings):
-        return (
-            f"{missed} So old writes go on, and a rollback stays possible. {CHECK} If it has lost links, trigger "
-            f'audit_person_distinct_id2 with {{"repair": true}}, which writes them. {GOES_ON}'
-        )
-    if wrong := ledger.with_open_findings():
-        return (
-            f"An audit found that the new table answers wrongly ({named(sorted(wrong))}), so old writes go on, and a "
-            "rollback stays possible. Find out why, then trigger "
-            'audit_person_distinct_id2 with {"repair": true}: old writes end after that.'
-        )
-    return None
-
-
-def roll_back(ledger: Ledger) -> str:
-    """Sets reads back to the old table; writes go on to both. Raises RollbackError if old writes have ever stopped, or
-    if a run may yet switch reads."""
-    switches = Switches(ledger.connection)
-    if ledger.exists():
-        with ledger.transaction():
-            ledger.hold_events()  # a switch that is in its transaction ends first
-    row = switches.row()
-    if row is None or row.status != Status.COMPLETED_SUCCESSFULLY:
-        return _nothing_to_roll_back(ledger, switches, Status(row.status).name if row else "missing")
-    if not switches.has_settings:
-        raise RollbackError(
-            "This release of PostHog stops writing the old table by itself once the migration is complete, so the "
-            "old table lacks what came since, and reading it would lose updates. Nothing was changed. To go back, "
-            "restore the old table from Postgres first."
-        )
-    _refuse_to_lose_updates(ledger, switches)
-    ledger.create()
-    with ledger.transaction():
-        claim(ledger, {}, alone=False)  # a session of a host that died must not hold up the way back
-        switches.change(Status.COMPLETED_SUCCESSFULLY, Status.ROLLED_BACK, progress=0)  # as PostHog's own rollback does
-        _refuse_to_lose_updates(ledger, switches)  # a run that was ending old writes may have locked the row until now
-        switches.set_reads("old")
-        ledger.record("rolled_back")
-        ledger.end_run("rolled back")
-    return (
-        "Reads are back on the old table, and both tables are written. PostHog's processes that saw the migration "
-        "complete remember it until they are restarted: restart them now."
-    )
-
-
-def _nothing_to_roll_back(ledger: Ledger, switches: Switches, status: str) -> str:
-    if switches.reads() == "new":
-        raise RollbackError(
-            f'The migration row says {status}, but PERSON_DISTINCT_ID_READS is "new": somebody changed one of them '
-            'by hand. Nothing was changed. Set it to "old", and find out who and why.'
-        )
-    run = ledger.current_run()
-    if run and run.ended_at is None and not run.settings.get("team_ids"):
-        raise RollbackError(
-            f"Reads are on the old table (the migration row says {status}), so there is nothing to roll back yet. But "
-            f'run "{run.airflow_run}" left no report: if it still goes on in Airflow, it may yet switch them. Nothing '
-            "was changed. Pause the migration on the Migration page, or mark that run as failed in Airflow."
-        )
-    return f"Reads are on the old table already (the migration row says {status}); there is nothing to roll back."
-
-
-def _refuse_to_lose_updates(ledger: Ledger, switches: Switches) -> None:
-    """Old writes may have stopped before somebody set the switches back by hand, and migrated again."""
-    if ledger.old_table_lacks_writes() or switches.writes() != "both":
-        raise RollbackError(
-            f'Old writes have stopped (PERSON_DISTINCT_ID_WRITES is now "{switches.writes()}"), so the old table lacks '
-            "what came since, and reading it would lose updates. Nothing was changed. The new table agrees with "
-            "Postgres: stay on it."
-        )
