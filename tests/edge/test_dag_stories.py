@@ -20,7 +20,7 @@ from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, System
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import alone_with, held_by
 from pdi2.core.state.settings import Settings
-from pdi2.core.switch import dual_writes
+from pdi2.core.switch import proof
 from pdi2.core.switch.rollback import roll_back
 from stories import (
     BOB,
@@ -533,7 +533,7 @@ def test_a_writer_that_ignores_the_switch_is_caught_before_anything_is_copied(
 ) -> None:
     team_id = seeded.team_ids[2]
     in_new = dump(system)["person_distinct_id2"]
-    observe = dual_writes.observe
+    observe = proof.observe
 
     def look_once_it_wrote(ledger: Ledger, *others: Any) -> Any:
         """However slowly the writer gets on: without a link since the switch, the system would count as idle."""
@@ -542,7 +542,7 @@ def test_a_writer_that_ignores_the_switch_is_caught_before_anything_is_copied(
         until(lambda: system.clickhouse.query(links).result_rows != [(0,)])
         return observe(ledger, *others)
 
-    monkeypatch.setattr(dual_writes, "observe", look_once_it_wrote)
+    monkeypatch.setattr(proof, "observe", look_once_it_wrote)
     with traffic(system, team_id, hears_of_the_switch=lambda postgres: False):
         run = system.run(read_cache_seconds=2)
 

@@ -14,8 +14,9 @@ from pdi2.core.engines.failures import MigrationError, Reaction, reaction
 from pdi2.core.report.telling import sentence
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.switch import dual_writes
-from pdi2.core.switch.dual_writes import DualWriteError, observe
+from pdi2.core.switch import proof
+from pdi2.core.switch.dual_writes import DualWriteError
+from pdi2.core.switch.proof import observe
 from stories import TEAM, add_teams, dump, enable, many_ids, rows_of, until
 
 from demo.schema import Table
@@ -31,7 +32,7 @@ HOUR = 3600
 
 @pytest.fixture(autouse=True)
 def no_second_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dual_writes, "MOST_LATE_SECONDS", 0)
+    monkeypatch.setattr(proof, "MOST_LATE_SECONDS", 0)
 
 
 @pytest.fixture
@@ -310,14 +311,14 @@ def test_a_link_that_comes_between_the_two_looks_is_late_and_not_missed(
 
 def test_a_link_has_its_whole_allowance_though_its_stamp_is_cut_to_seconds() -> None:
     """_timestamp is the time of Kafka's message in whole seconds: 99 may be 99.9, and the look at 100.0."""
-    assert dual_writes.due(100, Settings(in_flight_seconds=1)) == 98
+    assert proof.due(100, Settings(in_flight_seconds=1)) == 98
 
 
 def test_a_burst_of_a_stale_writer_that_does_not_fit_into_memory_is_caught(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing came after it, so the newest links that fit into memory would be none, and the system idle."""
-    monkeypatch.setattr("pdi2.core.switch.dual_writes.MOST_LINKS", 10)
+    monkeypatch.setattr("pdi2.core.switch.links.MOST_LINKS", 10)
     stale = stale_writer(system, IN_THE_WINDOW)
     enabled_an_hour_ago(system, ledger)
     for number in range(60):

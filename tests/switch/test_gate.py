@@ -410,7 +410,7 @@ def test_a_dual_write_that_broke_since_its_proof_puts_the_switch_off(
     system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the end of old writes. Only a link that reaches both tables shows that the consumer works again."""
-    monkeypatch.setattr("pdi2.core.switch.dual_writes.LATE_SECONDS", 0)
+    monkeypatch.setattr("pdi2.core.switch.proof.LATE_SECONDS", 0)
     migrate_together(system, ledger)
     system.postgres.execute(
         "UPDATE pdi2_migration.event SET detail = jsonb_set(detail, '{enabled_at}', '1') "
@@ -433,7 +433,7 @@ def test_a_dual_write_that_broke_since_its_proof_puts_the_switch_off(
     for _ in range(2):
         with pytest.raises(WaitError, match='"newer".*old writes go on, and a rollback stays possible'):
             stop_old_writes(system, ledger)
-        monkeypatch.setattr("pdi2.core.switch.dual_writes.WATCHED_AGAIN_SECONDS", 0)  # as if an hour had passed
+        monkeypatch.setattr("pdi2.core.switch.proof.WATCHED_AGAIN_SECONDS", 0)  # as if an hour had passed
     assert system.switches() == {"reads": "new", "writes": "both"}
     wait_for_the_next_second(system)
     insert_new(system, ALICE, 0, "newer")

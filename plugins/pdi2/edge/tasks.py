@@ -25,7 +25,7 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import alone_with, settings_of_run
 from pdi2.core.state.settings import Settings, SettingsError
 from pdi2.core.state.slices import named
-from pdi2.core.switch import dual_writes, gate, old_writes, payoff, rollback
+from pdi2.core.switch import dual_writes, gate, old_writes, payoff, proof, rollback
 from pdi2.core.verify.verifying import verify_team, verify_together
 from pdi2.edge import END, OLD_WRITES_END, POOL, SETTINGS, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
@@ -126,7 +126,7 @@ def enable_dual_writes() -> dict[str, Any]:
 def prove_dual_writes() -> PokeReturnValue:
     """Watches until every write of the settle time has reached both tables; frees its worker slot between looks."""
     with opened("prove_dual_writes") as bench:
-        observation = dual_writes.observe(bench.ledger, bench.warehouse, bench.settings)
+        observation = proof.observe(bench.ledger, bench.warehouse, bench.settings)
     log.info(observation.message)
     return PokeReturnValue(is_done=observation.proven)
 

@@ -15,7 +15,7 @@ from pdi2.core.state.ledger import FAILED, REJECTED, Ledger, Team, TeamStatus
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.switches import Status, Switches
 from pdi2.core.state.words import are, counted
-from pdi2.core.switch import dual_writes
+from pdi2.core.switch import proof
 from pdi2.core.verify.verifying import verify_changes
 
 LISTED = 20
@@ -144,7 +144,7 @@ def switch_reads(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> No
     except WaitError:
         replicas.end_wait(ledger)
         raise
-    missed = dual_writes.missed(ledger, warehouse, settings)  # before the recheck repairs it
+    missed = proof.missed(ledger, warehouse, settings)  # before the recheck repairs it
     parts, mutation = replicas.parts_of(warehouse), mutations.last_seen(ledger)
     rechecked = verify_changes(ledger, warehouse, settings)
     if missed:

@@ -9,7 +9,7 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import named
 from pdi2.core.state.switches import Status, Switches
-from pdi2.core.switch import dual_writes
+from pdi2.core.switch import proof
 from pdi2.core.switch.gate import CHECK, GOES_ON, GateError, refuse_trials, wait_if
 
 
@@ -70,7 +70,7 @@ def stop_old_writes(ledger: Ledger, warehouse: Warehouse, settings: Settings) ->
 
 
 def _why_the_way_back_is_needed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | None:
-    if missed := dual_writes.missed(ledger, warehouse, settings):
+    if missed := proof.missed(ledger, warehouse, settings):
         return (
             f"{missed} So old writes go on, and a rollback stays possible. {CHECK} If it has lost links, trigger "
             f'audit_person_distinct_id2 with {{"repair": true}}, which writes them. {GOES_ON}'
