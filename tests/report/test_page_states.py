@@ -449,6 +449,22 @@ def test_a_minute_in_which_nothing_moves_is_in_the_first_line(system: System, vi
     assert first_line(viewer)["topic"] == "Running"
 
 
+def test_the_lag_is_what_the_run_last_measured(system: System, viewer: Visitor, running: str) -> None:
+    ledger = system.ledger(f"{FILL} {running}")
+    writer = system.writer()
+    writer.create(7, "id")
+    writer.flush()
+    enable(system, ledger)
+    assert viewer.get("/status").json()["lag"] is None
+    plan(system, ledger)
+    copy_team(ledger, system.warehouse(), 7)
+
+    measured = viewer.get("/status").json()["lag"]
+    assert measured["waiting"] is None
+    assert measured["seconds"] < 1
+    assert measured["at"] > viewer.get("/status").json()["run"]["started_at"]
+
+
 def test_a_wait_that_a_person_may_have_to_end_is_in_the_first_line(
     system: System, viewer: Visitor, running: str
 ) -> None:
@@ -1217,6 +1233,7 @@ def test_the_audit_log_reads_as_sentences_and_shows_milestones_first(
         ledger.record("audited", run="an audit", team_ids=[team_id], old_differs=None)
     ledger.record("read_times", team_id=7, ids=500, readings=5, read_old=0.12345678901234567, read_new=0.01)
     ledger.record("dual_writes_watched", until=1_800_000_000.123, message="No miss so far.", why=None)
+    ledger.record("lag_measured", since=1_800_000_000.123, seconds=2.5, waiting=None)
 
     milestones = viewer.get("/events", limit=100).json()["lines"]
     everything = viewer.get("/events", limit=100, milestones=False).json()["lines"]

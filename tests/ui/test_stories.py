@@ -126,6 +126,8 @@ def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
     assert bar.evaluate("bar => bar.value") == 1
     assert migration.get_by_role("progressbar", name="Rows verified").evaluate("bar => bar.value") == 1
     expect(migration.get_by_role("definition").filter(has_text="the old table").first).to_be_visible()
+    lag = migration.locator("#numbers dt", has_text="Replication lag").locator("+ dd")
+    expect(lag).to_have_text(re.compile(r"^(under|at most|over) \d+ s.* at \d\d:"))
     expect(migration.get_by_role("img", name="Verified: ")).to_have_accessible_name(re.compile("rows/s at the peak"))
     expect(first).to_contain_text("Approve the switch, or reject it.")
     assert person.barriers() == []

@@ -102,6 +102,7 @@ function progress(seen) {
       "Verification speed": speed(rate.verified),
       "Time left": alive && left !== null && !seen.airflow.unanswered ? `about ${duration(left)}` : "–",
       "Last row copied": time(last.copied),
+      "Replication lag": seen.lag ? [lagged(seen.lag), " at ", time(seen.lag.at)] : "–",
       "Peak memory": memory(copy.peak_memory),
       Slices: number(copy.slices),
       "Open findings": number(Object.values(kinds).reduce((sum, kind) => sum + kind.remaining, 0)),
@@ -119,6 +120,9 @@ function progress(seen) {
     el("li", { class: step.state, "aria-current": step.state === "now" ? "step" : null }, el("b", {}, step.title), el("span", {}, step.at ? time(step.at) : words[step.state]), ...took(step, steps.slice(0, place)), ...counts(step, seen)),
   ));
 }
+
+// Between two looks, so it is known only within limits.
+const lagged = ({ seconds: lag, waiting }) => (waiting ? `over ${duration(lag)}` : lag < 1 ? "under 1 s" : `at most ${duration(Math.ceil(lag))}`);
 
 // Teams are copied and verified side by side, so verifying begins where copying does.
 function took({ at }, earlier) {

@@ -8,6 +8,7 @@ from typing import Any
 
 from clickhouse_connect.driver.exceptions import DatabaseError
 
+from pdi2.core.cluster import lag
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import WaitError
 from pdi2.core.state.ledger import Ledger
@@ -107,6 +108,7 @@ def wait_while_busy(ledger: Ledger, warehouse: Warehouse, team_ids: Sequence[int
     Raises WaitError after WAIT_IN_SLOT_SECONDS.
     """
     wait_while_paused(ledger, team_ids)
+    lag.measure(ledger, warehouse)
     room = 0
 
     def busy() -> str | None:

@@ -139,6 +139,10 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "run_started": lambda detail: "The run started" + (" as a trial." if detail["settings"]["team_ids"] else "."),
     "dual_writes_watched": lambda detail: f"{detail['message']} Watching goes on until",
     "dual_writes_proven": _proven,
+    "lag_measured": lambda detail: (
+        f"Postgres's newest id had {'not ' if detail['waiting'] else ''}reached both tables after "
+        f"{detail['seconds']:.0f} s."
+    ),
     "dual_writes_missed": lambda detail: (
         f"Dual writes failed: {counted(detail['misses'], 'link')} reached the old table alone: {detail['examples']}."
     ),

@@ -8,6 +8,7 @@ from typing import Any
 from psycopg import Connection
 from psycopg.rows import dict_row
 
+from pdi2.core.cluster.lag import MEASURED
 from pdi2.core.engines import postgres
 from pdi2.core.report import progress, runbook, steps, telling
 from pdi2.core.report.certificate import each_replica
@@ -115,6 +116,7 @@ def status(
         "waits": [asdict(wait) for wait in waits],
         **(figures or {}),
         "failures": _failures(connection, run, alive, states),
+        "lag": {**happened[MEASURED]["detail"], "at": happened[MEASURED]["at"]} if MEASURED in happened else None,
         "read_times": _detail(happened, "read_times"),
         "certificate": _detail(happened, "certified"),
         "replicas": _replicas(happened),

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 
-from pdi2.core.engines import postgres
+from pdi2.core.cluster.lag import newest_id
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.state.ledger import Ledger
@@ -67,8 +67,3 @@ def _stamped_ahead(warehouse: Warehouse) -> list[str]:
             "right, wait until those times have passed, and trigger the run again."
         )
     return [str(link) for (link,) in ahead]
-
-
-def newest_id(ledger: Ledger) -> tuple[int, int, str]:
-    """Of Postgres's newest id: its row id, its team, and the id itself."""
-    return postgres.execute(ledger.connection, "newest_id").fetchone() or (0, 0, "")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from pdi2.core.cluster import lag
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError
@@ -15,7 +16,7 @@ from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.words import counted
 from pdi2.core.switch import links
-from pdi2.core.switch.dual_writes import ENABLED, DualWriteError, newest_id
+from pdi2.core.switch.dual_writes import ENABLED, DualWriteError
 from pdi2.core.switch.links import Miss, Window
 from pdi2.core.verify.comparing import truths
 
@@ -48,6 +49,7 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     started = ledger.latest_of_run("run_started")
     if enabled is None or started is None:
         raise MigrationError("Dual writes were never enabled by this project. Clear enable_dual_writes to enable them.")
+    lag.measure(ledger, warehouse)
     (now,) = warehouse.rows("now")[0]
     end = due(now, settings)
     length = settings.settle_seconds or Settings.settle_seconds  # dual writes may have been on for weeks
@@ -144,7 +146,7 @@ def due(now: int, settings: Settings) -> int:
 def _newest_is_late(ledger: Ledger, warehouse: Warehouse, started: dict[str, Any], now: int) -> bool:
     """Whether Postgres has got ids since the run began, but the old table lacks the link of the newest one, or has it
     with a stamp that ClickHouse's clock has yet to reach: no window would have it."""
-    newest, team_id, distinct_id = newest_id(ledger)
+    newest, team_id, distinct_id = lag.newest_id(ledger)
     if newest <= started.get("newest_id", newest):
         return False
     where = {"team_id": team_id, "distinct_id": distinct_id.encode().hex(), "since": started["at"] - 1, "until": now}
