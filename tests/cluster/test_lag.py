@@ -80,5 +80,11 @@ def test_an_id_that_is_deleted_is_no_longer_looked_for(system: System, ledger: L
     assert look(system, ledger, seconds_later=1)[-1]["waiting"] is None
 
 
-def test_nothing_is_measured_where_nobody_has_an_id(system: System, ledger: Ledger) -> None:
+def test_an_id_from_before_the_run_tells_nothing(system: System) -> None:
+    add_teams(system, TEAM)
+    writer, ledger = system.writer(), system.ledger()
+    writer.create(TEAM, "in the old table alone")
+    writer.flush()
+    enable(system, ledger)
+
     assert look(system, ledger) == []

@@ -34,6 +34,7 @@ from pdi2.edge.runs import UNEXPLAINED
 from stories import (
     BOB,
     NO_WAIT,
+    add_teams,
     copy_and_verify,
     earlier_run,
     enable,
@@ -451,10 +452,11 @@ def test_a_minute_in_which_nothing_moves_is_in_the_first_line(system: System, vi
 
 def test_the_lag_is_what_the_run_last_measured(system: System, viewer: Visitor, running: str) -> None:
     ledger = system.ledger(f"{FILL} {running}")
+    add_teams(system, 7)
+    enable(system, ledger)
     writer = system.writer()
     writer.create(7, "id")
     writer.flush()
-    enable(system, ledger)
     assert viewer.get("/status").json()["lag"] is None
     plan(system, ledger)
     copy_team(ledger, system.warehouse(), 7)

@@ -19,7 +19,8 @@ def measure(ledger: Ledger, warehouse: Warehouse) -> None:
     """Looks, without waiting, whether Postgres's newest id has reached both tables, and records that once per EVERY.
 
     Postgres does not say when a row was written, so the time counts from the first look at an id. One that is not there
-    yet is looked for again at each call, so the lag is known as exactly as the calls are frequent.
+    yet is looked for again at each call, so the lag is known as exactly as the calls are frequent. An id from before
+    the run may be in the old table alone, and tells nothing.
     """
     before, now = ledger.newest(MEASURED, of_run=True), ledger.clock()
     waiting: int | None = before.detail["waiting"] if before else None
@@ -27,7 +28,8 @@ def measure(ledger: Ledger, warehouse: Warehouse) -> None:
     if not (waiting or is_due):
         return
     row_id, team_id, distinct_id = newest_id(ledger, or_this=waiting)
-    if not row_id:
+    started = ledger.latest_of_run("run_started")
+    if started is None or row_id <= started.get("newest_id", row_id):
         return
     since = before.detail["since"] if before and row_id == waiting else now.timestamp()
     there = warehouse.rows("id_there", {"team_id": team_id, "distinct_id": distinct_id.encode().hex()})[0][0]

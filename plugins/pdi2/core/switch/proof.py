@@ -49,7 +49,6 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
     started = ledger.latest_of_run("run_started")
     if enabled is None or started is None:
         raise MigrationError("Dual writes were never enabled by this project. Clear enable_dual_writes to enable them.")
-    lag.measure(ledger, warehouse)
     (now,) = warehouse.rows("now")[0]
     end = due(now, settings)
     length = settings.settle_seconds or Settings.settle_seconds  # dual writes may have been on for weeks
