@@ -473,6 +473,21 @@ def test_a_fresh_installation_is_seen_with_the_grants_of_the_runbook(system: Sys
     assert system.value("SELECT to_regnamespace('pdi2_migration')") is None
 
 
+def what_a_reader_is_told(path: Path) -> list[str]:
+    with Warehouse(lambda: connect(path), "preflight", MEMORY) as warehouse:
+        return clickhouse_checks.table_problems(warehouse)
+
+
+@real_engine
+@pytest.mark.parametrize("read", [["person_distinct_id", "person_distinct_id2"], []], ids=["both", "none"])
+def test_a_user_who_may_only_read_can_look_at_the_tables(tmp_path: Path, read: list[str]) -> None:
+    """As in a dry run. Whoever may not even read them is told so by a later check, with the grants that are missing."""
+    configured(tmp_path, create_fresh)
+    grants = ["SHOW COLUMNS ON default.*", *(f"SELECT ON default.{table}" for table in read)]
+
+    assert configured(tmp_path, what_a_reader_is_told, user=granting([f"GRANT {grant}" for grant in grants])) == []
+
+
 def of_the_runbook() -> list[str]:
     runbook = (ROOT / "docs" / "runbook.md").read_text().replace("posthog.", "default.")
     return re.findall(r"GRANT [^;]+ ON (?:default|system)\.[^;]+(?= TO migration;)", runbook)
