@@ -11,7 +11,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pdi2.core.cluster.pressure import patiently
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.engines.failures import describe, waits
+from pdi2.core.engines.failures import describe, visible, waits
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE
 from pdi2.core.state.words import counted
@@ -63,9 +63,9 @@ def states(warehouse: Warehouse) -> list[State]:
 
 
 def plain(value: Any) -> Any:
-    """Bytes as text, whatever they hold: a mutation may name ids that are no text."""
+    """Bytes as visible text, whatever they hold: a mutation may name ids that are no text."""
     if isinstance(value, bytes):
-        return value.decode(errors="replace")
+        return visible(value.decode(errors="replace"))
     return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 

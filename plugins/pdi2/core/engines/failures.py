@@ -182,6 +182,12 @@ def naming_failures(what: str) -> Iterator[None]:
         raise kind(f"{what} was stopped: {describe(error)} {SAFE} {next_step(error)}") from error
 
 
+def visible(text: str) -> str:
+    """The text with escapes for what is invisible, steers a terminal or turns the direction of what follows, and for
+    NUL, which Postgres refuses: a database may quote an id that a client has made."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def describe(error: BaseException) -> str:
     """Our own errors in full; the first line of others, with ClickHouse's code and name if there are any.
 
@@ -189,7 +195,7 @@ def describe(error: BaseException) -> str:
     """
     if isinstance(error, MigrationError):
         return str(error)
-    text = (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST_TEXT]
+    text = visible((str(error).strip() or type(error).__name__).splitlines()[0])[:LONGEST_TEXT]
     if isinstance(error, psycopg.OperationalError) and error.sqlstate is None:
         return f"Postgres does not answer: {text}"
     if isinstance(error, ClickHouseFailure) and error.code is None and reaction(error) is Reaction.RETRY:

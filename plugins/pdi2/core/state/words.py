@@ -2,6 +2,8 @@
 
 import json
 
+from pdi2.core.engines.failures import visible
+
 LONGEST_ID = 80
 
 
@@ -16,6 +18,6 @@ def are(number: int) -> str:
 
 
 def quoted(distinct_id: bytes) -> str:
-    """An id in double quotes, on one line and not too long, with backslash escapes for bytes that are not text."""
+    """An id in double quotes, on one line and not too long, with backslash escapes for what is not visible text."""
     text = distinct_id.decode(errors="backslashreplace")
-    return json.dumps(text[:LONGEST_ID] + ("…" if len(text) > LONGEST_ID else ""), ensure_ascii=False)
+    return visible(json.dumps(text[:LONGEST_ID] + ("…" if len(text) > LONGEST_ID else ""), ensure_ascii=False))
