@@ -141,6 +141,19 @@ def test_the_ledger_of_an_earlier_version_gets_what_it_lacks(system: System, led
     assert [(team["team_id"], team["digest"]) for team in facts["teams"]] == [(7, None)]
 
 
+@pytest.mark.parametrize("scheme", ["file://", "local://", ""])
+def test_nobody_else_on_the_machine_reads_a_certificate(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    from pdi2.edge import ending
+
+    monkeypatch.setenv("AIRFLOW__PDI2__CERTIFICATES", f"{scheme}{tmp_path}/tickets")
+
+    ending._write_certificate(ledger, reporting.close_run(ledger, Settings()))
+
+    assert [file.stat().st_mode & 0o777 for file in (tmp_path / "tickets").iterdir()] == [0o600, 0o600]
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("airflow_metadata")
 class TestRuns:
