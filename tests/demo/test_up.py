@@ -17,12 +17,27 @@ import psutil
 import pytest
 from conftest import FILL, ROOT
 
+from demo import postgres as embedded
 from demo.alone import InUseError, anew, free_port
 
 COMMAND = [sys.executable, "-m", "demo", "up", "--rows", "2000", "--teams", "3", "--rate", "5"]
 HOLD = (
     "import sys, pathlib, demo.alone as a\nwith a.anew(pathlib.Path(sys.argv[1])): print(flush=True); sys.stdin.read()"
 )
+
+
+def test_no_other_user_of_this_machine_connects_to_postgres(tmp_path: Path) -> None:
+    """The server asks for no password, and its socket is in a directory for all where this path is too long for one."""
+    directory = tmp_path / ("a long name" * 10)
+    directory.mkdir()
+    with embedded.running(directory / "postgres") as postgres:
+        assert Path(postgres.host) != directory / "postgres"
+        for _ in range(2):
+            assert (Path(postgres.host) / ".s.PGSQL.5432").stat().st_mode & 0o077 == 0
+            postgres.stop()
+            postgres.start()
+        with postgres.connect("postgres") as connection:
+            assert connection.execute("SHOW unix_socket_permissions").fetchone() == ("0700",)
 
 
 @pytest.fixture
