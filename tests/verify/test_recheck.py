@@ -1,13 +1,15 @@
 """Between the last verification and the switch: what changed since is compared again, and nothing else."""
 
+import shutil
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
-from conftest import ENGINE, LOCAL, System
+from conftest import ENGINE, LOCAL, LiveSystem, System
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError
 from pdi2.core.plan import mutations
@@ -230,6 +232,32 @@ def test_rows_that_left_without_a_trace_are_noticed(system: System, ledger: Ledg
     assert switch(system, ledger).teams == {TEAM, OTHER}
     assert {one[2:] for one in findings(system)} == {("missing", True)}
     assert system.disagreements() == {}
+
+
+def test_a_server_that_was_restored_from_a_snapshot_of_its_disk_is_compared_as_a_whole(
+    live: LiveSystem, tmp_path: Path
+) -> None:
+    """The table is the same one, with as many rows as ids, and an update that was verified is gone from it."""
+    two_ids_each(live, TEAM, OTHER)
+    ledger = live.ledger()
+    migrate(live, ledger)
+    snapshot = tmp_path / "snapshot"
+
+    def with_the_server_down(copy_from: Path, copy_to: Path) -> None:
+        live.server.stop()
+        shutil.rmtree(copy_to, ignore_errors=True)
+        shutil.copytree(copy_from, copy_to, symlinks=True)
+        live.server.start()
+
+    with_the_server_down(live.server.path, snapshot)
+    relink(live)
+    insert_new(live, BOB, 1, "id")
+    copy_and_verify(live, ledger, TEAM, OTHER)
+    with_the_server_down(snapshot, live.server.path)
+    assert live.disagreements() == {TEAM: {"id"}}
+
+    assert switch(live, ledger).teams == {TEAM, OTHER}
+    assert live.disagreements() == {}
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 Every row in Postgres names the transaction that wrote it (xmin), so a plain scan finds changed rows without hashing.
 Deleted rows show because fewer of the earlier rows are left: such a team is compared as a whole. So is every team that
 was verified before a mutation of the new table, because what somebody's ALTER or DELETE removed leaves no newer row.
-And so is every team with fewer rows in the new table than it had ids when it was verified: a part was detached, dropped
-or lost with a replica.
+So is every team with fewer rows in the new table than it had ids when it was verified: a part was detached, dropped
+or lost with a replica. And so is every team that was verified before the server started: a crash of its host loses the
+newest parts, and whoever restores its disk from a snapshot starts it too.
 """
 
 import logging
@@ -64,14 +65,14 @@ class Changes:
 def changes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Changes:
     """A team is compared as a whole if its changes cannot be determined or an audit has left findings open in it."""
     doubtful = ledger.with_open_findings()
-    mutation = mutations.last_seen(ledger)
+    mutation, started = mutations.last_seen(ledger), warehouse.rows("started")[0][0]
     teams = postgres.execute(ledger.connection, "changed_teams").fetchall()
     there = dict(warehouse.rows("teams_of_new"))
     since = {
         team_id: max(0, int(marked_at - settings.in_flight))
         for team_id, marked_at, marked_mutation, changed, unknown, seen in teams
         if not unknown and changed <= MOST_CHANGED and team_id not in doubtful and there.get(team_id, 0) >= seen
-        if marked_mutation == mutation
+        if marked_mutation == mutation and marked_at >= started
     }
     rows = {team_id: changed for team_id, _, _, changed, *_ in teams if team_id in since}
     return Changes(since, rows, {team_id: {} for team_id, *_ in teams if team_id not in since})

@@ -1,0 +1,2 @@
+-- When the server started, in seconds since the epoch.
+SELECT toUnixTimestamp(now()) - uptime()
