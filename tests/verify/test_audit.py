@@ -102,6 +102,18 @@ def test_a_table_that_agrees_passes(system: System, switched: Ledger) -> None:
     assert "No id differs" in told
 
 
+def test_an_audit_after_an_upgrade_of_posthog_needs_no_old_table(system: System, switched: Ledger) -> None:
+    """PostHog 1.36 has a table of settings without ours, and by then somebody may have dropped the old table."""
+    system.postgres.execute("DELETE FROM posthog_instancesetting")
+    system.clickhouse.command(f"DROP TABLE {Table.OLD} SYNC")
+    insert_truth(system, ALICE, 0, "lost")
+
+    found, told = audit(system, REPAIR)
+
+    assert found.findings == {"missing": {"repaired": 1, "remaining": 0}}
+    assert "The old table is no longer written." in told
+
+
 def test_an_audit_that_waited_goes_on_where_it_was(system: System, switched: Ledger) -> None:
     ledger, warehouse = system.ledger("the audit"), system.warehouse()
     auditing.plan(ledger, warehouse, LOOK, MOST_BATCHES)

@@ -110,16 +110,17 @@ class Switches:
         return row is not None and row.status == Status.COMPLETED_SUCCESSFULLY
 
     def old_is_written(self) -> bool:
-        """Whether the old table is still written. Releases without instance settings stop writing it at the switch."""
-        return self.writes() != "new" if self.has_settings else not self.reads_are_new()
+        """Whether the old table is still written. Releases without this setting stop writing it at the switch: those
+        that are due for the migration, and those that PostHog is upgraded to afterwards."""
+        writes = self.writes()
+        return not self.reads_are_new() if writes is None else writes != "new"
 
     def both_are_written(self) -> bool:
         """Whether both tables are written, before the switch. A release without instance settings always does it."""
         return not self.has_settings or self.writes() == "both"
 
     def writes(self) -> str | None:
-        """ "old", "both" or "new"; None on releases without instance settings, which write both tables until the
-        switch."""
+        """ "old", "both" or "new"; None on releases without this setting, which write both tables until the switch."""
         return postgres.value(self.connection, "setting", {"key": WRITES}) if self.has_settings else None
 
     def reads(self) -> str | None:
