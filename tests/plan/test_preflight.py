@@ -251,7 +251,18 @@ def test_a_row_that_somebody_else_set_starting_after_our_failed_run_is_reported(
     ledger.end_run("failed")
     set_row(system, 5)
     [problem] = problems_of(system)
-    assert "did not set it" in problem
+    assert "the ledger has no run that left it so" in problem
+
+
+def test_a_ledger_that_is_lost_is_not_told_as_the_work_of_somebody_else(system: System) -> None:
+    """As where Postgres was restored without the schema pdi2_migration."""
+    enable(system, system.ledger())
+    system.postgres.execute("DROP SCHEMA pdi2_migration CASCADE")
+    [problem] = problems_of(system)
+    assert "or the ledger is lost" in problem
+
+    system.postgres.execute(COMPLETE)
+    assert "or the ledger of our switch is lost" in look(system).message
 
 
 def test_all_problems_are_reported_at_once(system: System) -> None:

@@ -147,8 +147,9 @@ def _already_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
     if not ledger.switched(row.finished_at):
         return Preflight(
             Verdict.NOTHING,
-            f"The row {NAME} was completed by somebody else (PostHog's own runner, or an administrator), unverified: "
-            "readers use the new table, and nothing proves that it agrees with Postgres. Nothing was changed. Trigger "
+            f"The row {NAME} was completed by somebody else (PostHog's own runner, or an administrator), unverified, or "
+            "the ledger of our switch is lost: readers use the new table, and nothing proves that it agrees with "
+            "Postgres. Nothing was changed. Trigger "
             'audit_person_distinct_id2: it compares every team, and with {"repair": true} repairs the new table.',
         )
     if set_back := switches.set_back():
@@ -172,9 +173,9 @@ def _switch_problems(ledger: Ledger) -> list[str]:
     ours = run and run.outcome in (None, TRIAL_PASSED)  # of a run that died, or of a trial
     if row and row.status == Status.STARTING and not ours:
         problems.append(
-            f"The row {NAME} is Starting, and this project did not set it: PostHog's own runner may be about to "
-            "begin. Once none of its workers has it, set the row's status to 4 (rolled back; at 0 PostHog may start it "
-            "again), then trigger this run again."
+            f"The row {NAME} is Starting, and the ledger has no run that left it so: PostHog's own runner may be about "
+            "to begin, or the ledger is lost. Once none of PostHog's workers has it, set the row's status to 4 (rolled "
+            "back; at 0 PostHog may start it again), then trigger this run again."
         )
     if switches.writes() == "new":
         problems.append(
