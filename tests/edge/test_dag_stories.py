@@ -17,6 +17,7 @@ import clickhouse_connect
 import psycopg
 import pytest
 from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, System
+from pdi2.core.report.reporting import close_run
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import alone_with, held_by
 from pdi2.core.state.settings import Settings
@@ -24,6 +25,7 @@ from pdi2.core.switch import proof
 from pdi2.core.switch.rollback import roll_back
 from stories import (
     BOB,
+    NO_WAIT,
     TEAM,
     accept,
     dump,
@@ -715,6 +717,23 @@ def test_a_run_that_waited_for_its_turn_undoes_no_rollback(system: System, failu
     assert system.run().state == "failed"
 
     assert any("this run was triggered by a person before that" in text for text in failures())
+    assert dump(system) == before
+
+
+def test_a_dry_run_that_has_the_name_of_a_forgotten_run_does_not_migrate(
+    system: System, monkeypatch: pytest.MonkeyPatch, failures: Callable[[], list[str]]
+) -> None:
+    """Somebody deleted a run in Airflow, and triggered one with the same id."""
+    two_ids_each(system, TEAM)
+    migrate_together(system, system.ledger("it"))
+    close_run(system.ledger("it"), NO_WAIT)
+    begin = Ledger.__init__
+    monkeypatch.setattr(Ledger, "__init__", lambda self, connection, run, actor: begin(self, connection, "it", actor))
+    before = dump(system)
+
+    assert system.run(dry_run=True).state == "failed"
+
+    assert any("knows an earlier run of this name" in text for text in failures())
     assert dump(system) == before
 
 

@@ -60,6 +60,10 @@ UNCHECKED = (
     "preflight has not found that this run may begin (a task that is marked by hand checks nothing). Nothing was "
     "changed. Clear the task preflight and what follows it, or trigger a new run."
 )
+SAME_NAME = (
+    "The ledger knows an earlier run of this name, which Airflow has forgotten, with other parameters: this run would "
+    "go on with those. Trigger it under another name."
+)
 LOOKING: dict[str, Any] = {"mode": "reschedule", "poke_interval": 5, "timeout": timedelta(days=7).total_seconds()}
 RED = {"failed", "upstream_failed"}
 """The states of a task that failed, or that could not begin because one before it failed."""
@@ -79,8 +83,12 @@ def preflight() -> str:
             ledger, warehouse = reach(found, stack)
             if ledger and (ours := ledger_problems(ledger.connection)):
                 found, ledger = found + ours, None
-            settings = (ledger and settings_of_run(ledger)) or settings
-            if ledger and not settings.dry_run and not get_current_context()["dag_run"].clear_number:
+            cleared = get_current_context()["dag_run"].clear_number
+            if kept := ledger and settings_of_run(ledger):
+                if not cleared and not found and kept != settings:
+                    found.append(SAME_NAME)
+                settings = kept
+            if ledger and not settings.dry_run and not cleared:
                 found += checks.decision_against(ledger, settings, _triggered_at())
             result = checks.check(ledger, warehouse, settings, found)
         except Exception as error:
