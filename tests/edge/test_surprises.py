@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -15,9 +16,11 @@ from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.sdk.exceptions import ParamValidationError
 from conftest import FILL, System
 from fastapi.testclient import TestClient
+from pdi2.core.engines.failures import MigrationError
 from pdi2.core.state.settings import Settings
+from pdi2.core.switch.rollback import roll_back
 from pdi2.edge import connections, tasks
-from stories import accept, dump, earlier_run, refuse, until, when_recorded
+from stories import TEAM, accept, dump, earlier_run, refuse, two_ids_each, until, when_recorded
 
 from demo.seed import Seeded, seed
 
@@ -341,3 +344,30 @@ def test_what_is_no_list_of_teams_is_never_a_full_migration(system: System, seed
             system.run(team_ids=wrong)
 
     assert dump(system) == before
+
+
+@pytest.mark.parametrize("checked", ["never", "before another switch", "since"])
+def test_old_writes_end_by_no_run_whose_preflight_did_not_see_this_switch(
+    system: System, monkeypatch: pytest.MonkeyPatch, checked: str
+) -> None:
+    """`airflow tasks test` runs the task alone; or somebody clears it long after its run had failed."""
+    two_ids_each(system, TEAM)
+    left: dict[str, Any] = {}
+    ti = SimpleNamespace(xcom_push=left.__setitem__, xcom_pull=lambda task_ids, key: left.get(key))
+    dag_run = SimpleNamespace(dag_id=FILL, run_id="by hand", conf={}, run_type="manual", run_after=None, clear_number=0)
+    context = {"dag_run": dag_run, "ti": ti, "params": {"read_cache_seconds": 0}, "task": SimpleNamespace()}
+    for module in (connections, tasks):
+        monkeypatch.setattr(module, "get_current_context", lambda: context)
+    earlier_run(system, stop_old_writes=False)
+    if checked != "never":
+        assert tasks.preflight.function() == "stop_old_writes"
+    if checked == "before another switch":
+        roll_back(system.ledger("the rollback"))
+        earlier_run(system, stop_old_writes=False)
+
+    if checked == "since":
+        assert tasks.stop_old_writes.function().is_done
+    else:
+        with pytest.raises(MigrationError, match="preflight has not found that this run may begin"):
+            tasks.stop_old_writes.function()
+    assert system.switches()["writes"] == ("new" if checked == "since" else "both")

@@ -22,12 +22,12 @@ from pdi2.core.plan.postgres_checks import ledger_problems
 from pdi2.core.report.telling import sentence
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.state.ownership import alone_with, settings_of_run
+from pdi2.core.state.ownership import alone_with, is_owner, settings_of_run
 from pdi2.core.state.settings import Settings, SettingsError
 from pdi2.core.state.slices import named
 from pdi2.core.switch import dual_writes, gate, old_writes, payoff, proof, rollback
 from pdi2.core.verify.verifying import verify_team, verify_together
-from pdi2.edge import END, OLD_WRITES_END, POOL, SETTINGS, VERDICT, figures
+from pdi2.edge import END, OLD_WRITES_END, POOL, SETTINGS, SWITCH, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
 from pdi2.edge.connections import (
     Workbench,
@@ -95,6 +95,8 @@ def preflight() -> str:
             tell("problems", getattr(error, "problems", [describe(error)]))
             raise
         log.info(result.message)
+        if ledger and result.verdict is checks.Verdict.STOP_OLD_WRITES:
+            tell(SWITCH, _switch(ledger))
         if ledger and result.verdict is not checks.Verdict.NOTHING:
             back = way_back(ledger, settings.stop_old_writes, settings.read_cache_seconds)
             log.info(back.text)
@@ -220,6 +222,8 @@ def stop_old_writes() -> PokeReturnValue:
                 "stop_old_writes is off: both tables stay written, and a rollback stays possible."
             )
         until = old_writes.old_writes_end(ledger, settings)
+        if not is_owner(ledger) and _seen(SWITCH) != _switch(ledger):  # cleared after another migration, or run alone
+            raise MigrationError(UNCHECKED)
         if ledger.clock() < until:
             log.info("Readers may use the old table until %s; old writes go on.", until)
             return PokeReturnValue(is_done=False)
@@ -246,8 +250,18 @@ def roll_back() -> None:
 
 def verdict() -> str | None:
     """What this run's preflight found; None if it found problems, or if somebody marked it."""
-    found: str | None = get_current_context()["ti"].xcom_pull(task_ids="preflight", key=VERDICT)
+    return _seen(VERDICT)
+
+
+def _seen(key: str) -> str | None:
+    found: str | None = get_current_context()["ti"].xcom_pull(task_ids="preflight", key=key)
     return found
+
+
+def _switch(ledger: Ledger) -> str:
+    """Which switch of reads the newest one is: the time of it."""
+    event = ledger.newest("reads_switched")
+    return event.at.isoformat() if event else ""
 
 
 def states_of(*task_ids: str) -> Mapping[str, str]:
