@@ -278,6 +278,13 @@ def test_an_audit_of_named_teams_compares_only_those(system: System, switched: L
         audit(system, only)
 
 
+def test_an_audit_of_a_team_that_there_is_not_is_no_success(system: System, switched: Ledger) -> None:
+    with pytest.raises(AuditError, match="cannot be compared: 99. .* The audit compared nothing"):
+        audit(system, Settings(in_flight_seconds=0, repair=False, team_ids=(TEAM, 99)))
+    with pytest.raises(AuditError, match="never chose its teams"):
+        auditing.judge(system.ledger("the audit"))
+
+
 def test_an_audit_that_did_not_begin_is_no_success(system: System) -> None:
     with pytest.raises(AuditError, match="never chose its teams"):
         auditing.judge(system.ledger("the audit"))

@@ -56,13 +56,20 @@ class Audit:
 
 
 def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches: int) -> list[Batch]:
-    """Chooses the teams to compare, and records them. Raises AuditError if a repair is asked for before the switch."""
+    """Chooses the teams to compare, and records them. Raises AuditError if it may not compare a team that is named, or
+    if a repair is asked for before the switch."""
     _check_repair(ledger, settings)
     ledger.create()
     rows = rows_by_team(ledger.connection, warehouse, "teams_of_new")
     if not Switches(ledger.connection).reads_are_new():
         verified = {team.team_id for team in ledger.teams() if team.status == TeamStatus.VERIFIED}
         rows = {team_id: count for team_id, count in rows.items() if team_id in verified}
+    if strange := set(settings.team_ids or ()) - set(rows):
+        raise AuditError(
+            f"team_ids names what cannot be compared: {', '.join(map(str, sorted(strange)))}. The new table and "
+            "Postgres have no row of these teams or, before the switch, they are not verified. The audit compared "
+            "nothing. Trigger it again without them."
+        )
     rows = chosen(rows, settings)
     every = settings.team_ids is None
     ledger.record("audit_planned", run=ledger.airflow_run, team_ids=list(rows), every=every, repair=settings.repair)
