@@ -13,7 +13,7 @@ from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, WaitError, reaction
 from pdi2.core.plan.preflight import PreflightError, Verdict, check, decision_against
 from pdi2.core.report.certificate import for_approval
-from pdi2.core.report.reporting import close_run
+from pdi2.core.report.reporting import close_run, got_through
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.ownership import hold
@@ -806,6 +806,24 @@ def test_a_trial_that_passed_is_no_failure(system: System, ledger: Ledger) -> No
     assert events(system, "report") == 1
     assert system.value("SELECT count(*) FROM posthog_asyncmigrationerror") == 0
     assert system.switches()["reads"] == "old"
+
+
+@pytest.mark.parametrize("outcome", ["trial passed", "rejected"])
+def test_a_run_is_failed_whose_team_fails_after_it_ended_well(system: System, ledger: Ledger, outcome: str) -> None:
+    """Somebody cleared a task of the team."""
+    settings = TRIAL if outcome == "trial passed" else APPROVED
+    migrate_together(system, ledger, settings)
+    judge(system, ledger, settings)
+    if outcome == "rejected":
+        ledger.record("switch_rejected", by="ann")
+    assert close_run(ledger, settings)["outcome"] == outcome
+    assert got_through(ledger, settings)
+
+    ledger.set_failed([TEAM], "the disk is full")
+
+    assert not got_through(ledger, settings)
+    assert close_run(ledger, settings)["outcome"] == "failed"
+    assert system.status() == 3
 
 
 def test_a_team_of_postgres_without_ids_needs_nothing(system: System, ledger: Ledger) -> None:

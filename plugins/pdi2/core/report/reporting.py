@@ -68,6 +68,8 @@ def got_through(ledger: Ledger, settings: Settings) -> bool:
 def _outcome(ledger: Ledger, settings: Settings, status: int | None) -> str:
     if status == Status.COMPLETED_SUCCESSFULLY and ledger.latest_of_run("reads_switched"):
         return "completed"
+    if any(team.status != TeamStatus.VERIFIED for team in ledger.teams(settings.team_ids)):
+        return FAILED  # since then, if somebody cleared a task of a team
     if _rejection(ledger):
         return REJECTED
     return TRIAL_PASSED if settings.team_ids and ledger.latest_of_run("certified") else FAILED
