@@ -901,6 +901,13 @@ class TestAirflow:
         other = viewer.get("/status", dag=AUDIT, run=audit.run_id).json()["other"]
         assert "Ids that drifted from Postgres: 1." in other["message"]
 
+        with create_session() as session:  # somebody marks them, and an audit that has yet to compare anything
+            session.query(DagRun).filter(DagRun.dag_id.in_([ROLLBACK, AUDIT])).update({"state": "success"})
+            session.add(DagRun(AUDIT, "marked", run_type="manual", state="success", conf={}))
+        marked = {line["run_id"]: line["outcome"] for line in viewer.get("/runs").json()["lines"]}
+        assert (marked.pop("marked"), marked.pop(audit.run_id)) == ("left no report", "drift found")
+        assert "refused: nothing was changed" in marked.values()
+
     def test_the_certificate_is_the_one_that_was_written(self, system: System, viewer: Visitor) -> None:
         many_ids(system, 500)
         run = system.run(stop_old_writes=False)

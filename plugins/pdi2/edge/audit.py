@@ -14,6 +14,7 @@ from pdi2.core.engines.failures import WaitError, describe, naming_failures
 from pdi2.core.state.settings import AUDIT_SCHEMA
 from pdi2.core.state.slices import NEW_TABLE
 from pdi2.core.verify import auditing
+from pdi2.edge import NO_DRIFT
 from pdi2.edge.compat import AirflowRescheduleException
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, put_off, refuse_a_standby
 from pdi2.edge.retries import raise_together, task
@@ -96,4 +97,5 @@ def report_drift() -> dict[str, Any]:
             tell("message", str(drift))
             raise
     log.info(told)
+    tell(NO_DRIFT, "no drift")
     return audit.findings

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from pdi2.core.report.telling import cause, known_cause
-from pdi2.edge import END, FILL, OLD_WRITES_END
+from pdi2.edge import END, FILL, NO_DRIFT, OLD_WRITES_END
 
 ROLLBACK = "rollback_person_distinct_id2"
 AUDIT = "audit_person_distinct_id2"
@@ -25,6 +25,8 @@ OURS = (FILL, ROLLBACK, AUDIT)
 """The page shows no other DAGs, because its readers may lack the permission to see those."""
 LISTED = 5
 GOING_ON = (DagRunState.QUEUED, DagRunState.RUNNING)
+UNREPORTED = "left no report"
+"""The outcome of a run that somebody marked as a success: nothing but its colour says that it did anything."""
 LAST = ("report", "roll_back", END)
 """The tasks that end a run. Airflow needs a moment after them to end it too."""
 WAITING = (TaskInstanceState.SCHEDULED, TaskInstanceState.QUEUED)
@@ -129,10 +131,10 @@ def unanswered_since(session: Session, dag_run: DagRun, engine: str, last_row_at
 
 
 def left_for_the_page(session: Session, dag_runs: Iterable[DagRun]) -> dict[str, dict[str, Any]]:
-    """By the ledger's name of a run, what its tasks left for the page: problems, message, plan, old_writes_end."""
+    """By the ledger's name of a run, what its tasks left: problems, message, plan, no_drift, old_writes_end."""
     chosen = select(XComModel.dag_id, XComModel.run_id, XComModel.key, XComModel.value).where(
         XComModel.dag_run_id.in_([dag_run.id for dag_run in dag_runs]),
-        XComModel.key.in_(("problems", "message", "plan", OLD_WRITES_END)),
+        XComModel.key.in_(("problems", "message", "plan", NO_DRIFT, OLD_WRITES_END)),
     )
     found: dict[str, dict[str, Any]] = {}
     for dag_id, run_id, key, value in session.execute(chosen):
@@ -183,15 +185,19 @@ def _outcome(dag_run: DagRun, ledger: Mapping[str, Any] | None, told: Mapping[st
         return dag_run.state
     if ledger and ledger["outcome"]:
         return ledger["outcome"]
+    if told.get("problems") and not ledger:
+        return "refused: nothing was changed"
+    if dag_run.dag_id == AUDIT and told.get("message"):
+        return "drift found"
     if dag_run.state == DagRunState.FAILED:
-        if dag_run.dag_id == AUDIT and told.get("message"):
-            return "drift found"
-        return "refused: nothing was changed" if told.get("problems") and not ledger else "failed"
+        return "failed"
     if dag_run.dag_id == AUDIT:
-        return "no drift"
+        return told.get(NO_DRIFT, UNREPORTED)
     if told.get(OLD_WRITES_END):
         return "old writes stopped"
-    return "planned: nothing was written" if told.get("plan") else "nothing to do"
+    if told.get("plan"):
+        return "planned: nothing was written"
+    return "nothing to do" if told.get("message") else UNREPORTED
 
 
 def _retrying(waiting: list[TaskInstance]) -> dict[str, Any]:

@@ -242,10 +242,12 @@ def roll_back() -> None:
     """Returns reads to the old table at once; refuses once old writes have stopped."""
     with open_ledger() as ledger:
         try:
-            log.info(rollback.roll_back(ledger))
+            told = rollback.roll_back(ledger)
         except rollback.RollbackError as refusal:
             tell("problems", [str(refusal)])
             raise
+    log.info(told)
+    tell("message", told)
 
 
 def verdict() -> str | None:
