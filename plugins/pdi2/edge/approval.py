@@ -10,6 +10,7 @@ from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report import certificate
 from pdi2.core.state.ownership import refuse_unless_owner
 from pdi2.core.state.switches import Switches
+from pdi2.core.switch.gate import refuse_trials
 from pdi2.edge.compat import TaskAwaitingInput
 from pdi2.edge.connections import open_ledger, settings_of
 from pdi2.edge.retries import deciding
@@ -26,6 +27,7 @@ class Approve(ApprovalOperator):
             if not settings.require_approval:
                 self.log.info("No approval is required.")
                 return None
+            refuse_trials(settings)
             if Switches(ledger.connection).reads_are_new():  # somebody cleared a task that comes before
                 self.log.info("Reads are on the new table already, so nobody is asked.")
                 return None
