@@ -17,7 +17,7 @@ from pdi2.core.state.settings import Settings
 from pdi2.core.switch import proof
 from pdi2.core.switch.dual_writes import DualWriteError
 from pdi2.core.switch.proof import observe
-from stories import TEAM, add_teams, dump, enable, many_ids, rows_of, until
+from stories import ALICE, TEAM, add_teams, dump, earlier_run, enable, insert_truth, many_ids, rows_of, until
 
 from demo.schema import Table
 from demo.switches import WRITES, Switches, set_switch
@@ -265,6 +265,17 @@ def test_a_proof_before_the_switch_is_refused(system: System, ledger: Ledger) ->
     ledger.create()
     with pytest.raises(MigrationError, match="never enabled by this project. Clear enable_dual_writes"):
         look(system, ledger)
+
+
+def test_after_old_writes_have_ended_a_proof_that_is_cleared_blames_no_consumer(system: System, ledger: Ledger) -> None:
+    """Postgres has new ids, of which the old table will never have a link."""
+    earlier_run(system)
+    insert_truth(system, ALICE)
+    run_began_earlier(system, HOUR)
+
+    seen = observe(ledger, system.warehouse(), Settings(settle_seconds=0, read_cache_seconds=0))
+
+    assert (seen.proven, "Reads are on the new table already" in seen.message) == (True, True)
 
 
 def test_a_stale_writer_is_waited_for_and_then_caught_with_examples(system: System, ledger: Ledger) -> None:
