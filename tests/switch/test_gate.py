@@ -738,6 +738,23 @@ def test_administrators_do_not_see_a_failure_that_a_later_try_got_past(system: S
     assert told == "The run ended before the switch, and no task said why: see its logs."
 
 
+def test_administrators_see_why_a_run_failed_again_after_its_tasks_were_cleared(system: System, ledger: Ledger) -> None:
+    enable(system, ledger, APPROVED)
+    plan(system, ledger, APPROVED)
+    copy_and_verify(system, ledger, *TEAMS[1:])
+    ledger.set_failed([TEAM], "the disk is full")
+    close_run(ledger, APPROVED)
+    copy_and_verify(system, ledger, TEAM)
+    judge(system, ledger, APPROVED)
+    ledger.record("switch_rejected", by="ann")
+
+    for _ in range(2):  # `report` may be cleared too
+        assert close_run(ledger, APPROVED)["outcome"] == "rejected"
+        told = system.postgres.execute("SELECT description FROM posthog_asyncmigrationerror ORDER BY id").fetchall()
+        assert ["the disk is full" in told[0][0], "ann rejected the switch" in told[1][0], len(told)] == [True, True, 2]
+    assert system.status() == 3
+
+
 def test_a_run_whose_failed_tasks_are_cleared_after_its_report_goes_on_to_the_switch(
     system: System, ledger: Ledger
 ) -> None:
@@ -823,7 +840,8 @@ def test_a_run_is_failed_whose_team_fails_after_it_ended_well(system: System, le
 
     assert not got_through(ledger, settings)
     assert close_run(ledger, settings)["outcome"] == "failed"
-    assert system.status() == 3
+    told = system.value("SELECT string_agg(description, ' ') FROM posthog_asyncmigrationerror")
+    assert (system.status(), "the disk is full" in told) == (3, True)
 
 
 def test_a_team_of_postgres_without_ids_needs_nothing(system: System, ledger: Ledger) -> None:

@@ -34,8 +34,8 @@ def close_run(ledger: Ledger, settings: Settings) -> dict[str, Any]:
     ends = settings.stop_old_writes and not switches.reads_are_new()  # what has not ended them by now, will not
     outcome = _outcome(ledger, settings, row.status if row else None)
     elsewhere = outcome != "completed" and switches.reads_are_new()
-    if outcome in (FAILED, REJECTED) and row and row.status == Status.STARTING:
-        _mark_failed(ledger, switches, teams)
+    if outcome in (FAILED, REJECTED) and row and switches.left_by_us(row):  # Errored: its tasks were cleared since
+        _mark_failed(ledger, switches, Status(row.status), teams)
     facts = {
         "outcome": outcome,
         "teams": len(teams),
@@ -80,24 +80,27 @@ def _rejection(ledger: Ledger) -> Event | None:
     return ledger.standing("switch_rejected", "approval_asked", "switch_approved", of_run=True)
 
 
-def _mark_failed(ledger: Ledger, switches: Switches, teams: list[Team]) -> None:
+def _mark_failed(ledger: Ledger, switches: Switches, seen: Status, teams: list[Team]) -> None:
     failure, rejected = ledger.latest_of_run("task_failed"), _rejection(ledger)
     missing = [why for team in teams if (why := not_verified(team.team_id, team))]
     if failure and failure["task"].startswith("team.") and not missing:  # a later try got through
         failure = None
     lines = [failure["error"] if failure else "The run ended before the switch, and no task said why: see its logs."]
-    if rejected:
+    if missing:  # first, because the column may be short; these lines include the reason
+        told = f"{len(missing):,} of {counted(len(teams), 'team')} {are(len(missing))} not verified:"
+        lines = [told, *missing[:20], *lines]
+    elif rejected:
         lines = [
             f"{rejected.detail['by']} rejected the switch. Reads stay on the old table, and what is verified is kept. "
             "Trigger the run again to be asked again."
         ]
-    elif missing:  # first, because the column may be short; these lines include the reason
-        told = f"{len(missing):,} of {counted(len(teams), 'team')} {are(len(missing))} not verified:"
-        lines = [told, *missing[:20], *lines]
+    reason = "\n".join(lines)
+    if seen == Status.ERRORED and (ledger.latest_of_run("marked_errored") or {}).get("reason") == reason:
+        return
     try:
         with ledger.transaction():
-            switches.fail("\n".join(lines))
-            ledger.record("marked_errored")
+            switches.fail(seen, reason)
+            ledger.record("marked_errored", reason=reason)
     except ChangedElsewhereError as error:
         ledger.record("not_marked_errored", reason=str(error))
 

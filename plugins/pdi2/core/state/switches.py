@@ -88,10 +88,10 @@ class Switches:
         """Sets the row's progress to the share of the work that is done, at most 99 before the switch."""
         postgres.execute(self.connection, "migration_row_progress", {"name": NAME, "copy_share": COPY_SHARE})
 
-    def fail(self, reason: str) -> None:
+    def fail(self, seen: Status, reason: str) -> None:
         """Marks the row Errored, with the reason, where PostHog's administrators look for it."""
         with self.connection.transaction():
-            self.change(Status.STARTING, Status.ERRORED)
+            self.change(seen, Status.ERRORED)
             row = self.row()
             assert row is not None  # noqa: S101  (changed above)
             postgres.execute(self.connection, "migration_error_add", {"description": reason, "migration_id": row.id})
