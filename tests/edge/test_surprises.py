@@ -4,8 +4,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +18,11 @@ from airflow.sdk.exceptions import ParamValidationError
 from conftest import FILL, System
 from fastapi.testclient import TestClient
 from pdi2.core.engines.failures import MigrationError
+from pdi2.core.report.reporting import UnfinishedError
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch.rollback import roll_back
-from pdi2.edge import connections, tasks
-from stories import TEAM, accept, dump, earlier_run, refuse, two_ids_each, until, when_recorded
+from pdi2.edge import SETTINGS, VERDICT, connections, ending, tasks
+from stories import TEAM, accept, dump, earlier_run, migrate_together, refuse, two_ids_each, until, when_recorded
 
 from demo.seed import Seeded, seed
 
@@ -346,18 +348,50 @@ def test_what_is_no_list_of_teams_is_never_a_full_migration(system: System, seed
     assert dump(system) == before
 
 
+def called_alone(monkeypatch: pytest.MonkeyPatch, **states: str) -> None:
+    """Task functions are called in this process, for a run of these states that was cleared once."""
+    left: dict[str, Any] = {}
+    ti = SimpleNamespace(
+        task_id="report",
+        xcom_push=left.__setitem__,
+        xcom_pull=lambda task_ids, key: left.get(key),
+        get_task_states=lambda dag_id, task_ids, run_ids: {run_ids[0]: states},
+    )
+    dag_run = SimpleNamespace(dag_id=FILL, run_id="x", conf={}, run_type="manual", run_after=None, clear_number=1)
+    context = {"dag_run": dag_run, "ti": ti, "params": {"read_cache_seconds": 0}, "task": SimpleNamespace()}
+    for module in (connections, ending, tasks):
+        monkeypatch.setattr(module, "get_current_context", lambda: context)
+
+
+def test_a_run_whose_cleared_preflight_fails_is_reported(
+    system: System, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It had been killed, so its row was Starting; then somebody cleared it as a whole."""
+    monkeypatch.setenv("AIRFLOW__PDI2__CERTIFICATES", f"file://{tmp_path}")
+    two_ids_each(system, TEAM)
+    migrate_together(system, system.ledger(f"{FILL} x"))
+    called_alone(monkeypatch, preflight="failed", stop_old_writes="upstream_failed", end="upstream_failed")
+
+    assert ending.report.function()["outcome"] == "failed"
+    assert system.status() == 3
+
+
+def test_a_dry_run_whose_plan_is_marked_by_hand_is_red(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    called_alone(monkeypatch, preflight="success", plan_teams="success", end="skipped")
+    tasks.tell(SETTINGS, asdict(Settings(dry_run=True)))
+    tasks.tell(VERDICT, "plan only")
+
+    with pytest.raises(UnfinishedError, match="somebody marked it"):
+        ending.report.function()
+
+
 @pytest.mark.parametrize("checked", ["never", "before another switch", "since"])
 def test_old_writes_end_by_no_run_whose_preflight_did_not_see_this_switch(
     system: System, monkeypatch: pytest.MonkeyPatch, checked: str
 ) -> None:
     """`airflow tasks test` runs the task alone; or somebody clears it long after its run had failed."""
     two_ids_each(system, TEAM)
-    left: dict[str, Any] = {}
-    ti = SimpleNamespace(xcom_push=left.__setitem__, xcom_pull=lambda task_ids, key: left.get(key))
-    dag_run = SimpleNamespace(dag_id=FILL, run_id="by hand", conf={}, run_type="manual", run_after=None, clear_number=0)
-    context = {"dag_run": dag_run, "ti": ti, "params": {"read_cache_seconds": 0}, "task": SimpleNamespace()}
-    for module in (connections, tasks):
-        monkeypatch.setattr(module, "get_current_context", lambda: context)
+    called_alone(monkeypatch)
     earlier_run(system, stop_old_writes=False)
     if checked != "never":
         assert tasks.preflight.function() == "stop_old_writes"

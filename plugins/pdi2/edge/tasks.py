@@ -255,8 +255,13 @@ def verdict() -> str | None:
     return _seen(VERDICT)
 
 
-def _seen(key: str) -> str | None:
-    found: str | None = get_current_context()["ti"].xcom_pull(task_ids="preflight", key=key)
+def told_plan() -> str | None:
+    """What this dry run's plan_teams planned; None if somebody marked it."""
+    return _seen("plan", "plan_teams")
+
+
+def _seen(key: str, task_id: str = "preflight") -> str | None:
+    found: str | None = get_current_context()["ti"].xcom_pull(task_ids=task_id, key=key)
     return found
 
 
