@@ -604,6 +604,50 @@ def test_while_nothing_ends_for_minutes_the_time_left_goes_by_the_whole_run_and_
     assert seen["seconds_left"] is None
 
 
+def test_the_time_left_of_a_run_that_is_cleared_the_next_morning_does_not_count_the_night(
+    system: System, viewer: Visitor, running: str
+) -> None:
+    ledger = system.ledger(f"{FILL} {running}")
+    for team_id in (7, 8, 9):
+        many_ids(system, 500, team_id=team_id)
+    enable(system, ledger)
+    plan(system, ledger)
+    copy_and_verify(system, ledger, 7)
+    for table, columns in {
+        "event": ["at"],
+        "run": ["started_at"],
+        "slice": ["finished_at"],
+        "team": ["copied_at", "verified_at"],
+    }.items():
+        for column in columns:
+            system.postgres.execute(f"UPDATE pdi2_migration.{table} SET {column} = {column} - interval '10 hours'")
+    with create_session() as session:
+        cleared = {"clear_number": 1, "queued_at": datetime.now(UTC) - timedelta(seconds=60)}
+        session.query(DagRun).filter_by(run_id=running).update(cleared)
+
+    assert viewer.get("/status").json()["seconds_left"] is None
+    copy_and_verify(system, ledger, 8)
+    assert viewer.get("/status").json()["seconds_left"] == pytest.approx(60, rel=0.25)
+
+
+def test_a_team_that_fails_after_the_certificate_leaves_its_step_undone(
+    system: System, viewer: Visitor, running: str
+) -> None:
+    def states() -> list[str]:
+        steps = {step["task"]: step["state"] for step in viewer.get("/status").json()["steps"]}
+        return [steps["team.copy"], steps["team.verify"], steps["certify"]]
+
+    ledger = system.ledger(f"{FILL} {running}")
+    many_ids(system, 500)
+    migrate_together(system, ledger)
+    gate.certify(ledger, system.warehouse(), NO_WAIT)
+    assert states() == ["done", "done", "done"]
+
+    ledger.record("task_failed", task="team.verify", error="the disk is full")
+    ledger.set_failed([7], "the disk is full")
+    assert states() == ["now", "now", "done"]
+
+
 def test_teams_without_rows_are_not_done_before_they_are_verified(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:

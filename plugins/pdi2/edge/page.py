@@ -73,6 +73,7 @@ def status(
         pool = Pool.get_pool(POOL, session=session)
         airflow = runs.tasks(session, dag_run) if dag_run else {}
         airflow["repairs"] = bool(dag_run and (dag_run.conf or {}).get("repair"))  # only an audit has it
+        airflow["cleared_at"] = dag_run.queued_at if dag_run and dag_run.clear_number else None
         airflow["unknown"] = bool(owner and not owner["ended_at"] and not dag_run)
         airflow["old_writes_end"] = runs.old_writes_end(session)
         airflow["pool"] = pool and {"slots": pool.slots}

@@ -1,10 +1,17 @@
 """Measures how long what the application writes to Postgres takes to reach both tables, while a run goes on."""
 
+import logging
 from datetime import timedelta
+
+import psycopg
+from clickhouse_connect.driver.exceptions import ClickHouseError
 
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import describe
 from pdi2.core.state.ledger import Ledger
+
+log = logging.getLogger(__name__)
 
 MEASURED = "lag_measured"
 EVERY = timedelta(minutes=1)
@@ -16,6 +23,14 @@ def newest_id(ledger: Ledger, or_this: int | None = None) -> tuple[int, int, str
 
 
 def measure(ledger: Ledger, warehouse: Warehouse) -> None:
+    """Measures the lag, once per EVERY. That is only information, so the work goes on if it cannot be had."""
+    try:
+        _look(ledger, warehouse)
+    except (ClickHouseError, psycopg.Error) as error:
+        log.warning("The replication lag was not measured: %s", describe(error))
+
+
+def _look(ledger: Ledger, warehouse: Warehouse) -> None:
     """Looks, without waiting, whether Postgres's newest id has reached both tables, and records that once per EVERY.
 
     Postgres does not say when a row was written, so the time counts from the first look at an id. One that is not there

@@ -25,6 +25,7 @@ def figures(
     run: Mapping[str, Any],
     now: datetime,
     planned_at: datetime | None,
+    cleared_at: datetime | None,
     alive: bool,
     paused: bool,
 ) -> dict[str, Any]:
@@ -32,15 +33,17 @@ def figures(
 
     `seconds_left` is None until this run has done some of both kinds of work, or nothing is left of one kind, and
     while the migration is paused. It goes by the clock since the plan, so it includes the time that Airflow takes to
-    start tasks, and it is no less than as many teams would take without rows. Once a run has ended, its figures no
-    longer change, and its speeds are averages over its whole time.
+    start tasks, and it is no less than as many teams would take without rows. Of a run whose tasks were cleared, it
+    goes by what was done since. Once a run has ended, its figures no longer change, and its speeds are averages over
+    its whole time.
     """
+    begun = max(filter(None, (planned_at, cleared_at)), default=None)
+    recent = min(RECENT_SECONDS, (now - begun).total_seconds()) if begun else RECENT_SECONDS
     since = {"since": run["started_at"]}
     parameters = {"team_ids": run["settings"].get("team_ids"), "copy_share": COPY_SHARE}
     totals = postgres.execute(connection, "watch_totals", parameters, dict_row).fetchall()
     work = {
-        line["kind"]: line
-        for line in postgres.execute(connection, "watch_work", {**since, "recent": RECENT_SECONDS}, dict_row)
+        line["kind"]: line for line in postgres.execute(connection, "watch_work", {**since, "recent": recent}, dict_row)
     }
     verified = [line for line in totals if line["status"] == "verified"]
     rows = {
@@ -53,15 +56,15 @@ def figures(
     finished = whole == total(verified, "work")
     going_on = alive and planned_at is not None and not finished
     left = None
-    if going_on and planned_at and not paused:
-        left = _seconds_left(work, rows, whole - done, now - planned_at)
+    if going_on and begun and not paused:
+        left = _seconds_left(work, rows, whole - done, recent, None if cleared_at else now - begun)
         small = (work["verified"]["per_team"] or 0) * (total(totals, "teams") - total(verified, "teams"))
         left = left and max(left, small)
     return {
         "teams": {line["status"]: line["teams"] for line in totals},
         "rows": rows,
         "share": (1.0 if finished else min(done / whole, 0.999)) if planned_at and whole else None,
-        "speed": {kind: _speed(work[kind], now, going_on) for kind in KINDS},
+        "speed": {kind: _speed(work[kind], now, recent if going_on else None) for kind in KINDS},
         "seconds_left": left,
         "last": {kind: work[kind]["ended"] for kind in KINDS},
         "copy": {
@@ -80,26 +83,31 @@ def total(lines: list[dict[str, Any]], key: str) -> Any:
 
 
 def _seconds_left(
-    work: Mapping[str, Mapping[str, Any]], rows: Mapping[str, int], left: float, since_plan: timedelta
+    work: Mapping[str, Mapping[str, Any]],
+    rows: Mapping[str, int],
+    left: float,
+    recent_seconds: float,
+    since_plan: timedelta | None,
 ) -> float | None:
     if any(not work[kind]["rows"] and rows[kind] < rows["source"] for kind in KINDS):
         return None
-    seconds = since_plan.total_seconds()
     recent, since = (sum(share * work[kind][fact] for kind, share in KINDS.items()) for fact in ("recent", "rows"))
     if recent:
-        return float(left * min(RECENT_SECONDS, seconds) / recent)
-    return float(left * seconds / since) if since else None  # one team may take longer than RECENT_SECONDS
+        return float(left * recent_seconds / recent)
+    if since and since_plan:  # one team may take longer than RECENT_SECONDS
+        return float(left * since_plan.total_seconds() / since)
+    return None
 
 
-def _speed(work: Mapping[str, Any], now: datetime, going_on: bool) -> float | None:
+def _speed(work: Mapping[str, Any], now: datetime, recent_seconds: float | None) -> float | None:
     """Rows per second in the last minutes, or over the whole time once the run is over; None if nothing was done.
 
     The time counts as WINDOW_SECONDS at least, as for the peak.
     """
     if work["began"] is None:
         return None
-    if going_on:
-        return float(work["recent"] / max(WINDOW_SECONDS, min(RECENT_SECONDS, (now - work["began"]).total_seconds())))
+    if recent_seconds is not None:
+        return float(work["recent"] / max(WINDOW_SECONDS, min(recent_seconds, (now - work["began"]).total_seconds())))
     return float(work["rows"] / max(WINDOW_SECONDS, (work["ended"] - work["began"]).total_seconds()))
 
 

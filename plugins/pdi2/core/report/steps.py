@@ -62,7 +62,7 @@ def steps(
         done["team.copy"] = figures["copied_at"]
     if "planned" in happened and figures and figures["teams"].keys() <= {"verified"}:
         done["team.verify"] = figures["verified_at"]
-    if "certified" in happened:
+    if "certified" in happened and not _failed_again(happened, figures):
         done = {"team.copy": None, "team.verify": None, **done}
     skipped = {"approve"} if not settings.get("require_approval") else set()
     if settings.get("team_ids"):
@@ -85,6 +85,18 @@ def steps(
         Step(task, title, state(task), None if task in skipped else done.get(task))
         for task, (title, _, _) in STEPS.items()
     ]
+
+
+def _failed_again(happened: Mapping[str, Any], figures: Mapping[str, Any] | None) -> bool:
+    """Whether somebody cleared a task of a team after the certificate, and it failed."""
+    failed = happened.get("task_failed")
+    return bool(
+        failed
+        and failed["at"] > happened["certified"]["at"]
+        and failed["detail"]["task"].startswith("team.")
+        and figures
+        and "failed" in figures["teams"]
+    )
 
 
 def current(found: list[Step]) -> str | None:

@@ -94,7 +94,7 @@ def status(
     planned_at = happened["planned"]["at"] if "planned" in happened else None
     figures = None
     if run["newest"]:
-        figures = progress.figures(connection, run, now, planned_at, alive, bool(paused))
+        figures = progress.figures(connection, run, now, planned_at, airflow.get("cleared_at"), alive, bool(paused))
     found = steps.steps(run, happened, figures, alive)
     current = steps.current(found)
     copies = _all(connection, "watch_waits", {"since": run["started_at"]})
