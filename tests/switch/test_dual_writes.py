@@ -14,10 +14,11 @@ from pdi2.core.engines.failures import MigrationError, Reaction, reaction
 from pdi2.core.report.telling import sentence
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
+from pdi2.core.state.switches import NAME
 from pdi2.core.switch import proof
 from pdi2.core.switch.dual_writes import DualWriteError
 from pdi2.core.switch.proof import observe
-from stories import ALICE, TEAM, add_teams, dump, earlier_run, enable, insert_truth, many_ids, rows_of, until
+from stories import ALICE, TEAM, add_teams, dump, enable, insert_truth, many_ids, rows_of, until
 
 from demo.schema import Table
 from demo.switches import WRITES, Switches, set_switch
@@ -269,7 +270,9 @@ def test_a_proof_before_the_switch_is_refused(system: System, ledger: Ledger) ->
 
 def test_after_old_writes_have_ended_a_proof_that_is_cleared_blames_no_consumer(system: System, ledger: Ledger) -> None:
     """Postgres has new ids, of which the old table will never have a link."""
-    earlier_run(system)
+    enable(system, ledger, SETTINGS)
+    system.postgres.execute("UPDATE posthog_asyncmigration SET status = 2 WHERE name = %s", [NAME])
+    set_switch(system.postgres, WRITES, "new")
     insert_truth(system, ALICE)
     run_began_earlier(system, HOUR)
 
