@@ -21,7 +21,7 @@ from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report.reporting import UnfinishedError
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch.rollback import roll_back
-from pdi2.edge import SETTINGS, VERDICT, connections, ending, tasks
+from pdi2.edge import SETTINGS, VERDICT, connections, ending, other_tasks, tasks
 from stories import TEAM, accept, dump, earlier_run, migrate_together, refuse, two_ids_each, until, when_recorded
 
 from demo.seed import Seeded, seed
@@ -359,7 +359,7 @@ def called_alone(monkeypatch: pytest.MonkeyPatch, **states: str) -> None:
     )
     dag_run = SimpleNamespace(dag_id=FILL, run_id="x", conf={}, run_type="manual", run_after=None, clear_number=1)
     context = {"dag_run": dag_run, "ti": ti, "params": {"read_cache_seconds": 0}, "task": SimpleNamespace()}
-    for module in (connections, ending, tasks):
+    for module in (connections, ending, other_tasks, tasks):
         monkeypatch.setattr(module, "get_current_context", lambda: context)
 
 

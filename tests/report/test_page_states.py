@@ -576,6 +576,17 @@ def test_the_time_left_counts_the_teams_that_are_left_however_small(
     assert viewer.get("/status").json()["seconds_left"] == pytest.approx(100, rel=0.1)
 
 
+def all_was_earlier(system: System, interval: str) -> None:
+    for table, columns in {
+        "event": ["at"],
+        "run": ["started_at"],
+        "slice": ["finished_at"],
+        "team": ["copied_at", "verified_at"],
+    }.items():
+        for column in columns:
+            system.postgres.execute(f"UPDATE pdi2_migration.{table} SET {column} = {column} - interval '{interval}'")
+
+
 def test_while_nothing_ends_for_minutes_the_time_left_goes_by_the_whole_run_and_a_pause_shows_no_old_speed(
     system: System, viewer: Visitor, ledger: Ledger
 ) -> None:
@@ -585,14 +596,7 @@ def test_while_nothing_ends_for_minutes_the_time_left_goes_by_the_whole_run_and_
     enable(system, ledger)
     plan(system, ledger)
     copy_and_verify(system, ledger, 7)
-    for table, columns in {
-        "event": ["at"],
-        "run": ["started_at"],
-        "slice": ["finished_at"],
-        "team": ["copied_at", "verified_at"],
-    }.items():
-        for column in columns:
-            system.postgres.execute(f"UPDATE pdi2_migration.{table} SET {column} = {column} - interval '10 minutes'")
+    all_was_earlier(system, "10 minutes")
 
     seen = viewer.get("/status").json()
     assert seen["speed"] == {"copied": 0, "verified": 0}
@@ -613,18 +617,16 @@ def test_the_time_left_of_a_run_that_is_cleared_the_next_morning_does_not_count_
     enable(system, ledger)
     plan(system, ledger)
     copy_and_verify(system, ledger, 7)
-    for table, columns in {
-        "event": ["at"],
-        "run": ["started_at"],
-        "slice": ["finished_at"],
-        "team": ["copied_at", "verified_at"],
-    }.items():
-        for column in columns:
-            system.postgres.execute(f"UPDATE pdi2_migration.{table} SET {column} = {column} - interval '10 hours'")
-    with create_session() as session:
-        cleared = {"clear_number": 1, "queued_at": datetime.now(UTC) - timedelta(seconds=60)}
-        session.query(DagRun).filter_by(run_id=running).update(cleared)
+    all_was_earlier(system, "10 hours")
 
+    def cleared(ago: timedelta) -> None:
+        with create_session() as session:
+            facts = {"clear_number": 1, "queued_at": datetime.now(UTC) - ago}
+            session.query(DagRun).filter_by(run_id=running).update(facts)
+
+    cleared(timedelta(hours=11))
+    assert viewer.get("/status").json()["seconds_left"] == pytest.approx(20 * 3600, rel=0.1), "before its plan"
+    cleared(timedelta(seconds=60))
     assert viewer.get("/status").json()["seconds_left"] is None
     copy_and_verify(system, ledger, 8)
     assert viewer.get("/status").json()["seconds_left"] == pytest.approx(60, rel=0.25)

@@ -104,6 +104,17 @@ def test_verified_teams_are_certified_and_switched(system: System, ledger: Ledge
     assert (system.status(), events(system, "old_writes_stopped")) == (2, 1)
 
 
+def test_a_certificate_that_is_cleared_after_the_switch_asks_nothing_of_a_newer_team(
+    system: System, ledger: Ledger
+) -> None:
+    migrate_together(system, ledger)
+    certificate = judge(system, ledger)
+    switch(system, ledger)
+    insert_truth(system, ALICE, 0, "id", 100)
+
+    assert judge(system, ledger)["teams"] == certificate["teams"]
+
+
 def test_progress_follows_the_verified_teams(system: System, ledger: Ledger) -> None:
     progress = "SELECT progress FROM posthog_asyncmigration"
     enable(system, ledger)

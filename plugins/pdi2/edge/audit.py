@@ -14,11 +14,11 @@ from pdi2.core.engines.failures import WaitError, describe, naming_failures
 from pdi2.core.state.settings import AUDIT_SCHEMA
 from pdi2.core.state.slices import NEW_TABLE
 from pdi2.core.verify import auditing
-from pdi2.edge import NO_DRIFT
+from pdi2.edge import NO_DRIFT, TEAM_LABEL
 from pdi2.edge.compat import AirflowRescheduleException
 from pdi2.edge.connections import Workbench, current_settings, open_ledger, open_warehouse, put_off, refuse_a_standby
+from pdi2.edge.other_tasks import RED, states_of, tell
 from pdi2.edge.retries import raise_together, task
-from pdi2.edge.tasks import RED, TEAM_LABEL, states_of, tell
 
 log = logging.getLogger(__name__)
 

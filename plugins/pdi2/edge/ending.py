@@ -18,8 +18,8 @@ from pdi2.core.state.ownership import is_owner
 from pdi2.edge import END, configuration
 from pdi2.edge.compat import AirflowSkipException
 from pdi2.edge.connections import open_ledger, settings_of
+from pdi2.edge.other_tasks import RED, left_by, states_of, verdict
 from pdi2.edge.retries import task
-from pdi2.edge.tasks import RED, states_of, told_plan, verdict
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,9 @@ def report() -> dict[str, Any]:
                 through = True
             elif checked:
                 settings = settings_of(ledger)
-                through = bool(told_plan()) if settings.dry_run else reporting.got_through(ledger, settings)
+                through = (
+                    bool(left_by("plan_teams", "plan")) if settings.dry_run else reporting.got_through(ledger, settings)
+                )
     red = states.get("stop_old_writes") in RED and states.get(END) in {*RED, None}  # None: it has yet to reach `end`
     if not through and not red:
         raise UnfinishedError(

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -27,7 +27,7 @@ from pdi2.core.state.settings import Settings, SettingsError
 from pdi2.core.state.slices import named
 from pdi2.core.switch import dual_writes, gate, old_writes, payoff, proof, rollback
 from pdi2.core.verify.verifying import verify_team, verify_together
-from pdi2.edge import END, OLD_WRITES_END, POOL, SETTINGS, SWITCH, VERDICT, figures
+from pdi2.edge import END, OLD_WRITES_END, POOL, SETTINGS, SWITCH, TEAM_LABEL, VERDICT, figures
 from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
 from pdi2.edge.connections import (
     Workbench,
@@ -39,6 +39,7 @@ from pdi2.edge.connections import (
     reach,
     settings_of,
 )
+from pdi2.edge.other_tasks import left_by, tell, verdict
 from pdi2.edge.retries import raise_together, task
 
 log = logging.getLogger(__name__)
@@ -65,9 +66,6 @@ SAME_NAME = (
     "go on with those. Trigger it under another name."
 )
 LOOKING: dict[str, Any] = {"mode": "reschedule", "poke_interval": 5, "timeout": timedelta(days=7).total_seconds()}
-RED = {"failed", "upstream_failed"}
-"""The states of a task that failed, or that could not begin because one before it failed."""
-TEAM_LABEL = "{{ task.op_kwargs['batch']['label'] }}"
 
 
 @task.branch
@@ -222,7 +220,9 @@ def stop_old_writes() -> PokeReturnValue:
                 "stop_old_writes is off: both tables stay written, and a rollback stays possible."
             )
         until = old_writes.old_writes_end(ledger, settings)
-        if not is_owner(ledger) and _seen(SWITCH) != _switch(ledger):  # cleared after another migration, or run alone
+        if not is_owner(ledger) and left_by("preflight", SWITCH) != _switch(
+            ledger
+        ):  # cleared after another migration, or run alone
             raise MigrationError(UNCHECKED)
         if ledger.clock() < until:
             log.info("Readers may use the old table until %s; old writes go on.", until)
@@ -250,37 +250,10 @@ def roll_back() -> None:
     tell("message", told)
 
 
-def verdict() -> str | None:
-    """What this run's preflight found; None if it found problems, or if somebody marked it."""
-    return _seen(VERDICT)
-
-
-def told_plan() -> str | None:
-    """What this dry run's plan_teams planned; None if somebody marked it."""
-    return _seen("plan", "plan_teams")
-
-
-def _seen(key: str, task_id: str = "preflight") -> str | None:
-    found: str | None = get_current_context()["ti"].xcom_pull(task_ids=task_id, key=key)
-    return found
-
-
 def _switch(ledger: Ledger) -> str:
     """Which switch of reads the newest one is: the time of it."""
     event = ledger.newest("reads_switched")
     return event.at.isoformat() if event else ""
-
-
-def states_of(*task_ids: str) -> Mapping[str, str]:
-    """Airflow's states of the tasks that this run got to, by task; of a mapped task, by task and number."""
-    run = get_current_context()["dag_run"]
-    found = get_current_context()["ti"].get_task_states(run.dag_id, task_ids=list(task_ids), run_ids=[run.run_id])
-    return found.get(run.run_id, {})
-
-
-def tell(key: str, value: Any) -> None:
-    """Leaves an XCom for the migration page, because only Airflow knows about a run that does not own the ledger."""
-    get_current_context()["ti"].xcom_push(key, value)
 
 
 def _logged(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:

@@ -149,8 +149,8 @@ def _already_ended(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> 
             Verdict.NOTHING,
             f"The row {NAME} was completed by somebody else (PostHog's own runner, or an administrator), unverified, "
             "or the ledger of our switch is lost: readers use the new table, and nothing proves that it agrees with "
-            "Postgres. Nothing was changed. Trigger "
-            'audit_person_distinct_id2: it compares every team, and with {"repair": true} repairs the new table.',
+            "Postgres. Nothing was changed. Trigger audit_person_distinct_id2: it compares every team, and with "
+            '{"repair": true} repairs the new table.',
         )
     if set_back := switches.set_back():
         raise PreflightError([set_back])

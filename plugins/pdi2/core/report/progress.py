@@ -57,7 +57,7 @@ def figures(
     going_on = alive and planned_at is not None and not finished
     left = None
     if going_on and begun and not paused:
-        left = _seconds_left(work, rows, whole - done, recent, None if cleared_at else now - begun)
+        left = _seconds_left(work, rows, whole - done, recent, now - begun if begun == planned_at else None)
         small = (work["verified"]["per_team"] or 0) * (total(totals, "teams") - total(verified, "teams"))
         left = left and max(left, small)
     return {

@@ -47,11 +47,14 @@ def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[st
 def _judge(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
     if ledger.latest_of_run("planned") is None:
         raise NoPlanError("This run made no plan, so there is nothing to certify. See the first task that failed.")
-    if not Switches(ledger.connection).reads_are_new():  # else it was checked, and old writes may have ended since
+    switched = Switches(ledger.connection).reads_are_new()
+    if not switched:  # else it was checked, and old writes may have ended since
         _check_dual_writes(ledger)
         _check_tables(warehouse)
     teams = {team.team_id: team for team in ledger.teams()}
-    wanted = chosen(known(ledger, warehouse), settings)
+    wanted = list(chosen(known(ledger, warehouse), settings))
+    if switched:  # a newer team is in the new table from its start
+        wanted = [team_id for team_id in wanted if team_id in teams]
     missing = [reason for team_id in wanted if (reason := not_verified(team_id, teams.get(team_id)))]
     if missing:
         more = f"\n  and {len(missing) - LISTED:,} more" if len(missing) > LISTED else ""
