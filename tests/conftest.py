@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ import clickhouse_connect
 import old_postgres
 import psycopg
 import pytest
+from clickhouse_connect.driver._backend.chdb_backend import ChdbBackend, _quote_setting_value
 from clickhouse_connect.driver._backend.orchestration import ClientConfig, init_sequence, run_sync
 from clickhouse_connect.driver._chdbclient import ChdbClient
 from clickhouse_connect.driver.client import Client
@@ -109,6 +110,23 @@ SETTINGS_FOUND: dict[str, Any] = {}
 """By what a session begins with."""
 ChdbClient._init_common_settings = _ask_for_settings_once
 Warehouse._ask_first = _know_settings_once
+
+
+def _set_at_once(backend: ChdbBackend, settings: Mapping[str, str]) -> None:
+    """It would set a statement's settings one by one."""
+    pairs = ", ".join(f"{name} = {_quote_setting_value(value)}" for name, value in settings.items())
+    backend._query_locked(f"SET {pairs}", "TabSeparated")
+
+
+def _set_back_at_once(backend: ChdbBackend, before: Mapping[str, tuple[str, bool]]) -> None:
+    """It would ask before each such statement what the session has, and put that back one by one. No test sets anything
+    for a whole session of this process's own engine."""
+    backend._query_locked("SET " + ", ".join(f"{name} = DEFAULT" for name in before), "TabSeparated")
+
+
+ChdbBackend._snapshot_settings_locked = lambda _, settings: dict.fromkeys(settings, ("", False))
+ChdbBackend._apply_settings_locked = _set_at_once
+ChdbBackend._restore_settings_locked = _set_back_at_once
 
 
 def dags() -> dict[str, Any]:

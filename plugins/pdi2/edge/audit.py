@@ -86,7 +86,7 @@ def compare(batch: dict[str, Any]) -> None:
         raise put_off()
 
 
-@task(trigger_rule="all_done")
+@task(trigger_rule="all_done", multiple_outputs=False)
 def report_drift() -> dict[str, Any]:
     """Reports the drift in the ledger by kind; fails if some is left, or if a team was not compared."""
     red = RED & set(states_of("choose_teams", "compare").values())

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 SUCCESS = "success"
 
 
-@task
+@task(multiple_outputs=False)
 def report() -> dict[str, Any]:
     """Reports how the run ended, and marks the migration row Errored with the reason if it failed.
 

@@ -113,7 +113,7 @@ def _triggered_at() -> datetime | None:
     return run.run_after if run.run_type == "manual" else None
 
 
-@task
+@task(multiple_outputs=False)
 def enable_dual_writes() -> dict[str, Any]:
     """Makes the application write both tables, and sets the migration row to Starting."""
     with open_ledger() as ledger:
@@ -158,7 +158,7 @@ def plan_teams() -> list[dict[str, Any]]:
     return [{"team_ids": batch.team_ids, "label": batch.label} for batch in batches]
 
 
-@task(map_index_template=TEAM_LABEL, pool=POOL)
+@task(map_index_template=TEAM_LABEL, pool=POOL, multiple_outputs=False)
 def copy(batch: dict[str, Any]) -> dict[str, Any]:
     """Copies the batch's teams from their checkpoints. A team that fails does not stop the others."""
     if not batch["team_ids"]:
@@ -172,7 +172,7 @@ def copy(batch: dict[str, Any]) -> dict[str, Any]:
     return _logged(figures.of_copy, batch)
 
 
-@task(map_index_template=TEAM_LABEL, trigger_rule="all_done")
+@task(map_index_template=TEAM_LABEL, trigger_rule="all_done", multiple_outputs=False)
 def verify(batch: dict[str, Any]) -> dict[str, Any]:
     """Verifies the batch's copied teams against Postgres, and repairs the new table where it is wrong."""
     with open_ledger() as ledger:
@@ -188,7 +188,7 @@ def verify(batch: dict[str, Any]) -> dict[str, Any]:
     return _logged(figures.of_verification, batch)
 
 
-@task.short_circuit(trigger_rule="none_failed", ignore_downstream_trigger_rules=True)
+@task.short_circuit(trigger_rule="none_failed", ignore_downstream_trigger_rules=True, multiple_outputs=False)
 def certify() -> dict[str, Any] | None:
     """The gate: checks that the ledger has every team as verified. A trial or a dry run ends here, green."""
     with open_ledger() as ledger:
