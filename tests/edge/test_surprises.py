@@ -4,24 +4,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import pytest
 from airflow.api_fastapi.app import create_app
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+from airflow.models.dagrun import DagRun
+from airflow.models.taskinstance import TaskInstance
+from airflow.sdk.definitions.dag import _run_task
 from airflow.sdk.exceptions import ParamValidationError
-from conftest import FILL, System
+from airflow.utils.session import create_session
+from conftest import FILL, System, dags, run_dag
 from fastapi.testclient import TestClient
-from pdi2.core.engines.failures import MigrationError
-from pdi2.core.report.reporting import UnfinishedError
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch.rollback import roll_back
-from pdi2.edge import SETTINGS, VERDICT, connections, ending, other_tasks, tasks
+from pdi2.edge import connections, tasks
+from sqlalchemy.orm import Session
 from stories import TEAM, accept, dump, earlier_run, migrate_together, refuse, two_ids_each, until, when_recorded
 
 from demo.seed import Seeded, seed
@@ -348,19 +350,33 @@ def test_what_is_no_list_of_teams_is_never_a_full_migration(system: System, seed
     assert dump(system) == before
 
 
-def called_alone(monkeypatch: pytest.MonkeyPatch, **states: str) -> None:
-    """Task functions are called in this process, for a run of these states that was cleared once."""
-    left: dict[str, Any] = {}
-    ti = SimpleNamespace(
-        task_id="report",
-        xcom_push=left.__setitem__,
-        xcom_pull=lambda task_ids, key: left.get(key),
-        get_task_states=lambda dag_id, task_ids, run_ids: {run_ids[0]: states},
-    )
-    dag_run = SimpleNamespace(dag_id=FILL, run_id="x", conf={}, run_type="manual", run_after=None, clear_number=1)
-    context = {"dag_run": dag_run, "ti": ti, "params": {"read_cache_seconds": 0}, "task": SimpleNamespace()}
-    for module in (connections, ending, other_tasks, tasks):
-        monkeypatch.setattr(module, "get_current_context", lambda: context)
+class MarkedRun:
+    """A run whose tasks were all marked before any began. Then single ones are executed, by Airflow, as if cleared."""
+
+    def __init__(self, **conf: Any) -> None:
+        self.dag = dags()[FILL]
+        self.run = run_dag(self.dag, conf, marked=".*")
+
+    def leave(self, **states: str) -> None:
+        """Somebody cleared the run once; since then its tasks have come to these states."""
+        with create_session() as session:
+            session.get(DagRun, self.run.id).clear_number = 1
+            for task_id, state in states.items():
+                self._instance(task_id, session).set_state(state, session=session)
+
+    def execute(self, task_id: str) -> str:
+        """Returns the state that the task ends in."""
+        with create_session() as session:
+            instance = self._instance(task_id, session)
+            instance.try_number = 1
+        _run_task(ti=instance, task=self.dag.task_dict[task_id])
+        with create_session() as session:
+            return str(self._instance(task_id, session).state)
+
+    def _instance(self, task_id: str, session: Session) -> TaskInstance:
+        found = session.get(DagRun, self.run.id).get_task_instance(task_id, session=session)
+        assert found
+        return found
 
 
 def test_a_run_whose_cleared_preflight_fails_is_reported(
@@ -369,39 +385,40 @@ def test_a_run_whose_cleared_preflight_fails_is_reported(
     """It had been killed, so its row was Starting; then somebody cleared it as a whole."""
     monkeypatch.setenv("AIRFLOW__PDI2__CERTIFICATES", f"file://{tmp_path}")
     two_ids_each(system, TEAM)
-    migrate_together(system, system.ledger(f"{FILL} x"))
-    called_alone(monkeypatch, preflight="failed", stop_old_writes="upstream_failed", end="upstream_failed")
+    marked = MarkedRun()
+    migrate_together(system, system.ledger(f"{FILL} {marked.run.run_id}"))
+    marked.leave(preflight="failed", stop_old_writes="upstream_failed", end="upstream_failed")
 
-    assert ending.report.function()["outcome"] == "failed"
+    assert marked.execute("report") == "success"
+    assert system.ledger().latest("report")["outcome"] == "failed"
     assert system.status() == 3
 
 
-def test_a_dry_run_whose_plan_is_marked_by_hand_is_red(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
-    called_alone(monkeypatch, preflight="success", plan_teams="success", end="skipped")
-    tasks.tell(SETTINGS, asdict(Settings(dry_run=True)))
-    tasks.tell(VERDICT, "plan only")
+def test_a_dry_run_whose_plan_is_marked_by_hand_is_red(system: System, failures: Callable[[], list[str]]) -> None:
+    """And then the run too: what has not begun is skipped, but for `report`."""
+    marked = MarkedRun(dry_run=True)
+    assert marked.execute("preflight") == "success"
+    marked.leave(end="skipped")
 
-    with pytest.raises(UnfinishedError, match="somebody marked it"):
-        ending.report.function()
+    assert marked.execute("report") == "failed"
+    assert any("somebody marked it" in text for text in failures())
 
 
 @pytest.mark.parametrize("checked", ["never", "before another switch", "since"])
 def test_old_writes_end_by_no_run_whose_preflight_did_not_see_this_switch(
-    system: System, monkeypatch: pytest.MonkeyPatch, checked: str
+    system: System, failures: Callable[[], list[str]], checked: str
 ) -> None:
     """`airflow tasks test` runs the task alone; or somebody clears it long after its run had failed."""
     two_ids_each(system, TEAM)
-    called_alone(monkeypatch)
     earlier_run(system, stop_old_writes=False)
+    marked = MarkedRun(read_cache_seconds=0)
     if checked != "never":
-        assert tasks.preflight.function() == "stop_old_writes"
+        assert marked.execute("preflight") == "success"
     if checked == "before another switch":
         roll_back(system.ledger("the rollback"))
         earlier_run(system, stop_old_writes=False)
 
-    if checked == "since":
-        assert tasks.stop_old_writes.function().is_done
-    else:
-        with pytest.raises(MigrationError, match="preflight has not found that this run may begin"):
-            tasks.stop_old_writes.function()
+    assert marked.execute("stop_old_writes") == ("success" if checked == "since" else "failed")
+    told = any("preflight has not found that this run may begin" in text for text in failures())
+    assert told == (checked != "since")
     assert system.switches()["writes"] == ("new" if checked == "since" else "both")
