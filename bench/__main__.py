@@ -20,8 +20,9 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError
 from pdi2.core.copy import copying
 from pdi2.core.copy.pieces import Budget
-from pdi2.core.engines.clickhouse import Cost, Warehouse
+from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import describe
+from pdi2.core.engines.measuring import Cost
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 

@@ -15,7 +15,8 @@ from typing import Any
 import clickhouse_connect
 from clickhouse_connect.driver.client import Client
 from pdi2.core.copy import copying
-from pdi2.core.engines.clickhouse import Cost, Warehouse
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.measuring import Cost
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.verify import verifying

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from clickhouse_connect.driver.client import Client
-from pdi2.core.engines.clickhouse import Cost, Warehouse
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.measuring import Cost
 
 from bench.__main__ import MEMORY, NO_LIMIT, Bench, Side, _line, statement
 from bench.statements import PLAIN, POSTHOG, markdown

@@ -45,7 +45,7 @@ os.environ |= {
 }
 
 from pdi2 import sql  # noqa: E402
-from pdi2.core.engines import clickhouse as statements  # noqa: E402
+from pdi2.core.engines import measuring  # noqa: E402
 from pdi2.core.engines.clickhouse import Warehouse  # noqa: E402
 from pdi2.core.state.ledger import Ledger, Team  # noqa: E402
 from pdi2.core.state.settings import Settings  # noqa: E402
@@ -302,7 +302,7 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return
     python = ROOT / ".venv-matrix" / ENGINE / "bin" / "python"
     command = [python, ROOT / "tests" / "old_clickhouse.py", tmp_path_factory.mktemp("clickhouse")]
-    statements.POLL_SECONDS = 60  # it runs one statement at a time, so others cannot be watched
+    measuring.POLL_SECONDS = 60  # it runs one statement at a time, so others cannot be watched
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         yield {"host": "127.0.0.1", "port": int(server.stdout.readline()), "compress": False}

@@ -11,8 +11,9 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import System
 from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
-from pdi2.core.engines.clickhouse import THREADS, Warehouse
+from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, Reaction, reaction
+from pdi2.core.engines.statement_settings import THREADS
 from pdi2.core.state.ledger import Ledger
 from stories import until
 

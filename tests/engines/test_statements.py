@@ -10,7 +10,7 @@ from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import ENGINE, System
 from pdi2 import sql
 from pdi2.core.cluster import ours
-from pdi2.core.engines.clickhouse import CONSISTENT, IN_MEMORY, spilling
+from pdi2.core.engines.statement_settings import CONSISTENT, IN_MEMORY, spilling
 from stories import ALICE
 
 from demo.schema import Table

@@ -7,7 +7,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -16,61 +15,20 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, Error
 
 from pdi2 import sql
-from pdi2.core.engines.exactness import LATE, OF_TABLES, USUAL, WHOLE, Setting, suffices
+from pdi2.core.engines.exactness import LATE, OF_TABLES, WHOLE, Setting
 from pdi2.core.engines.failures import describe
+from pdi2.core.engines.measuring import Cost, measured
+from pdi2.core.engines.statement_settings import REMOVING, sent
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1
-PRIORITY = 10
-"""Runs after all statements of a higher priority. 1 is the highest; 0 means no priority."""
-THREADS = 2
-"""Threads per statement. Each thread takes memory, so the number of the server's cores must not decide how many."""
-CONSISTENT = {
-    "insert_quorum_timeout": 20_000,
-    "insert_quorum_parallel": 1,
-    "select_sequential_consistency": 0,
-    "insert_deduplicate": 0,
-    "deduplicate_insert": "disable",
-    "deduplicate_insert_select": "disable",
-    "async_insert": 0,
-    "max_parallel_replicas": 1,
-}
-"""Together with Warehouse.quorum: an insert is acknowledged once most replicas have it, and is written even if it
-repeats an earlier one; a single replica answers a SELECT. Most of this matters for replicated tables only.
-docs/clusters.md gives the reason for each setting."""
-LONGEST_STATEMENT = 1 << 24
-"""In bytes. ClickHouse's default of 256 KB is less than the ids that go into one statement."""
-IN_MEMORY = {"max_bytes_before_external_group_by": 0, "max_bytes_ratio_before_external_group_by": 0}
-"""The GROUP BY of ClickHouse 26.8 and later may crash the server if it spills to disk and meets a memory limit."""
 INSERT = re.compile(r"^INSERT INTO", re.MULTILINE)
 DELETE = re.compile(r"^DELETE FROM (\w+)$", re.MULTILINE)
-REMOVING = {"lightweight_deletes_sync": 0, "mutations_sync": 0, "lightweight_delete_mode": "alter_update"}
-"""A DELETE runs as a mutation in the background. A server that does not know the first setting waits for the mutation
-anyway."""
 RUNNING_TWICE = (216, 373)
 """The same statement, or another one of the session, is still running."""
 LOOKS = 8
 """How many new connections are opened to see which servers they lead to."""
 TELL_EVERY_SECONDS = 20.0
-SMALLEST_PEAK = 1_000_000
-"""In bytes. A lower figure means that the statement had not begun to work when it was looked at."""
-
-
-@dataclass
-class Cost:
-    """What a series of statements took; peak_memory in bytes, None if they were too quick to be seen."""
-
-    seconds: float = 0.0
-    peak_memory: int | None = None
-
-
-def spilling(memory: int) -> dict[str, int]:
-    """Settings for a GROUP BY that spills to disk above half of `memory` bytes, by the algorithm before 26.8.
-
-    Above two thirds of it, two threads that enlarge their hash tables at the same time could exceed `memory`.
-    """
-    return {"max_bytes_before_external_group_by": memory // 2, "enable_adaptive_aggregator": 0}
 
 
 @contextmanager
@@ -218,32 +176,9 @@ class Warehouse(AbstractContextManager["Warehouse"]):
                 found.add(str(self._client.command(text)))
         return found
 
-    @contextmanager
-    def measured(self) -> Iterator[Cost]:
+    def measured(self) -> AbstractContextManager[Cost]:
         """Measures this client's statements; the figures are complete when the block ends."""
-        cost = Cost()
-        done = threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(cost, done), daemon=True)
-        watcher.start()
-        started = time.monotonic()
-        try:
-            yield cost
-        finally:
-            cost.seconds = time.monotonic() - started
-            done.set()
-            watcher.join()
-
-    def _watch(self, cost: Cost, done: threading.Event) -> None:
-        """Reads system.processes with a second client, because chDB shows a statement's memory nowhere else."""
-        try:
-            with self._connect() as client:
-                while not done.wait(POLL_SECONDS):
-                    seen = client.query(sql.clickhouse("peak_memory"), parameters={"log_comment": self._comment})
-                    peak = max((row[0] for row in seen.result_rows), default=0)  # a profile's filter may leave no row
-                    if peak > SMALLEST_PEAK:
-                        cost.peak_memory = max(cost.peak_memory or 0, peak + self.set_aside)
-        except ClickHouseError as error:  # if the work fails too, its own statement says so
-            log.info("The memory of the statements is not measured further: %s", describe(error))
+        return measured(self._connect, self._comment, lambda: self.set_aside)
 
     def kill(self) -> None:
         """Ends whatever this client is still running. May be called from any thread or signal handler."""
@@ -277,27 +212,8 @@ class Warehouse(AbstractContextManager["Warehouse"]):
         return client
 
     def sent(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The settings of a statement, with `more`, as far as this server knows them.
-
-        The settings in WHOLE are always sent, the others only if the server's own value would not do.
-        """
-        chosen = {
-            **WHOLE,
-            **USUAL,
-            **CONSISTENT,
-            "insert_quorum": self.quorum,
-            **IN_MEMORY,
-            "max_memory_usage": self.memory_left,
-            "priority": PRIORITY,
-            "max_threads": THREADS,
-            "max_query_size": LONGEST_STATEMENT,
-            **(more or {}),
-        }
-        return {
-            name: value
-            for name, value in chosen.items()
-            if name in self.known and (name in WHOLE or not suffices(name, self.known[name], value))
-        }
+        """The settings of a statement, with `more`, as far as this server knows and needs them."""
+        return sent(self.known, {"insert_quorum": self.quorum, "max_memory_usage": self.memory_left, **(more or {})})
 
     def _settings(self, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
         return {

@@ -10,8 +10,9 @@ from pdi2.core.cluster.ours import SYNC_SECONDS, SYNTAX
 from pdi2.core.cluster.pressure import disks_of_new, kept_free
 from pdi2.core.copy.copying import LEAST_MEMORY
 from pdi2.core.copy.pieces import DECIDING, Budget
-from pdi2.core.engines.clickhouse import REMOVING, Warehouse, spilling
+from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.exactness import refusals
+from pdi2.core.engines.statement_settings import REMOVING, spilling
 from pdi2.core.plan import cluster_checks
 from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE
 

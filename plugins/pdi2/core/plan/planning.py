@@ -13,7 +13,8 @@ from psycopg import Connection
 from pdi2.core.copy.copying import SLICE_SECONDS
 from pdi2.core.copy.pieces import Budget
 from pdi2.core.engines import postgres
-from pdi2.core.engines.clickhouse import Cost, Warehouse
+from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.measuring import Cost
 from pdi2.core.state.ledger import Ledger, TeamStatus
 from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import SMALL_ROWS, TEAMS_AT_ONCE, Slice, cut, named

@@ -16,8 +16,8 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from pdi2.core.engines import postgres
-from pdi2.core.engines.clickhouse import Cost
 from pdi2.core.engines.failures import MigrationError
+from pdi2.core.engines.measuring import Cost
 from pdi2.core.state.slices import Slice
 
 T = TypeVar("T")

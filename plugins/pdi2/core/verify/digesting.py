@@ -16,8 +16,9 @@ from psycopg import Connection, ServerCursor
 from pdi2 import sql
 from pdi2.core.cluster.pressure import TELL_EVERY_SECONDS
 from pdi2.core.engines import postgres
-from pdi2.core.engines.clickhouse import Warehouse, spilling
+from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import Reaction, is_time_limit, reaction
+from pdi2.core.engines.statement_settings import spilling
 from pdi2.core.state.slices import FEWEST_ROWS, Slice, Teams, aggregated_at_once, cut, join
 from pdi2.core.verify.comparing import Key
 
