@@ -119,6 +119,16 @@ def test_a_role_with_the_settings_of_an_application_migrates(
     assert {task.try_number for task in run.get_task_instances()} <= {0, 1}, "nothing was tried again"
 
 
+def test_a_database_whose_tables_are_all_published_migrates(system: System, seeded: Seeded) -> None:
+    """As Debezium does it. Such a publication forbids updates of a table without an identity."""
+    system.ledger().create()
+    system.postgres.execute("ALTER TABLE pdi2_migration.finding REPLICA IDENTITY DEFAULT")  # an earlier release's
+    system.postgres.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+    system.postgres.execute(f"DELETE FROM posthog_persondistinctid WHERE team_id = {seeded.team_ids[0]} AND id % 7 = 0")
+
+    assert migrates(system)
+
+
 def test_a_session_has_the_limits_of_this_project(system: System) -> None:
     system.postgres.execute(f"ALTER DATABASE {system.database} SET statement_timeout = '1min'")
     system.postgres.execute(f"ALTER DATABASE {system.database} SET default_transaction_isolation = 'serializable'")

@@ -1,6 +1,7 @@
 -- Whether the ledger has the newest parts of what ledger_create.sql creates.
 SELECT to_regclass('pdi2_migration.event') IS NOT NULL
    AND to_regclass('pdi2_migration.finding_identity_by_id') IS NOT NULL
+   AND (SELECT relreplident FROM pg_class WHERE oid = to_regclass('pdi2_migration.finding')) = 'f'
    AND to_regclass('pdi2_migration.certificate') IS NOT NULL
    AND count(*) = 7
 FROM pg_attribute
