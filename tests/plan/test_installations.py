@@ -4,6 +4,7 @@ Facts about PostHog are from its branches 1.31 to 1.33 (docs/installations.md na
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -127,6 +128,61 @@ def test_a_database_whose_tables_are_all_published_migrates(system: System, seed
     system.postgres.execute(f"DELETE FROM posthog_persondistinctid WHERE team_id = {seeded.team_ids[0]} AND id % 7 = 0")
 
     assert migrates(system)
+
+
+REFUSALS = {
+    "an event trigger": (
+        """
+        CREATE TABLE awsdms_ddl_audit (tag text);
+        CREATE FUNCTION awsdms_intercept_ddl() RETURNS event_trigger LANGUAGE plpgsql
+        AS $$ BEGIN INSERT INTO awsdms_ddl_audit VALUES (tg_tag); END $$;
+        CREATE EVENT TRIGGER awsdms_intercept_ddl ON ddl_command_end EXECUTE FUNCTION awsdms_intercept_ddl();
+        REVOKE ALL ON awsdms_ddl_audit FROM application
+        """,
+        "permission denied for table awsdms_ddl_audit .*function awsdms_intercept_ddl()",
+    ),
+    "a trigger": (
+        """
+        CREATE FUNCTION keep_author() RETURNS trigger LANGUAGE plpgsql
+        AS $$ BEGIN RAISE 'app.author is not set'; END $$;
+        CREATE TRIGGER keep_author BEFORE UPDATE ON posthog_asyncmigration
+        FOR EACH ROW EXECUTE FUNCTION keep_author()
+        """,
+        "app.author is not set .*function keep_author()",
+    ),
+    "a column of a later release": (
+        "TRUNCATE posthog_asyncmigration CASCADE; ALTER TABLE posthog_asyncmigration ADD parameters jsonb NOT NULL",
+        'null value in column "parameters"',
+    ),
+}
+
+
+@pytest.mark.parametrize(("made", "told_of"), REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_write_that_postgres_would_refuse_is_one_line_of_preflight(
+    system: System,
+    told: Callable[[], list[str]],
+    postgres_server: embedded.Postgres,
+    monkeypatch: pytest.MonkeyPatch,
+    made: str,
+    told_of: str,
+) -> None:
+    """The event trigger is that of AWS's Database Migration Service."""
+    two_ids_each(system, TEAM)
+    role = f"application_{uuid4().hex}"
+    system.postgres.execute(
+        f"CREATE ROLE {role} LOGIN; GRANT CREATE ON DATABASE {system.database} TO {role};"
+        f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role};"
+        f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO {role}"
+    )
+    system.postgres.execute(made.replace("application", role))
+    connect_as(monkeypatch, postgres_server, system.database, login=role)
+
+    assert refused(system)
+    [line] = told()
+    assert re.search(f"Postgres refuses what this migration would write.*{told_of}", line)
+    assert system.run(dry_run=True).state == "success", "a dry run writes nothing"
+    system.postgres.execute("DROP EVENT TRIGGER IF EXISTS awsdms_intercept_ddl")
+    system.postgres.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
 
 
 def test_a_session_has_the_limits_of_this_project(system: System) -> None:

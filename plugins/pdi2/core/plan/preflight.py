@@ -5,11 +5,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+import psycopg
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from psycopg import Connection
 
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, describe, reaction
+from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, describe, reaction, visible
 from pdi2.core.plan import clickhouse_checks, cluster_checks, mutations, postgres_checks
 from pdi2.core.plan.planning import rows_by_team
 from pdi2.core.state.ledger import TRIAL_PASSED, Ledger, TeamStatus
@@ -105,6 +106,8 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
         raise PreflightError(problems)
     if not try_lock(ledger):  # held for this statement alone
         raise BusyError(AT_WORK + held_by(ledger))
+    if not settings.dry_run and (refused := _refused_writes(ledger)):
+        raise PreflightError(refused)
     notes = _notes(ledger, warehouse, settings)
     if settings.dry_run:
         return Preflight(Verdict.PLAN_ONLY, "\n".join(["All checks passed. Dry run: only the plan follows.", *notes]))
@@ -183,6 +186,25 @@ def _switch_problems(ledger: Ledger) -> list[str]:
             'table lacks what came since. Set PERSON_DISTINCT_ID_WRITES to "both" and see docs/runbook.md.'
         )
     return problems
+
+
+def _refused_writes(ledger: Ledger) -> list[str]:
+    """Why Postgres would refuse what the run writes, for reasons that no catalogue tells: triggers, event triggers,
+    tablespaces, columns that we do not know. So the writes are tried, and taken back."""
+    try:
+        with ledger.connection.transaction(force_rollback=True):
+            ledger.create()
+            Switches(ledger.connection).try_out()
+    except psycopg.Error as error:
+        if reaction(error) is not Reaction.FAIL:
+            raise
+        where = visible("; ".join((error.diag.context or "").splitlines()))
+        return [
+            f"Postgres refuses what this migration would write, as a trial that was taken back has shown: "
+            f"{describe(error)}{f' ({where})' if where else ''}. Remove the cause: a right that the Postgres role, a "
+            "trigger or an event trigger lacks, or a column that this project does not know."
+        ]
+    return []
 
 
 def _rows_copied(ledger: Ledger) -> int:

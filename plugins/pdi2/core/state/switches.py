@@ -96,6 +96,17 @@ class Switches:
             assert row is not None  # noqa: S101  (changed above)
             postgres.execute(self.connection, "migration_error_add", {"description": reason, "migration_id": row.id})
 
+    def try_out(self) -> None:
+        """Writes what a run may write to the application's tables, within a transaction that the caller takes back."""
+        self.create_row()
+        row = self.row()
+        assert row is not None  # noqa: S101  (created above)
+        self.set_writes("both")
+        self.change(Status(row.status), Status.STARTING, progress=0)
+        self.fail(Status.STARTING, "a trial")
+        self.change(Status.ERRORED, Status.COMPLETED_SUCCESSFULLY, progress=100)
+        self.set_reads("new")
+
     def left_by_us(self, row: MigrationRow) -> bool:
         """Whether the row is as a run of this project left it: Starting, or Errored by its report."""
         what, since = {
