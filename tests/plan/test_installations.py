@@ -307,6 +307,42 @@ def test_a_standby_is_one_line_of_preflight(
     assert "at the primary" in line
 
 
+def test_a_logical_replica_is_one_line_of_preflight(
+    system: System, seeded: Seeded, monkeypatch: pytest.MonkeyPatch, told: Callable[[], list[str]]
+) -> None:
+    """It is no standby and takes writes, but the application would not see them, and its rows may be out of date."""
+    database, replica = (f"story_{next(DATABASE_NUMBERS)}" for _ in range(2))
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
+        embedded.running(Path(directory) / "data") as server,
+    ):
+        for one in (database, replica):
+            server.create_database(one)
+            with server.connect(one) as connection:
+                schema.create_postgres(connection)
+                connection.execute("ALTER SYSTEM SET wal_level = logical")
+        server.stop()
+        server.start()
+        with server.connect(database) as application, server.connect(replica) as connection:
+            application.execute("CREATE PUBLICATION everything FOR ALL TABLES")
+            application.execute("SELECT pg_create_logical_replication_slot('copied', 'pgoutput')")
+            connection.execute(
+                f"CREATE SUBSCRIPTION copied CONNECTION '{server.uri(database)}' PUBLICATION everything "
+                "WITH (create_slot = false)"
+            )
+            connect_as(monkeypatch, server, replica)
+
+            assert refused(system)
+            assert system.run(dry_run=True).state == "success", "the plan can be had from a replica"
+            connection.execute("CREATE ROLE reader; SET ROLE reader")
+            assert len(postgres_checks.read_only(connection)) == 1
+            connection.execute("RESET ROLE; ALTER SUBSCRIPTION copied DISABLE")
+            assert postgres_checks.read_only(connection) == [], "left from an upgrade"
+
+    [line] = told()
+    assert "Postgres is a logical replica (the subscription copied fills posthog_persondistinctid)" in line
+
+
 @pytest.mark.parametrize("opened", [connections.opened, audit.looking])
 def test_no_task_works_by_what_a_standby_says(system: System, monkeypatch: pytest.MonkeyPatch, opened: Any) -> None:
     """A failover in the middle of a run makes the primary a standby, and what lags behind there would be repaired."""

@@ -50,8 +50,8 @@ def server_problems(connection: Connection[Any]) -> list[str]:
 
 
 def read_only(connection: Connection[Any]) -> list[str]:
-    """Why nothing can be written."""
-    standby, read_only = postgres.execute(connection, "writable").fetchone() or (False, False)
+    """Why nothing can be written, or nothing that the application would see."""
+    standby, read_only, subscription = postgres.execute(connection, "writable").fetchone() or (False, False, None)
     if standby:
         return [
             "Postgres is a standby (a read replica), which takes no writes, and the migration writes its ledger and "
@@ -62,6 +62,13 @@ def read_only(connection: Connection[Any]) -> list[str]:
             "Postgres gives this role read-only transactions (default_transaction_read_only is on), and the migration "
             "writes its ledger and the migration row. Find out why (some services do so when the disk is full), then "
             "ALTER ROLE, or DATABASE if it is set there, SET default_transaction_read_only = off."
+        ]
+    if subscription:
+        return [
+            f"Postgres is a logical replica (the subscription {subscription} fills posthog_persondistinctid), so the "
+            "application would not see a switch that is made here. Point the Airflow connection posthog_postgres at "
+            "the application's own database. If this is that database, and an old one fed it: ALTER SUBSCRIPTION "
+            f"{subscription} DISABLE."
         ]
     return []
 
