@@ -198,15 +198,22 @@ def test_a_ttl_that_would_delete_copied_rows_is_reported(system: System, stateme
 POSTGRES_FAULTS = {
     "no mapping": (
         ["DROP TABLE posthog_persondistinctid"],
-        "Postgres has no table posthog_persondistinctid. Point the connection posthog_postgres",
+        "Postgres has no table posthog_persondistinctid, or only a view or a foreign table. Point the connection posthog_postgres",
+    ),
+    "a view of the mapping": (
+        [
+            "ALTER TABLE posthog_persondistinctid RENAME TO mapping",
+            "CREATE VIEW posthog_persondistinctid AS SELECT * FROM mapping",
+        ],
+        "Postgres has no table posthog_persondistinctid, or only a view",
     ),
     "no migration table": (
         ["DROP TABLE posthog_asyncmigration CASCADE"],
-        "Postgres has no table posthog_asyncmigration. Point",
+        "Postgres has no table posthog_asyncmigration, or",
     ),
     "no error table": (
         ["DROP TABLE posthog_asyncmigrationerror"],
-        "Postgres has no table posthog_asyncmigrationerror. Point",
+        "Postgres has no table posthog_asyncmigrationerror, or",
     ),
     "no version": (
         ["ALTER TABLE posthog_persondistinctid DROP COLUMN version"],

@@ -84,7 +84,7 @@ def application_problems(connection: Connection[Any]) -> list[str]:
             continue
         if table not in found:
             problems.append(
-                f"Postgres has no table {table}. Point the connection posthog_postgres at the application's own "
+                f"Postgres has no table {table}, or only a view or a foreign table. Point the connection posthog_postgres at the application's own "
                 "database, or upgrade PostHog to 1.33 if it is older than 1.32."
             )
         elif missing := sorted(columns - set(found[table])):
