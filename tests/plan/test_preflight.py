@@ -198,7 +198,7 @@ def test_a_ttl_that_would_delete_copied_rows_is_reported(system: System, stateme
 POSTGRES_FAULTS = {
     "no mapping": (
         ["DROP TABLE posthog_persondistinctid"],
-        "Postgres has no table posthog_persondistinctid, or only a view or a foreign table. Point the connection posthog_postgres",
+        "Postgres has no table posthog_persondistinctid, or only a view or a foreign table. Point the connection",
     ),
     "a view of the mapping": (
         [
@@ -230,6 +230,10 @@ POSTGRES_FAULTS = {
     "no setting value": (
         ["ALTER TABLE posthog_instancesetting DROP COLUMN raw_value"],
         "Postgres table posthog_instancesetting has no column raw_value. Upgrade PostHog",
+    ),
+    "a setting without quotes": (
+        ["UPDATE posthog_instancesetting SET raw_value = 'both' WHERE key LIKE '%WRITES'"],
+        'is no JSON: Token "both" is invalid. PostHog cannot read it either',
     ),
     "running": (["UPDATE posthog_asyncmigration SET status = 1"], "PostHog's own runner is running"),
     "starting": (

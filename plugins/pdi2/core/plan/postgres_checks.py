@@ -3,10 +3,11 @@
 from collections.abc import Set
 from typing import Any
 
+import psycopg
 from psycopg import Connection
 
 from pdi2.core.engines import postgres
-from pdi2.core.state.switches import Switches
+from pdi2.core.state.switches import READS, WRITES, Switches
 
 OLDEST_POSTGRES = 110000
 
@@ -75,7 +76,8 @@ def read_only(connection: Connection[Any]) -> list[str]:
 
 def application_problems(connection: Connection[Any]) -> list[str]:
     wanted = dict(APPLICATION_COLUMNS)
-    if Switches(connection).has_settings:
+    switches = Switches(connection)
+    if switches.has_settings:
         wanted |= SETTING_COLUMNS
     found = dict(postgres.execute(connection, "columns", {"tables": list(wanted)}).fetchall())
     elsewhere, problems = ([], []) if found else _elsewhere(connection, wanted.keys())
@@ -84,14 +86,27 @@ def application_problems(connection: Connection[Any]) -> list[str]:
             continue
         if table not in found:
             problems.append(
-                f"Postgres has no table {table}, or only a view or a foreign table. Point the connection posthog_postgres at the application's own "
-                "database, or upgrade PostHog to 1.33 if it is older than 1.32."
+                f"Postgres has no table {table}, or only a view or a foreign table. Point the connection "
+                "posthog_postgres at the application's own database, or upgrade PostHog to 1.33 if it is older than "
+                "1.32."
             )
         elif missing := sorted(columns - set(found[table])):
             problems.append(
                 f"Postgres table {table} has no column {', '.join(missing)}. Upgrade PostHog to 1.33 or later first."
             )
-    return problems
+    return problems or setting_problems(switches)
+
+
+def setting_problems(switches: Switches) -> list[str]:
+    """Why the application's settings cannot be read."""
+    try:
+        switches.writes(), switches.reads()
+    except psycopg.errors.InvalidTextRepresentation as error:
+        return [
+            f"A setting of posthog_instancesetting, {WRITES} or {READS}, is no JSON: {error.diag.message_detail} "
+            'PostHog cannot read it either. Set its raw_value to "old", "both" or "new", with these quotes.'
+        ]
+    return []
 
 
 def tombstone_problems(connection: Connection[Any]) -> list[str]:
