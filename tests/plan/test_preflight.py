@@ -9,8 +9,10 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from clickhouse_connect.driver.exceptions import DatabaseError
 from conftest import System
 from pdi2.core.engines import postgres
+from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, Reaction, reaction
 from pdi2.core.plan import clickhouse_checks
 from pdi2.core.plan.postgres_checks import APPLICATION_COLUMNS, PRIVILEGES, SETTING_COLUMNS
@@ -159,6 +161,31 @@ def test_a_fault_of_clickhouse_is_reported(system: System, statements: list[str]
 
 NEW = "ALTER TABLE person_distinct_id2"
 DELETES = "has a TTL that deletes rows"
+
+
+class Ungranted(Warehouse):
+    """ClickHouse's server shows few system tables without a grant (select_from_system_db_requires_grant, which its own
+    config.xml sets). The embedded engine shows them to everybody, so the refusal is the server's in words alone."""
+
+    def rows(self, name: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        if name == "pressure":  # it reads system.metrics
+            raise DatabaseError("Not enough privileges: SELECT(value, metric) ON system.metrics", code=497)
+        return super().rows(name, *arguments)
+
+
+def test_a_system_table_that_was_not_granted_is_reported_with_what_else_is_wrong(system: System) -> None:
+    two_ids_each(system, TEAM)
+    with (
+        Ungranted(system.client, "preflight", Settings().max_memory_usage) as warehouse,
+        pytest.raises(PreflightError) as told,
+    ):
+        check(system.ledger(), warehouse, Settings(team_ids=(99,)), [])
+    of_team, ungranted = told.value.problems
+    assert "team 99" in of_team
+    assert "SELECT(value, metric) ON system.metrics" in ungranted
+    assert "Grant what docs/runbook.md lists." in ungranted
+
+
 TTLS = {
     "deletes": (f"{NEW} MODIFY TTL _timestamp + INTERVAL 90 DAY", DELETES),
     "deletes, in words": (f"{NEW} MODIFY TTL toDate(_timestamp) + INTERVAL 1 YEAR DELETE", DELETES),

@@ -9,6 +9,7 @@ import psycopg
 from clickhouse_connect.driver.exceptions import ClickHouseError
 from psycopg import Connection
 
+from pdi2.core.cluster import pressure
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, describe, reaction, visible
 from pdi2.core.plan import clickhouse_checks, cluster_checks, mutations, postgres_checks
@@ -76,9 +77,24 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     Raises PreflightError with all problems, or BusyError if another run or a mutation of the new table is running.
     """
     problems = list(found)
+    try:
+        return _checked(ledger, warehouse, settings, problems)
+    except ClickHouseError as error:
+        if reaction(error) is not Reaction.FAIL:
+            raise
+        problems.append(
+            f"ClickHouse does not let this user read its tables: {describe(error)}. Grant what docs/runbook.md lists."
+        )
+        raise PreflightError(problems) from error
+
+
+def _checked(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings, problems: list[str]) -> Preflight:
+    """Adds to `problems`, which already has those of connecting."""
+    unreached = bool(problems)
     unwritable: list[str] = []
     if warehouse and (forbidden := clickhouse_checks.profile_problems(warehouse, settings.max_memory_usage)):
-        problems, warehouse = problems + forbidden, None
+        problems += forbidden
+        warehouse = None
     if warehouse:
         problems += (tables := clickhouse_checks.table_problems(warehouse))
         if not tables:
@@ -90,7 +106,7 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
         problems += (application := postgres_checks.application_problems(ledger.connection))
         problems += (privileges := postgres_checks.privilege_problems(ledger.connection))
         problems += (hidden := postgres_checks.row_security_problems(ledger.connection)).values()
-    if not ledger or not warehouse or found or application or privileges or SWITCH_TABLES & hidden.keys():
+    if not ledger or not warehouse or unreached or application or privileges or SWITCH_TABLES & hidden.keys():
         raise PreflightError(problems)
     ended = _already_ended(ledger, warehouse, settings)
     if ended and (ended.verdict is Verdict.NOTHING or not (unwritable or hidden)):
@@ -100,6 +116,8 @@ def check(ledger: Ledger | None, warehouse: Warehouse | None, settings: Settings
     if not tables:
         problems += _team_problems(ledger.connection, warehouse, settings)
         problems += clickhouse_checks.disk_problems(warehouse, _rows_copied(ledger))
+        if not settings.dry_run:
+            pressure.look(warehouse)  # whatever it says: a grant that the copy would lack shows here
     problems += postgres_checks.tombstone_problems(ledger.connection)
     problems += _switch_problems(ledger)
     if problems:
@@ -214,14 +232,7 @@ def _rows_copied(ledger: Ledger) -> int:
 
 
 def _team_problems(connection: Connection[Any], warehouse: Warehouse, settings: Settings) -> list[str]:
-    try:
-        known = rows_by_team(connection, warehouse)
-    except ClickHouseError as error:
-        if reaction(error) is not Reaction.FAIL:
-            raise
-        return [
-            f"ClickHouse does not let this user read its tables: {describe(error)}. Grant what docs/runbook.md lists."
-        ]
+    known = rows_by_team(connection, warehouse)
     return [
         f"team_ids names team {team_id}, which has no row in ClickHouse or Postgres. Trigger the run again without it."
         for team_id in settings.team_ids or ()
