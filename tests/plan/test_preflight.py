@@ -144,6 +144,10 @@ CLICKHOUSE_FAULTS = {
         ["ALTER TABLE person_distinct_id MODIFY COLUMN _offset String"],
         "Column _offset of ClickHouse table person_distinct_id is String, not UInt64",
     ),
+    "finer times": (  # a repair would be stamped in 1970
+        ["ALTER TABLE person_distinct_id2 MODIFY COLUMN _timestamp DateTime64(3)"],
+        "Column _timestamp of ClickHouse table person_distinct_id2 is DateTime64(3), not DateTime",
+    ),
     "nullable column": (
         ["ALTER TABLE person_distinct_id MODIFY COLUMN _timestamp Nullable(DateTime)"],
         "Column _timestamp of ClickHouse table person_distinct_id is Nullable(DateTime), not DateTime",
@@ -161,6 +165,12 @@ def test_a_fault_of_clickhouse_is_reported(system: System, statements: list[str]
 
 NEW = "ALTER TABLE person_distinct_id2"
 DELETES = "has a TTL that deletes rows"
+
+
+def test_times_in_a_zone_of_their_own_are_as_good(system: System) -> None:
+    for table in schema.Table:
+        system.clickhouse.command(f"ALTER TABLE {table} MODIFY COLUMN _timestamp DateTime('Europe/Berlin')")
+    assert look(system).verdict is Verdict.MIGRATE
 
 
 class Ungranted(Warehouse):
