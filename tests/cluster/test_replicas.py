@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import clickhouse_connect
@@ -137,6 +139,34 @@ def test_a_replica_that_is_registered_and_gone_holds_the_switch_up(
         replicated.clickhouse.command(f"SYSTEM DROP REPLICA 'r3-01' FROM TABLE {table}")
     gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
     assert replicated.switches()["reads"] == "new"
+
+
+def test_a_replica_that_is_away_with_everything_holds_the_switch_up_too(
+    replicated: ReplicatedSystem, proven: Ledger
+) -> None:
+    """Its disk may be older once it is back. ClickHouse fetches what is gone, and answers readers meanwhile."""
+    third = replicated.replicas[2]
+    prove(replicated, proven)
+    third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    where = "SELECT arrayJoin(data_paths) FROM system.tables WHERE database = currentDatabase() AND name = "
+    directory = Path(str(third.command(f"{where}'{Table.NEW}'")))
+    third.command(f"DETACH TABLE {Table.NEW}")
+    for part in directory.glob("all_*"):
+        shutil.rmtree(part)
+    with pytest.raises(WaitError, match="r3-01 .* had what .*, but its disk .*, and is away: .*DROP REPLICA 'r3-01'"):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+
+    replicated.server.exchange(refuse=True)
+    third.command(f"ATTACH TABLE {Table.NEW}")
+    assert ids_on(third) == 0
+    with pytest.raises(WaitError, match="r3-01 .* lacks . parts? of what is copied"):
+        gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["reads"] == "old"
+
+    replicated.server.exchange(refuse=False)
+    third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    assert ids_on(third) == 2
 
 
 def test_a_table_that_somebody_detaches_at_the_switch_lets_no_replica_pass(

@@ -5,7 +5,7 @@ clickhouse.py.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,17 +53,37 @@ def survey(warehouse: Warehouse) -> list[dict[str, Any]]:
 def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
     """Waits until every replica has all the parts of the new table that ours has now; returns the replicas.
 
-    Every replica counts, because a reader may ask any of them, and one that is away now may come back. The list is
-    empty if the table is not replicated. Raises WaitError if the wait is long, ReplicaError if it is too long.
+    Every replica counts, because a reader may ask any of them, and one that is away now may come back: with an older
+    disk perhaps, which Keeper does not know. The list is empty if the table is not replicated. Raises WaitError if the
+    wait is long, ReplicaError if it is too long.
 
     If a failover has led us to another replica meanwhile, what was verified may be lost: see `follow`.
     """
     catch_up(warehouse, [NEW_TABLE])
     follow(ledger, warehouse)
+    since = _waits_since(ledger) or time.time()
+    try:
+        found = once_everywhere(
+            warehouse, "The switch", lambda _, reason: ledger.record(SWITCH_WAITS, reason=reason, since=since)
+        )
+    except WaitError as wait:
+        if time.time() - since > PATIENCE_SECONDS:
+            end_wait(ledger)
+            raise ReplicaError(
+                "The switch was given up, because some replica lacks what is copied and verified, or is away. "
+                f"{wait} Reads stay on the old table. Repair the replica and trigger the run again: only the switch is "
+                "left."
+            ) from wait
+        raise
+    end_wait(ledger)
+    return [asdict(one) for one in found]
+
+
+def once_everywhere(warehouse: Warehouse, what: str, record: Callable[..., None]) -> list[Replica]:
+    """Returns the replicas once each of them has all the parts of the new table that ours has now."""
     is_replicated = any(replicated for *_, replicated in warehouse.rows("new_table"))
     parts = parts_of(warehouse)
     found: list[Replica] = []
-    since = _waits_since(ledger) or time.time()
 
     def look() -> str | None:
         found.clear()
@@ -72,20 +92,10 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
             return AWAY
         for state in ours:
             found.extend(_look(warehouse, state, parts, or_wait=True))
-        return " ".join(_lag(one) for one in found if one.lacks != 0) or None
+        return " ".join(_lag(one) for one in found if one.lacks != 0 or not one.active) or None
 
-    try:
-        patiently(look, "The switch", lambda _, reason: ledger.record(SWITCH_WAITS, reason=reason, since=since))
-    except WaitError as wait:
-        if time.time() - since > PATIENCE_SECONDS:
-            end_wait(ledger)
-            raise ReplicaError(
-                f"The switch was given up, because some replica lacks what is copied and verified. {wait} Reads stay "
-                "on the old table. Repair the replica and trigger the run again: only the switch is left."
-            ) from wait
-        raise
-    end_wait(ledger)
-    return [asdict(one) for one in found]
+    patiently(look, what, record)
+    return found
 
 
 def end_wait(ledger: Ledger) -> None:
@@ -185,10 +195,12 @@ def _lag(replica: Replica) -> str:
     of = f"replica {replica.name} of ClickHouse table {NEW_TABLE}"
     if replica.here:
         return f"{of} has no session with Keeper."
-    lacks = f"lacks {counted(replica.lacks, 'part')}" if replica.lacks else "may lack some part"
+    lacks = "may lack some part" if replica.lacks is None else f"lacks {counted(replica.lacks, 'part')}"
     lacks = f"{of} {lacks} of what is copied and verified"
     if replica.active:
         return f"{lacks}, and its readers would miss ids. See system.replication_queue there."
+    if replica.lacks == 0:
+        lacks = f"{of} had what is copied and verified, but its disk may have lost some of it"
     return (
         f"{lacks}, and is away: once back, its readers would miss ids. Start it, or if it is gone for good: "
         f"SYSTEM DROP REPLICA '{replica.name}' FROM TABLE {NEW_TABLE}, and the same for {OLD_TABLE}."
