@@ -24,7 +24,7 @@ from pdi2.core.plan.clickhouse_checks import table_problems
 from pdi2.core.report import certificate, watching
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
-from pdi2.core.switch import gate
+from pdi2.core.switch import gate, old_writes
 from pdi2.core.verify.verifying import verify_team
 from stories import (
     ALICE,
@@ -167,6 +167,32 @@ def test_a_replica_that_is_away_with_everything_holds_the_switch_up_too(
     third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
     gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
     assert ids_on(third) == 2
+
+
+def test_old_writes_go_on_while_some_replica_lacks_what_came_since_the_switch(
+    replicated: ReplicatedSystem, proven: Ledger
+) -> None:
+    """Its readers get wrong answers, and after old writes there is no way back."""
+    third = replicated.replicas[2]
+    prove(replicated, proven)
+    third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    insert_new(replicated, ALICE, 0, "since the switch")
+
+    for _ in range(2):
+        with pytest.raises(WaitError, match="The end of old writes has waited .*: replica r3-01 .* lacks 1 part"):
+            old_writes.stop_old_writes(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["writes"] == "both"
+    [(reason,)] = replicated.postgres.execute(
+        "SELECT detail ->> 'reason' FROM pdi2_migration.event WHERE what = 'old_writes_put_off'"
+    ).fetchall()
+    assert re.fullmatch("replica r3-01 .* So old writes go on, and a rollback stays possible.", reason)
+
+    third.command(f"SYSTEM START FETCHES {Table.NEW}")
+    third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    old_writes.stop_old_writes(proven, replicated.warehouse(), NO_WAIT)
+    assert replicated.switches()["writes"] == "new"
 
 
 def test_a_table_that_somebody_detaches_at_the_switch_lets_no_replica_pass(

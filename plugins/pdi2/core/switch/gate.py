@@ -201,11 +201,16 @@ def _wait_for_mutations(ledger: Ledger, warehouse: Warehouse) -> None:
 
 
 def wait_if(ledger: Ledger, reason: str | None, what: str = PUT_OFF) -> None:
-    """Raises WaitError if there is a reason to wait. Records when the reason changes, and when it has gone."""
-    if reason != (ledger.latest_of_run(what) or {}).get("reason"):
-        ledger.record(what, reason=reason)
+    """Raises WaitError if there is a reason to wait."""
+    note(ledger, reason, what)
     if reason:
         raise WaitError(reason)
+
+
+def note(ledger: Ledger, reason: str | None, what: str) -> None:
+    """Records when the reason to wait changes, and when it has gone."""
+    if reason != (ledger.latest_of_run(what) or {}).get("reason"):
+        ledger.record(what, reason=reason)
 
 
 def _check_approval(ledger: Ledger, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from datetime import datetime, timedelta
 
+from pdi2.core.cluster import replicas
 from pdi2.core.cluster.pressure import refuse_while_paused
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
@@ -10,7 +11,10 @@ from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import named
 from pdi2.core.state.switches import Status, Switches
 from pdi2.core.switch import proof
-from pdi2.core.switch.gate import CHECK, GOES_ON, GateError, refuse_trials, wait_if
+from pdi2.core.switch.gate import CHECK, GOES_ON, GateError, note, refuse_trials, wait_if
+
+PUT_OFF = "old_writes_put_off"
+OLD_GO_ON = "So old writes go on, and a rollback stays possible."
 
 
 def old_writes_end(ledger: Ledger, settings: Settings) -> datetime:
@@ -51,13 +55,16 @@ def _refuse_if_followed(ledger: Ledger) -> None:
 def stop_old_writes(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> None:
     """Stops old writes; from then on there is no way back.
 
-    Raises WaitError if the migration is paused, the new table answers wrongly or a link was missed, and GateError if
-    somebody set a setting back.
+    Raises WaitError if the migration is paused, the new table answers wrongly, some replica lacks a part of it or a
+    link was missed, and GateError if somebody set a setting back.
     """
     refuse_while_paused(ledger, "The end of old writes")
     switches = Switches(ledger.connection)
     if switches.writes() == "both":  # without settings the application ends old writes itself
-        wait_if(ledger, _why_the_way_back_is_needed(ledger, warehouse, settings), "old_writes_put_off")
+        replicas.once_everywhere(
+            warehouse, "The end of old writes", lambda _, reason: note(ledger, f"{reason} {OLD_GO_ON}", PUT_OFF)
+        )
+        wait_if(ledger, _why_the_way_back_is_needed(ledger, warehouse, settings), PUT_OFF)
     with ledger.transaction():
         ledger.hold_events()
         refuse_while_paused(ledger, "The end of old writes")
@@ -72,7 +79,7 @@ def stop_old_writes(ledger: Ledger, warehouse: Warehouse, settings: Settings) ->
 def _why_the_way_back_is_needed(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str | None:
     if missed := proof.missed(ledger, warehouse, settings):
         return (
-            f"{missed} So old writes go on, and a rollback stays possible. {CHECK} If it has lost links, trigger "
+            f"{missed} {OLD_GO_ON} {CHECK} If it has lost links, trigger "
             f'audit_person_distinct_id2 with {{"repair": true}}, which writes them. {GOES_ON}'
         )
     if wrong := ledger.with_open_findings():
