@@ -136,6 +136,8 @@ def test_an_engine_that_is_not_supported_is_reported_with_a_next_step(engine: st
         # as seen on 26.9 when ZooKeeper was frozen for some seconds, then for longer than the session
         ({"active": 0, "total": 0, "keeper_exception": "Connection loss"}, "Keeper is lost (Connection loss)"),
         ({"is_readonly": 1, "is_session_expired": 1, "active": 0, "total": 0}, "Keeper is lost. See whether Keeper is"),
+        # as seen when Keeper was restored from an older state, and the replica restarted after that
+        ({"is_readonly": 1, "active": 0}, "UNEXPECTED_DATA_PARTS, and a start with the file flags/force_restore_data"),
         # as seen when its data was gone
         ({"is_readonly": 1, "active": 0, "total": 0, "keeper_exception": "No node, path /a"}, "SYSTEM RESTORE REPLICA"),
     ],

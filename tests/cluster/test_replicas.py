@@ -392,6 +392,24 @@ def test_what_a_replica_has_yet_to_fetch_is_no_difference(replicated: Replicated
     assert not verify_team(proven, replicated.warehouse(), TEAM, NO_WAIT)
 
 
+def test_a_part_that_only_a_replica_has_that_is_away_is_waited_for_with_its_name(
+    replicated: ReplicatedSystem, proven: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three are active, which suffices for inserts."""
+    *others, third = replicated.replicas
+    for client in others:
+        client.command(f"SYSTEM STOP FETCHES {Table.OLD}")
+    third.command(f"INSERT INTO {Table.OLD} (team_id, distinct_id) VALUES ({TEAM}, 'there')")
+    third.command(f"DETACH TABLE {Table.OLD}")
+    for client in others:
+        client.command(f"SYSTEM START FETCHES {Table.OLD}")
+    with pytest.raises(WaitError, match="r1-01 .* in its queue.* Away: r3-01. Start .*SYSTEM DROP REPLICA"):
+        ours.catch_up(replicated.warehouse())
+    replicated.clickhouse.command(f"SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.OLD}")
+    monkeypatch.setattr(ours, "SYNC_SECONDS", 100)
+    ours.catch_up(replicated.warehouse())
+
+
 def test_a_fetch_that_fails_is_reported_with_its_error(replicated: ReplicatedSystem, proven: Ledger) -> None:
     replicated.server.exchange(refuse=True)
     try:

@@ -52,6 +52,11 @@ class State:
         return bool(self.is_readonly or not self.total) and not self.is_forgotten
 
     @property
+    def is_shut(self) -> bool:
+        """Whether ClickHouse, which reaches Keeper, keeps the table read-only: it is starting, or refuses to."""
+        return bool(self.is_readonly and not self.is_session_expired and self.total) and not self.is_forgotten
+
+    @property
     def is_forgotten(self) -> bool:
         """Whether Keeper can be reached but no longer has the replica's data."""
         return bool(self.is_readonly and not self.is_session_expired and "No node" in self.keeper_exception)
@@ -104,6 +109,8 @@ def _sync(warehouse: Warehouse, table: str) -> str | None:
 def _progress(warehouse: Warehouse, state: State) -> str:
     failure = state.queue_exception or _queue_failure(warehouse, state.table)
     trouble = f" Its last failure: {failure}" if failure else ""
+    if state.away:  # perhaps with the only copy of a part
+        trouble += f" {_away(state)}"
     return (
         f"replica {state.replica} of ClickHouse table {state.table} is {state.delay:,} s behind, with "
         f"{counted(state.queue, 'entry', 'entries')} in its queue.{trouble}"
@@ -160,15 +167,30 @@ def problem_of(state: State) -> str | None:
             f"Keeper has nothing of {of}, so it is read-only. Its rows are there: SYSTEM RESTORE REPLICA "
             f"{state.table} puts it back into Keeper."
         )
+    if state.is_shut:
+        return (
+            f"{of[0].upper()}{of[1:]} is read-only, though it reaches Keeper. It is still starting, or its parts are "
+            "not those that Keeper knows, as after Keeper was restored from an older state. Then ClickHouse's log "
+            "there says TOO_MANY_UNEXPECTED_DATA_PARTS, and a start with the file flags/force_restore_data puts them "
+            "aside. "
+            f"What {NEW_TABLE} lacks after that, this migration finds and writes again."
+        )
     if state.is_cut_off:
         reason = f" ({state.keeper_exception})" if state.keeper_exception else ""
         return (
-            f"The session of {of} with Keeper is lost{reason}. See whether Keeper is up and can be reached from there."
+            f"The session of {of} with Keeper is lost{reason}. See whether Keeper is up and can be reached from there. "
+            "If it can, and its data was lost or restored, restart ClickHouse there."
         )
     if state.active < (majority := state.total // 2 + 1):
         return (
             f"Of ClickHouse table {state.table} {state.active} of {state.total} replicas are active, and an insert "
-            f"waits for {majority}. Away: {', '.join(state.away)}. Start the others, or drop those that are gone for "
-            f"good (SYSTEM DROP REPLICA '...' FROM TABLE {state.table})."
+            f"waits for {majority}. {_away(state)}"
         )
     return None
+
+
+def _away(state: State) -> str:
+    return (
+        f"Away: {', '.join(state.away)}. Start the others, or drop those that are gone for good (SYSTEM DROP REPLICA "
+        f"'...' FROM TABLE {state.table})."
+    )

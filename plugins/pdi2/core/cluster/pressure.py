@@ -35,7 +35,7 @@ MOST_MEMORY = 0.9
 
 def look(warehouse: Warehouse) -> tuple[str | None, int]:
     """Why no slice should begin now (None: it may begin), and how many more parts the new table has room for."""
-    parts, delayed_at, (lag, replicas), memory, memory_limit, disks = _pressure(warehouse)
+    parts, delayed_at, ((lag, table, ours), replicas), memory, memory_limit, disks = _pressure(warehouse)
     active, total_replicas, away = replicas[0] if replicas else (0, None, b"")
     policy, free, total = disks[0] if disks else (b"", 0.0, 0.0)
     most = delayed_at or USUAL_DELAYED_AT
@@ -46,14 +46,17 @@ def look(warehouse: Warehouse) -> tuple[str | None, int]:
             f"person_distinct_id2 has {counted(parts, 'part')} in a partition, and from {most:,} on inserts are delayed"
         )
     elif total_replicas == 0:
-        reason = "its replica of person_distinct_id2 has no session with Keeper"
+        reason = (
+            f"replica {ours.decode()} of person_distinct_id2 has no session with Keeper: see whether Keeper is up and "
+            "can be reached from there"
+        )
     elif total_replicas and active < total_replicas // 2 + 1:
         reason = (
             f"{active} of {counted(total_replicas, 'replica')} of person_distinct_id2 {are(active)} active, too few "
             f"for an insert; away: {away.decode()}"
         )
     elif lag and lag > MOST_LAG_SECONDS:
-        reason = f"a replica is {lag:,} s behind"
+        reason = f"replica {ours.decode()} of {table.decode()} is {lag:,} s behind: see system.replication_queue there"
     elif policy and free <= kept_free(total):
         reason = (
             f"only {free / 1e9:.1f} GB of the disks of person_distinct_id2 are free (storage policy {policy.decode()})"

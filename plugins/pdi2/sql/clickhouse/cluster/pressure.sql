@@ -13,7 +13,7 @@ SELECT (SELECT max(parts) FROM (
             value))
         FROM system.merge_tree_settings
         WHERE name = 'parts_to_delay_insert') AS delayed_at,
-       (SELECT (max(absolute_delay), groupArrayIf(
+       (SELECT (argMax((absolute_delay, table, replica_name), absolute_delay), groupArrayIf(
                     (active_replicas, total_replicas, arrayStringConcat(
                         mapKeys(mapFilter((name, active) -> NOT active, replica_is_active)), ', ')),
                     table = 'person_distinct_id2'))
