@@ -17,7 +17,7 @@ from conftest import ReplicatedSystem
 from pdi2 import sql
 from pdi2.core.cluster import ours, pressure, replicas
 from pdi2.core.copy.copying import copy_team
-from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.clickhouse import CONSISTENT, Warehouse
 from pdi2.core.engines.failures import MigrationError, WaitError
 from pdi2.core.plan import cluster_checks
 from pdi2.core.plan.clickhouse_checks import table_problems
@@ -408,6 +408,33 @@ def test_a_part_that_only_a_replica_has_that_is_away_is_waited_for_with_its_name
     replicated.clickhouse.command(f"SYSTEM DROP REPLICA 'r3-01' FROM TABLE {Table.OLD}")
     monkeypatch.setattr(ours, "SYNC_SECONDS", 100)
     ours.catch_up(replicated.warehouse())
+
+
+def test_a_quorum_that_does_not_come_is_reported_with_the_replicas_that_lack_the_part(
+    replicated: ReplicatedSystem, proven: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ClickHouse's error 319 names none of them."""
+    monkeypatch.setitem(CONSISTENT, "insert_quorum_timeout", 1000)
+    others = replicated.replicas[1:]
+    for client in others:
+        client.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    told = "waits: ClickHouse error 319 .* replica r2-01 of .* lacks 1 part .* replica r3-01 of .* lacks 1 part"
+    with pytest.raises(WaitError, match=f"The copy of the slice of team 7 .* {told}"):
+        copy_team(proven, replicated.warehouse(), TEAM)
+    for client in others:
+        client.command(f"SYSTEM START FETCHES {Table.NEW}")
+    copy_team(proven, replicated.warehouse(), TEAM)
+
+    insert_truth(replicated, BOB, 0, "only Postgres has it")
+    for client in others:
+        client.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+        client.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    with pytest.raises(WaitError, match=f"The repair {told}"):
+        verify_team(proven, replicated.warehouse(), TEAM, NO_WAIT)
+    for client in others:
+        client.command(f"SYSTEM START FETCHES {Table.NEW}")
+    verify_team(proven, replicated.warehouse(), TEAM, NO_WAIT)
+    assert proven.team(TEAM).status == "verified"
 
 
 def test_a_fetch_that_fails_is_reported_with_its_error(replicated: ReplicatedSystem, proven: Ledger) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from clickhouse_connect.driver.exceptions import DatabaseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 
 from pdi2.core.cluster.ours import TIMED_OUT, UNREADABLE, State, catch_up, follow, states
 from pdi2.core.cluster.pressure import patiently
 from pdi2.core.engines.clickhouse import Warehouse
-from pdi2.core.engines.failures import MigrationError, WaitError
+from pdi2.core.engines.failures import MigrationError, WaitError, describe
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.slices import NEW_TABLE, OLD_TABLE
 from pdi2.core.state.words import counted
@@ -48,6 +48,16 @@ class Replica:
 def survey(warehouse: Warehouse) -> list[dict[str, Any]]:
     """What is known now about the new table's replicas; empty if the table is not replicated."""
     return [asdict(one) for state in _of_new(warehouse) for one in _look(warehouse, state, parts_of(warehouse))]
+
+
+def explained(warehouse: Warehouse, error: Exception) -> str:
+    """What ClickHouse says of a wait for other replicas that was in vain, and which replicas it waited for: it names
+    none."""
+    try:
+        found = [Replica(**one) for one in survey(warehouse)]
+    except (ClickHouseError, WaitError) as another:
+        return f"{describe(error)} Which replicas are behind is not known: {describe(another)}"
+    return " ".join([describe(error), *(_lag(one) for one in found if one.lacks != 0 or not one.active)])
 
 
 def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:

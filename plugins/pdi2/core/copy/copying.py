@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from pdi2.core.cluster.pressure import wait_while_busy
+from pdi2.core.cluster.replicas import explained
 from pdi2.core.copy import pieces
 from pdi2.core.copy.pieces import PARTS_A_RANGE, Budget
 from pdi2.core.copy.staging import Tables, hand_over, tables_for, waiting
@@ -209,7 +210,7 @@ def _hand_over_slice(warehouse: Warehouse, tables: Tables, filled: list[Filled])
             elif any(pieces.absent(warehouse, tables, piece) for piece in ranges):
                 raise WaitError(
                     f"What was copied of team {ranges[0].team_id} is not in person_distinct_id2 yet, and waits for its "
-                    f"replicas: {describe(failure)} {KEPT} {WAITS}"
+                    f"replicas: {explained(warehouse, failure)} {KEPT} {WAITS}"
                 )
     for piece in _ranges(doubtful):
         if missing := pieces.mend(warehouse, tables, piece):
@@ -232,7 +233,7 @@ def _given_up(ledger: Ledger, warehouse: Warehouse, piece: Slice | Teams, error:
             f"The {piece} cannot be copied: {describe(error)} {KEPT} Remove the cause and trigger a new run."
         )
     if waits(error):
-        return WaitError(f"The copy of the {piece} waits: {describe(error)} {KEPT} {next_step(error)}")
+        return WaitError(f"The copy of the {piece} waits: {explained(warehouse, error)} {KEPT} {next_step(error)}")
     if is_time_limit(error):
         return BusyError(
             f"The {piece} takes too long even at {FEWEST_ROWS:,} rows at a time: {describe(error)} {KEPT} "

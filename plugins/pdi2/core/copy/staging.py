@@ -16,6 +16,7 @@ from typing import Any
 
 from clickhouse_connect.driver.exceptions import ClickHouseError, Error
 
+from pdi2.core.cluster.replicas import explained
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import Reaction, describe, reaction
 from pdi2.core.state.slices import NEW_TABLE, SMALL_ROWS, Slice, Teams
@@ -128,7 +129,7 @@ def hand_over(warehouse: Warehouse, tables: Tables) -> Error | None:
             warehouse.define("staging_attach", tables.parameters)
         elif error.code not in OTHERS_FOLLOW:
             raise
-        log.warning("The other replicas do not have everything that is copied yet: %s", describe(error))
+        log.warning("The other replicas do not have everything that is copied yet: %s", explained(warehouse, error))
         return error
     return None
 

@@ -4,10 +4,13 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from clickhouse_connect.driver.exceptions import DatabaseError
 from more_itertools import chunked
 from psycopg import Connection
 
+from pdi2.core.cluster.replicas import explained
 from pdi2.core.engines.clickhouse import Warehouse
+from pdi2.core.engines.failures import SAFE, WaitError, next_step, waits
 from pdi2.core.verify.comparing import Difference, Key, Seen, Truth, keyed, portions, truths
 
 CORRECTION = -1
@@ -50,8 +53,14 @@ def insert(warehouse: Warehouse, wrong: Iterable[Difference]) -> None:
     rows = [
         (*one.key, row.person_id, int(row.is_deleted), row.version, now, 0, 0) for one in wrong for row in [row_of(one)]
     ]
-    if rows:
+    if not rows:
+        return
+    try:
         warehouse.insert("person_distinct_id2", COLUMNS, rows)
+    except DatabaseError as error:
+        if not waits(error):
+            raise
+        raise WaitError(f"The repair waits: {explained(warehouse, error)} {SAFE} {next_step(error)}") from error
 
 
 def take_away(connection: Connection[Any], warehouse: Warehouse, keys: Iterable[Key], asked: set[str]) -> set[Key]:
