@@ -182,6 +182,7 @@ def skip_waits(monkeypatch: pytest.MonkeyPatch, happening: Callable[[], object] 
         waits.append(seconds)
         happening()
 
+    monkeypatch.setattr("pdi2.core.verify.waiting.TELL_EVERY_SECONDS", float("inf"))
     monkeypatch.setattr("pdi2.core.verify.waiting.monotonic", lambda: sum(waits))
     monkeypatch.setattr("pdi2.core.verify.waiting.sleep", sleep)
     return waits

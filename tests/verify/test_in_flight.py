@@ -99,6 +99,22 @@ def test_very_many_differences_share_a_few_waits_and_little_memory(
     assert system.disagreements() == {}
 
 
+def test_a_long_comparison_is_not_silent(
+    system: System, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pdi2.core.verify.waiting.TELL_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("pdi2.core.verify.settling.TELL_EVERY_SECONDS", 0)
+    monkeypatch.setattr("pdi2.core.verify.settling.REPAIRED_AT_ONCE", 4)
+    for number in range(12):
+        insert_truth(system, UUID(int=100 + number), 1, f"id {number}")
+
+    plan(system, ledger)
+    verify_team(ledger, system.warehouse(), TEAM, Settings(in_flight_seconds=0.5))
+    told = [record.getMessage() for record in log.records]
+    assert sum("the ids that differ are looked at once more" in line for line in told) >= 4, told
+    assert "Ids looked at once more so far: 12, of which still differed: 12" in told
+
+
 def test_what_a_repair_inserts_leaves_no_garbage_that_only_the_collector_would_find(system: System) -> None:
     """`settle` runs without the collector, and clickhouse-connect's InsertContext refers to itself."""
     rows = [(TEAM, f"id {number}", UUID(int=number)) for number in range(2_000)]

@@ -43,6 +43,7 @@ def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], 
     and WaitError if our replica lags behind for long.
     """
     found: Counter[str] = Counter()
+    looked, tell_at = 0, time.monotonic() + TELL_EVERY_SECONDS
     looks = flatten(differences(ledger.connection, warehouse, keys) for keys in suspected)
     with _without_collector():
         for before in once_old(chunked(looks, REPAIRED_AT_ONCE), settings.in_flight):
@@ -58,6 +59,10 @@ def settle(ledger: Ledger, warehouse: Warehouse, suspected: Iterable[set[Key]], 
             if settings.repair and left:
                 raise _unrepaired(ledger, left)
             found.update(one.kind.value for one in wrong)
+            looked += len(before)
+            if time.monotonic() > tell_at:
+                log.info("Ids looked at once more so far: %s, of which still differed: %s", looked, found.total())
+                tell_at = time.monotonic() + TELL_EVERY_SECONDS
     return found
 
 
