@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from stories import (
     plan,
     rows_of,
     seen,
+    two_ids_each,
 )
 
 from demo import reader, schema
@@ -193,6 +195,28 @@ def test_old_writes_go_on_while_some_replica_lacks_what_came_since_the_switch(
     third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
     old_writes.stop_old_writes(proven, replicated.warehouse(), NO_WAIT)
     assert replicated.switches()["writes"] == "new"
+
+
+@pytest.mark.slow
+def test_keeper_that_fails_while_old_writes_end_uses_up_no_try(
+    replicated: ReplicatedSystem, airflow_metadata: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 1)
+    monkeypatch.setattr("pdi2.edge.retries.LONGEST_DELAY", timedelta(seconds=1))
+    two_ids_each(replicated, TEAM)
+    stop, failures = old_writes.stop_old_writes, [DatabaseError("Coordination error: Session expired", code=999)]
+
+    def after_a_failure(*arguments: Any) -> None:
+        if failures:
+            raise failures.pop()
+        stop(*arguments)
+
+    monkeypatch.setattr(old_writes, "stop_old_writes", after_a_failure)
+    run = replicated.run()
+    assert run.state == "success"
+    assert [task.try_number for task in run.get_task_instances() if task.task_id == "stop_old_writes"] == [1]
+    assert not failures
+    assert replicated.switches() == {"reads": "new", "writes": "new"}
 
 
 def test_a_table_that_somebody_detaches_at_the_switch_lets_no_replica_pass(

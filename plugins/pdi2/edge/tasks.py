@@ -15,7 +15,7 @@ from pdi2.core.cluster.ours import catch_up
 from pdi2.core.cluster.pressure import wait_while_paused
 from pdi2.core.copy.copying import copy_team, copy_together
 from pdi2.core.copy.staging import forget_all
-from pdi2.core.engines.failures import MigrationError, WaitError, describe, waits
+from pdi2.core.engines.failures import MigrationError, WaitError, describe, naming_failures, waits
 from pdi2.core.plan import planning
 from pdi2.core.plan import preflight as checks
 from pdi2.core.plan.postgres_checks import ledger_problems
@@ -228,7 +228,10 @@ def stop_old_writes() -> PokeReturnValue:
             log.info("Readers may use the old table until %s; old writes go on.", until)
             return PokeReturnValue(is_done=False)
         try:
-            with open_warehouse("stop_old_writes", settings.max_memory_usage) as warehouse:
+            with (
+                naming_failures("stop_old_writes"),
+                open_warehouse("stop_old_writes", settings.max_memory_usage) as warehouse,
+            ):
                 catch_up(warehouse)
                 old_writes.stop_old_writes(ledger, warehouse, settings)
         except WaitError as wait:
