@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -43,6 +44,7 @@ from stories import (
     rows_of,
     seen,
     two_ids_each,
+    until,
 )
 
 from demo import reader, schema
@@ -195,6 +197,31 @@ def test_old_writes_go_on_while_some_replica_lacks_what_came_since_the_switch(
     third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
     old_writes.stop_old_writes(proven, replicated.warehouse(), NO_WAIT)
     assert replicated.switches()["writes"] == "new"
+
+
+@pytest.mark.slow
+def test_preflight_waits_for_a_replica_that_lags_and_uses_up_no_try(
+    replicated: ReplicatedSystem, airflow_metadata: None, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("pdi2.edge.connections.PUT_OFF_SECONDS", 1)
+    monkeypatch.setattr("pdi2.edge.retries.LONGEST_DELAY", timedelta(seconds=1))
+    monkeypatch.setattr(pressure, "WAIT_IN_SLOT_SECONDS", 0)
+    monkeypatch.setattr(ours, "SYNC_SECONDS", 1)
+    first, second, _ = replicated.replicas
+    first.command(f"SYSTEM STOP FETCHES {Table.OLD}")
+    second.command(f"INSERT INTO {Table.OLD} (team_id, distinct_id) VALUES ({TEAM}, 'there')")
+
+    def fetch_once_preflight_waits() -> None:
+        until(lambda: "preflight waits: " in log.text)
+        first.command(f"SYSTEM START FETCHES {Table.OLD}")
+
+    thread = threading.Thread(target=fetch_once_preflight_waits, daemon=True)
+    thread.start()
+    run = replicated.run(dry_run=True)
+    thread.join()
+    assert run.state == "success"
+    assert [task.try_number for task in run.get_task_instances() if task.task_id == "preflight"] == [1]
+    assert "replica r1-01 of ClickHouse table person_distinct_id is" in log.text
 
 
 @pytest.mark.slow

@@ -91,6 +91,9 @@ def preflight() -> str:
             result = checks.check(ledger, warehouse, settings, found)
         except Exception as error:
             tell("problems", getattr(error, "problems", [describe(error)]))
+            if waits(error):
+                log.warning("preflight waits: %s", describe(error))
+                raise put_off() from error
             raise
         log.info(result.message)
         if ledger and result.verdict is checks.Verdict.STOP_OLD_WRITES:
