@@ -27,6 +27,7 @@ from pdi2.core.report import certificate, watching
 from pdi2.core.state.ledger import Ledger
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch import gate, old_writes
+from pdi2.core.verify import auditing
 from pdi2.core.verify.verifying import verify_team
 from stories import (
     ALICE,
@@ -197,6 +198,26 @@ def test_old_writes_go_on_while_some_replica_lacks_what_came_since_the_switch(
     third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
     old_writes.stop_old_writes(proven, replicated.warehouse(), NO_WAIT)
     assert replicated.switches()["writes"] == "new"
+
+
+def test_an_audit_names_the_replica_that_lacks_what_it_compared(replicated: ReplicatedSystem, proven: Ledger) -> None:
+    third = replicated.replicas[2]
+    prove(replicated, proven)
+    gate.switch_reads(proven, replicated.warehouse(), NO_WAIT)
+    look = Settings(in_flight_seconds=0, repair=False)
+
+    def told() -> str:
+        for batch in auditing.plan(proven, replicated.warehouse(), look, most_batches=1):
+            for teams in auditing.groups(replicated.warehouse(), batch.team_ids):
+                auditing.record(proven, auditing.audit(proven, replicated.warehouse(), teams, look))
+        return auditing.judge(proven)[1]
+
+    third.command(f"SYSTEM SYNC REPLICA {Table.NEW}")
+    assert told().endswith("No id differs.")
+    third.command(f"SYSTEM STOP FETCHES {Table.NEW}")
+    insert_truth(replicated, BOB, 0, "new")
+    insert_new(replicated, BOB, 0, "new")
+    assert re.search("No id differs.\nreplica r3-01 of ClickHouse table person_distinct_id2 lacks 1 part", told())
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ clickhouse.py.
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -60,6 +61,15 @@ def explained(warehouse: Warehouse, error: Exception) -> str:
     return " ".join([describe(error), *(_lag(one) for one in found if one.lacks != 0 or not one.active)])
 
 
+def behind(warehouse: Warehouse) -> list[str]:
+    """Which replicas do not get what ours has, after a wait for what is on its way. Those we cannot know of are left
+    out."""
+    with suppress(WaitError):
+        once_everywhere(warehouse, "The look at the other replicas")
+    found = [Replica(**one) for one in survey(warehouse)]
+    return [_lag(one) for one in found if one.lacks or not one.active]
+
+
 def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
     """Waits until every replica has all the parts of the new table that ours has now; returns the replicas.
 
@@ -89,7 +99,7 @@ def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:
     return [asdict(one) for one in found]
 
 
-def once_everywhere(warehouse: Warehouse, what: str, record: Callable[..., None]) -> list[Replica]:
+def once_everywhere(warehouse: Warehouse, what: str, record: Callable[..., None] | None = None) -> list[Replica]:
     """Returns the replicas once each of them has all the parts of the new table that ours has now."""
     is_replicated = any(replicated for *_, replicated in warehouse.rows("new_table"))
     parts = parts_of(warehouse)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from pdi2.core.cluster.replicas import behind
 from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError
@@ -39,7 +40,8 @@ class DriftError(MigrationError):
 class Audit:
     """What the ledger knows about one audit. `findings`: by kind, how many ids are repaired and how many remain.
 
-    `every` says whether no teams were named, `since` when it chose its teams.
+    `every` says whether no teams were named, `since` when it chose its teams, `behind` which replicas lacked parts then,
+    because one replica is compared.
     """
 
     planned: set[int]
@@ -48,6 +50,7 @@ class Audit:
     old_differs: int | None
     findings: dict[str, dict[str, int]]
     since: datetime
+    behind: list[str]
 
     @property
     def drift(self) -> int:
@@ -71,8 +74,14 @@ def plan(ledger: Ledger, warehouse: Warehouse, settings: Settings, most_batches:
             "nothing. Trigger it again without them."
         )
     rows = chosen(rows, settings)
-    every = settings.team_ids is None
-    ledger.record("audit_planned", run=ledger.airflow_run, team_ids=list(rows), every=every, repair=settings.repair)
+    ledger.record(
+        "audit_planned",
+        run=ledger.airflow_run,
+        team_ids=list(rows),
+        every=settings.team_ids is None,
+        repair=settings.repair,
+        behind=behind(warehouse),
+    )
     return share_out(rows, most_batches)
 
 
@@ -115,7 +124,7 @@ def judge(ledger: Ledger, red: bool = False) -> tuple[Audit, str]:
     Raises DriftError if ids are wrong, AuditError if teams were not compared.
     """
     audit = _of_run(ledger)
-    told = "\n".join([_compared(ledger, audit), *_findings(audit)])
+    told = "\n".join([_compared(ledger, audit), *_findings(audit), *audit.behind])
     if audit.drift:
         ledger.record("drift_found", run=ledger.airflow_run, teams=len(audit.compared), ids=audit.drift)
         raise DriftError(f"{told}\n{_what_to_do(ledger, audit)}")
@@ -165,6 +174,7 @@ def _of_run(ledger: Ledger) -> Audit:
         old_differs=sum(counted) if counted else None,
         findings=ledger.findings_by_kind(planned["team_ids"], since),
         since=since,
+        behind=planned.get("behind", []),
     )
 
 
