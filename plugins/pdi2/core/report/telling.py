@@ -156,7 +156,7 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "copy_goes_on": lambda detail: (
         f"The copy of team {detail['team_id']} goes on after {detail['waited_seconds']:.0f} s."
     ),
-    "task_failed": lambda detail: f"The task {detail['task']} failed: {detail['error']}",
+    "task_failed": lambda detail: f"A try of the task {detail['task']} failed: {detail['error']}",
     "read_times": lambda detail: (
         f"Reads were measured on team {detail['team_id']}: {detail['read_old'] * 1000:.0f} ms from the old table, "
         f"{detail['read_new'] * 1000:.0f} ms from the new one."
