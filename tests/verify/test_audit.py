@@ -132,10 +132,10 @@ def test_drift_fails_the_audit_and_nothing_is_touched(system: System, switched: 
         audit(system)
     told = str(drifted.value)
     for part in [
-        "ahead: 0 repaired, 1 left",
-        "missing: 0 repaired, 1 left",
-        "resurrected: 0 repaired, 1 left",
-        "wrong_person: 0 repaired, 1 left",
+        "ahead: 0 repaired, 1 open",
+        "missing: 0 repaired, 1 open",
+        "resurrected: 0 repaired, 1 open",
+        "wrong person: 0 repaired, 1 open",
         "drifted from Postgres: 4",
         "pdi2_migration.finding",
         "Postgres is right",
@@ -162,7 +162,7 @@ def test_a_repair_that_is_asked_for_is_done_and_reported(system: System, switche
         "resurrected": {"repaired": 1, "remaining": 0},
         "wrong_person": {"repaired": 1, "remaining": 0},
     }
-    assert "missing: 1 repaired, 0 left" in told
+    assert "missing: 1 repaired, 0 open" in told
     assert system.disagreements() == {}
     found, told = audit(system)
     assert (found.drift, found.findings) == (0, {}), "each audit for itself"

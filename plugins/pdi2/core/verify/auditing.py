@@ -193,7 +193,8 @@ def _compared(ledger: Ledger, audit: Audit) -> str:
 
 def _findings(audit: Audit) -> list[str]:
     return [
-        f"{kind}: {count['repaired']:,} repaired, {count['remaining']:,} left" for kind, count in audit.findings.items()
+        f"{kind.replace('_', ' ')}: {count['repaired']:,} repaired, {count['remaining']:,} open"
+        for kind, count in audit.findings.items()
     ] or ["No id differs."]
 
 
