@@ -26,7 +26,7 @@ function bars(title, { rows_per_second: rates, peak }, { began, width }) {
   if (!peak) return [el("p", { class: "quiet" }, `${title}: nothing yet.`)];
   const top = ceiling(Math.max(...rates));
   const at = (bucket) => new Date(new Date(began).getTime() + bucket * width * 1000).toISOString();
-  const words = `${title}: ${speed(peak)} at the peak, ${speed(rates.at(-1))} last.`;
+  const words = `${title}: ${speed(peak)} at the peak.`;
   const drawn = rates.map((rate, bucket) => {
     const height = (HEIGHT * rate) / top;
     return shape("rect", { x: bucket + 0.1, y: HEIGHT - height, width: 0.8, height });
