@@ -193,7 +193,7 @@ def test_while_a_run_checks_nobody_is_told_to_trigger_another(
 
     told = first_line(viewer)
 
-    assert (told["tone"], told["topic"], told["do"]) == ("good", "A run is checking", "Nothing: a run is checking.")
+    assert (told["tone"], told["topic"], told["do"]) == ("good", "A run is checking", "Nothing yet; a run is checking.")
     set_run(run_id, state="failed")
     assert first_line(viewer)["topic"] == "A run could not begin"
 

@@ -52,7 +52,7 @@ const did = (other) => (other?.old_writes_end ? "only ends old writes" : going(o
 
 function about({ run, alive, now, links, airflow }) {
   const zone = `Times are in ${zoneName()}.`;
-  if (!run) return [ofRun ? "" : "Trigger the DAG to begin; try dry_run first, which writes nothing. ", zone];
+  if (!run) return [zone];
   const took = run.ended_at || alive ? `, ${duration(seconds(run.started_at, run.ended_at ?? now))}` : "";
   const state = run.outcome ?? (alive ? (airflow.unknown ? "not ended" : "running") : "stopped without a report");
   const followed = run.newest ? "" : `Another run followed this one${run.certificate ? "; what it left is in its certificate" : ""}. `;

@@ -284,7 +284,7 @@ def _not_running(run: Mapping[str, Any] | None, airflow: Mapping[str, Any]) -> V
                 return _scheduler_is_away(text, away)
             if still := airflow.get("still"):
                 return _still(text, still)
-            return Verdict("good", text, "Nothing: a run is checking.", "A run is checking")
+            return Verdict("good", text, "Nothing yet; a run is checking.", "A run is checking")
         if newer.get("problems"):
             return Verdict(
                 "bad", text, "Remove what is listed below, then trigger the DAG again.", "A run could not begin"
@@ -297,7 +297,8 @@ def _not_running(run: Mapping[str, Any] | None, airflow: Mapping[str, Any]) -> V
                 "A run could not begin",
             )
         if newer.get("plan") and run is None:
-            return Verdict("good", text, "Next: a trial of a team or two in team_ids.", "A dry run has planned")
+            trial = "Trigger the DAG with a team or two in team_ids: a trial, which never switches."
+            return Verdict("good", text, trial, "A dry run has planned")
     if run is None:
         return Verdict(
             "good",
