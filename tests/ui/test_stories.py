@@ -110,6 +110,7 @@ def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
     migration = person.opens_the_migration()
     migration.get_by_role("button", name="Pause after the current slices").click(timeout=AIRFLOW_WORKS)
     expect(migration.get_by_text("Paused by admin since")).to_be_visible()
+    expect(migration.get_by_role("button", name="Resume")).to_be_focused()
     expect(migration.get_by_role("listitem").filter(has_text="Dual writes proven").locator("time")).to_be_visible(
         timeout=AIRFLOW_WORKS
     )

@@ -71,7 +71,11 @@ function actions({ user, paused, links, waits: reasons = [], run, alive, airflow
   if (now.by_somebody_else || now.wrong) made.push(link(links.audit, user.may_act ? "Trigger the audit" : "Open the audit"));
   made.push(link(links.dag, user.may_act ? "Trigger the DAG" : "Open the DAG"));
   const words = (nodes) => [...nodes].map((child) => `${child.textContent} ${child.href ?? ""}`).join();
-  if (words($("actions").children) !== words(made)) $("actions").replaceChildren(...made);
+  const before = [...$("actions").children];
+  if (words(before) === words(made)) return;
+  const focused = before.indexOf(document.activeElement); // Pause, which becomes Resume
+  $("actions").replaceChildren(...made);
+  if (focused >= 0) made[Math.min(focused, made.length - 1)].focus();
 }
 
 async function act(what) {
