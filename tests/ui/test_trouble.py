@@ -291,7 +291,7 @@ def test_a_dead_clickhouse_is_named_with_the_retries_and_then_refuses_the_next_r
     expect(first).to_contain_text("Nothing is irreversible before old writes stop")
     os.kill(process_of(person.up, b"clickhouse_server"), signal.SIGKILL)
 
-    expect(waits).to_contain_text("ClickHouse does not answer since", timeout=AIRFLOW_WORKS)
+    expect(waits).to_contain_text("ClickHouse has not answered since", timeout=AIRFLOW_WORKS)
     expect(waits).to_contain_text(re.compile(r"1 task is up for retry: try \d of 7\. The next is due at "))
     expect(first).to_contain_text("Safe, but nothing moves")
     folded = waits.get_by_text("What the last try met")

@@ -34,9 +34,8 @@ function until(at, now) {
 }
 
 function unanswered({ airflow, last }) {
-  const since = airflow.unanswered_since;
   const copied = last?.copied ? [" The last row was copied at ", time(last.copied), "."] : [" No row has been copied yet."];
-  return el("li", { class: "bad" }, `${airflow.unanswered} does not answer`, ...(since ? [" since ", time(since)] : []), ".", ...copied);
+  return el("li", { class: "bad" }, `${airflow.unanswered} has not answered since `, time(airflow.unanswered_since), ".", ...copied);
 }
 
 function retrying({ airflow: { retrying: found }, now }) {
