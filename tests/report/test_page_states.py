@@ -866,6 +866,18 @@ class TestAirflow:
         assert not system.ledger().exists()
         assert [line["outcome"] for line in viewer.get("/runs").json()["lines"]] == ["planned: nothing was written"]
 
+    def test_the_tab_of_an_older_dry_run_does_not_speak_of_what_is_listed_on_another_tab(
+        self, system: System, viewer: Visitor
+    ) -> None:
+        planned = system.run(dry_run=True)
+        refused = system.run(team_ids=[404])
+
+        older, newer = (first_line(viewer, dag=FILL, run=one.run_id) for one in (planned, refused))
+
+        assert (older["topic"], newer["topic"]) == ("The tab of another run", "A run could not begin")
+        assert older["text"].endswith("This run has changed nothing.")
+        assert newer == first_line(viewer)
+
     @pytest.mark.parametrize("key", ["plan", "problems", "old_writes_end"])
     def test_what_airflow_keeps_in_object_storage_is_not_shown_as_its_address(
         self, system: System, viewer: Visitor, key: str

@@ -85,6 +85,7 @@ def status(
         alive = dag_run.state in runs.GOING_ON if dag_run else True
         newer = _newer(session, newest)
         told = _other_run(session, newer)
+        airflow["followed"] = bool(wanted and newer and runs.name(newer) != wanted)
         if wanted and not owner:
             other = _other_run(session, dag_run)
         else:

@@ -163,8 +163,8 @@ def certificate(connection: Connection[Any], run_id: int) -> dict[str, str] | No
 
 
 def _another(run: Mapping[str, Any] | None, newest: Mapping[str, Any] | None, airflow: Mapping[str, Any]) -> str | None:
-    """What the first line says of the run whose tab this is, if the ledger's newest run is another one."""
-    if newest is None or (run and run["newest"]):
+    """What the first line says of the run whose tab this is, if the newest run is another one."""
+    if (run and run["newest"]) or (newest is None and not airflow["followed"]):
         return None
     if run:
         return "Another run followed this one."
