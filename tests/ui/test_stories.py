@@ -94,7 +94,7 @@ def test_a_dry_run_shows_its_plan_on_the_page_and_on_its_own_tab(person: Person)
     migration.get_by_role("region", name="A run without a report").get_by_role("link", name="Open the run").click()
     person.page.get_by_role("link", name="Migration").last.click()
     person.page.wait_for_url("**/runs/**/plugin/migration-of-run")
-    expect(phase).to_have_text("This run changed nothing")
+    expect(phase).to_have_text("This run changed nothing", timeout=AIRFLOW_WORKS)
     expect(plan).to_contain_text("rows to copy")
 
 
@@ -128,7 +128,7 @@ def test_an_operator_migrates_and_rolls_back(person: Person) -> None:
     assert migration.get_by_role("progressbar", name="Rows verified").evaluate("bar => bar.value") == 1
     expect(migration.get_by_role("definition").filter(has_text="the old table").first).to_be_visible()
     lag = migration.locator("#numbers dt", has_text="Replication lag").locator("+ dd")
-    expect(lag).to_have_text(re.compile(r"^(under|at most|over) \d+ s.* at \d\d:"))
+    expect(lag).to_have_text(re.compile(r"^(under|at most|over) \d+\ss.* at \d\d:"))
     expect(migration.get_by_role("img", name="Verified: ")).to_have_accessible_name(re.compile("rows/s at the peak"))
     expect(first).to_contain_text("Approve the switch, or reject it.")
     assert person.barriers() == []

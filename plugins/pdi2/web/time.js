@@ -37,12 +37,13 @@ export function zoneName() {
   return short === zone ? zone : `${zone}, ${short}`;
 }
 
+// With spaces that do not break, so that no line holds an "s" alone.
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
   const left = Math.max(0, Math.round(seconds));
   const parts = [Math.floor(left / 86400), Math.floor(left / 3600) % 24, Math.floor(left / 60) % 60, left % 60];
   const first = Math.min(parts.findIndex((part) => part), 3);
-  return first < 0 ? "0 s" : parts.slice(first, first + 2).map((part, at) => `${part} ${["d", "h", "min", "s"][first + at]}`).join(" ");
+  return first < 0 ? "0\u00a0s" : parts.slice(first, first + 2).map((part, at) => `${part}\u00a0${["d", "h", "min", "s"][first + at]}`).join("\u00a0");
 }
 
 export const seconds = (from, to) => (new Date(to) - new Date(from)) / 1000;
