@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -157,6 +158,16 @@ def test_the_audit_log_shows_milestones_as_sentences(page: Page) -> None:
     page.get_by_role("search", name="Audit log").get_by_label("Show").select_option("everything")
     expect(log.get_by_text("Reads were measured on team")).not_to_have_count(0)
     assert not [text for text in log.get_by_role("cell").all_inner_texts() if "{" in text or "_at" in text]
+
+
+def test_a_page_that_stays_open_overnight_says_the_day(page: Page) -> None:
+    shown = page.locator("#events time").first
+    expect(shown).to_have_text(re.compile(r"^\d\d:\d\d:\d\d$"))
+
+    page.clock.set_fixed_time(datetime.now(UTC) + timedelta(days=1))
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+    expect(shown).to_have_text(re.compile(r"20\d\d, \d\d:\d\d:\d\d$"))
 
 
 def test_times_are_in_the_zone_that_was_picked_in_airflow(page: Page) -> None:

@@ -2,6 +2,7 @@
 
 import { get } from "./api.js";
 import { el, number, say } from "./dom.js";
+import { dayOf } from "./time.js";
 
 export class List {
   // columns: [{title, cell(line) -> nodes, sort?, numeric?}]; key(line) identifies a line
@@ -66,7 +67,7 @@ export class List {
 
   #row(line) {
     const key = this.key(line);
-    const told = JSON.stringify(line);
+    const told = JSON.stringify([dayOf(Date.now()), line]); // at midnight its times get a date
     const known = this.rows.get(key);
     if (known?.told === told) return known.row;
     const cells = this.columns.map((column, at) =>

@@ -6,7 +6,7 @@ import { counted, el, followTheme, link, memory, ms, number, pairs, percent, say
 import { List } from "./list.js";
 import { other, verdict, waits } from "./state.js";
 import { certificate, events, findings, runs, showTeam, teams } from "./tables.js";
-import { duration, followZone, seconds, time, zoneName } from "./time.js";
+import { dayOf, duration, followZone, seconds, time, zoneName } from "./time.js";
 
 const LOOK_EVERY = 2000;
 const LOOK_AT_REST_EVERY = 15000;
@@ -185,7 +185,7 @@ async function look() {
     show(seen);
     const { now, seconds_left, speed: rate, throughput: chart, ...facts } = seen;
     seenAt = now;
-    const words = JSON.stringify(facts);
+    const words = JSON.stringify([dayOf(Date.now()), facts]);
     if (words !== last) await Promise.all([...(seen.run?.newest ? lists : []), listOfRuns].map((list) => list.refresh()));
     last = words;
     trouble(null);

@@ -23,10 +23,12 @@ const moment = new Intl.DateTimeFormat("en-GB", { ...day, ...clock });
 const withZone = new Intl.DateTimeFormat("en-GB", { ...day, ...clock, timeZoneName: "short" });
 const withShortZone = new Intl.DateTimeFormat("en-GB", { ...clock, timeZoneName: "short" });
 
+export const dayOf = (at) => date.format(new Date(at));
+
 export function time(at, { named = false } = {}) {
   if (!at) return "–";
   const when = new Date(at);
-  const isToday = date.format(when) === date.format(new Date());
+  const isToday = dayOf(when) === dayOf(Date.now());
   const form = named ? (isToday ? withShortZone : withZone) : isToday ? today : moment;
   return el("time", { datetime: at, title: withZone.format(when) }, form.format(when));
 }
