@@ -574,6 +574,14 @@ def test_the_time_left_counts_the_teams_that_are_left_however_small(
     )
 
     assert viewer.get("/status").json()["seconds_left"] == pytest.approx(100, rel=0.1)
+    system.postgres.execute("UPDATE pdi2_migration.team SET rows_source = 1 WHERE team_id > 1")
+    assert viewer.get("/status").json()["seconds_left"] == pytest.approx(100, rel=0.1), "teams of the same size"
+    system.postgres.execute("UPDATE pdi2_migration.team SET status = 'copied' WHERE team_id BETWEEN 4 AND 11")
+    assert viewer.get("/status").json()["seconds_left"] is None, "the rows say a second or two for 18 teams"
+    system.postgres.execute("UPDATE pdi2_migration.team SET rows_source = 1000000")
+    system.postgres.execute("UPDATE pdi2_migration.slice SET rows_copied = 1000000")
+    all_was_earlier(system, "2 hours")
+    assert viewer.get("/status").json()["seconds_left"] > 3600, "of large teams, the rows say enough"
 
 
 def all_was_earlier(system: System, interval: str) -> None:

@@ -16,6 +16,9 @@ RECENT_SECONDS = 300
 WINDOW_SECONDS = 5
 """The peak is the highest of any such window, however wide the chart's bars are."""
 MOST_BARS = 60
+FEW_TEAMS = 5
+SMALL_TEAM_SECONDS = RECENT_SECONDS / FEW_TEAMS
+"""Of teams that take less, the last minutes soon show what one takes without rows: watch_work.sql needs six."""
 KINDS = {"copied": COPY_SHARE, "verified": 1 - COPY_SHARE}
 """The kinds of work on a row, and each one's share of the time that both take."""
 
@@ -33,9 +36,9 @@ def figures(
 
     `seconds_left` is None until this run has done some of both kinds of work, or nothing is left of one kind, and
     while the migration is paused. It goes by the clock since the plan, so it includes the time that Airflow takes to
-    start tasks, and it is no less than as many teams would take without rows. Of a run whose tasks were cleared, it
-    goes by what was done since. Once a run has ended, its figures no longer change, and its speeds are averages over
-    its whole time.
+    start tasks, and it is no less than as many teams would take without rows. While many small teams are left and
+    nobody knows that, it is None. Of a run whose tasks were cleared, it goes by what was done since. Once a run has
+    ended, its figures no longer change, and its speeds are averages over its whole time.
     """
     begun = max(filter(None, (planned_at, cleared_at)), default=None)
     recent = min(RECENT_SECONDS, (now - begun).total_seconds()) if begun else RECENT_SECONDS
@@ -58,8 +61,11 @@ def figures(
     left = None
     if going_on and begun and not paused:
         left = _seconds_left(work, rows, whole - done, recent, now - begun if begun == planned_at else None)
-        small = (work["verified"]["per_team"] or 0) * (total(totals, "teams") - total(verified, "teams"))
-        left = left and max(left, small)
+        per_team, teams_left = work["verified"]["per_team"], total(totals, "teams") - total(verified, "teams")
+        if left and per_team is not None:
+            left = max(left, per_team * teams_left)
+        elif left and teams_left > FEW_TEAMS and left < teams_left * SMALL_TEAM_SECONDS:
+            left = None
     return {
         "teams": {line["status"]: line["teams"] for line in totals},
         "rows": rows,

@@ -1,5 +1,6 @@
 -- When the run's copying and verifying began and last made progress, their rows, and their rows in the last minutes. A
--- team takes time however small it is: `per_team` is what a line through the last minutes' teams gives one without rows.
+-- team takes time however small it is: `per_team` is what a line through the last minutes' teams gives one without rows;
+-- null if they are too few.
 WITH verified AS (
     SELECT rows_source, extract(epoch FROM verified_at - lag(verified_at) OVER (ORDER BY verified_at)) AS seconds
     FROM pdi2_migration.team
@@ -19,6 +20,6 @@ SELECT 'verified',
        max(verified_at),
        coalesce(sum(rows_source), 0)::bigint,
        coalesce(sum(rows_source) FILTER (WHERE verified_at > now() - make_interval(secs => %(recent)s)), 0)::bigint,
-       (SELECT regr_intercept(seconds, rows_source) FROM verified HAVING count(seconds) >= 5)
+       (SELECT coalesce(regr_intercept(seconds, rows_source), avg(seconds)) FROM verified HAVING count(seconds) >= 5)
 FROM pdi2_migration.team
 WHERE verified_at >= %(since)s AND status = 'verified'
