@@ -1026,6 +1026,19 @@ class TestAirflow:
         assert answered == "Tasks are up for retry"
         assert away == away_again == "An engine does not answer"
 
+    @explained
+    def test_a_postgres_that_this_page_has_just_read_is_not_shown_as_away(
+        self, system: System, viewer: Visitor, in_airflow: str
+    ) -> None:
+        """It is back, and the tasks have yet to be tried again."""
+        enable(system, system.ledger(f"{FILL} {in_airflow}"))
+        _up_for_retry(in_airflow, datetime.now(UTC), AWAY.replace("ClickHouse", "Postgres"))
+
+        seen = viewer.get("/status").json()
+
+        assert (seen["verdict"]["topic"], seen["airflow"]["unanswered"]) == ("Tasks are up for retry", None)
+        assert seen["airflow"]["retrying"]["causes"] == [{"cause": "Postgres does not answer", "tasks": 1}]
+
     def test_a_retry_whose_cause_airflow_does_not_know_is_shown(
         self, system: System, viewer: Visitor, in_airflow: str
     ) -> None:

@@ -80,7 +80,8 @@ def status(
         if dag_run and (engine := airflow["unanswered"]):
             last = watching.last_row_at(connection, owner) if owner else None
             airflow["unanswered_since"] = runs.unanswered_since(session, dag_run, engine, last)
-            if airflow["unanswered_since"] is None:  # a row came since, so the engine answers others
+            # A row came since, so the engine answers others; or this page has just read it.
+            if airflow["unanswered_since"] is None or engine == "Postgres":
                 airflow["unanswered"] = None
         alive = dag_run.state in runs.GOING_ON if dag_run else True
         newer = _newer(session, newest)
