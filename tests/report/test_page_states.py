@@ -1007,6 +1007,7 @@ class TestAirflow:
         assert seen["airflow"]["unanswered"] == "ClickHouse"
         assert datetime.fromisoformat(seen["airflow"]["unanswered_since"]) == ended
         assert seen["verdict"]["topic"] == "An engine does not answer"
+        assert "If it is back already, the next try finds it" in seen["verdict"]["do"]
 
     @explained
     def test_an_engine_that_answered_others_since_is_not_shown_as_away(

@@ -34,7 +34,7 @@ function until(at, now) {
 }
 
 function unanswered({ airflow, last }) {
-  const copied = last?.copied ? [" The last row was copied at ", time(last.copied), "."] : [" No row has been copied yet."];
+  const copied = last?.copied ? [" The last row was copied at ", time(last.copied), "."] : [" This run has copied no row yet."];
   return el("li", { class: "bad" }, `${airflow.unanswered} has not answered since `, time(airflow.unanswered_since), ".", ...copied);
 }
 

@@ -193,7 +193,8 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
         return Verdict(
             "bad",
             f"Safe, but nothing moves: {OLD} {engine} does not answer.",
-            f"Bring {engine} back. Airflow tries again by itself, and each copy goes on from its last slice.",
+            f"Bring {engine} back. Airflow tries again by itself, and each copy goes on from its last slice. If it is "
+            "back already, the next try finds it: when that is due is below.",
             "An engine does not answer",
         )
     if now == "team.copy" and "pool" in airflow and airflow["pool"] is None:
