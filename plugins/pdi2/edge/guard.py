@@ -66,7 +66,8 @@ def unreadable(request: Request, error: Exception) -> JSONResponse:
         return _unavailable("There is no ledger yet, or it is of an earlier release: the next run adds what it lacks.")
     return _unavailable(
         f"The ledger cannot be read through the Airflow connection {POSTGRES} ({type(error).__name__}). "
-        "Nothing was changed, and a migration that is running goes on. The API server's log has the cause."
+        "Nothing was changed. A migration that is running goes on, or is tried again until Postgres is back. The API "
+        "server's log has the cause."
     )
 
 
