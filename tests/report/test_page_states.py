@@ -1244,7 +1244,7 @@ class TestAirflow:
         assert (seen["run"]["outcome"], seen["run"]["ended_at"]) == (None, None)
         assert seen["verdict"]["topic"] == "Running"
         assert seen["steps"][-1]["state"] == "waiting"
-        assert viewer.get("/runs").json()["lines"][0]["outcome"] == "queued"
+        assert viewer.get("/runs").json()["lines"][0]["outcome"] == "queued: runs take turns"
         assert admin.post("/pause").status_code == 204
         assert viewer.get("/status").json()["verdict"]["topic"] == "Paused"
         set_tasks(run.run_id, *dags()[FILL].task_dict.keys() - {"report"}, state="failed")

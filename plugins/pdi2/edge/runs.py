@@ -25,6 +25,7 @@ OURS = (FILL, ROLLBACK, AUDIT)
 """The page shows no other DAGs, because its readers may lack the permission to see those."""
 LISTED = 5
 GOING_ON = (DagRunState.QUEUED, DagRunState.RUNNING)
+QUEUED = "queued: runs take turns"
 UNREPORTED = "left no report"
 """The outcome of a run that somebody marked as a success: nothing but its colour says that it did anything."""
 LAST = ("report", "roll_back", END)
@@ -182,7 +183,7 @@ def _kind(dag_run: DagRun, ledger: Mapping[str, Any] | None) -> str:
 
 def _outcome(dag_run: DagRun, ledger: Mapping[str, Any] | None, told: Mapping[str, Any]) -> str:
     if dag_run.state in GOING_ON:
-        return dag_run.state
+        return QUEUED if dag_run.state == DagRunState.QUEUED else dag_run.state
     if ledger and ledger["outcome"]:
         return ledger["outcome"]
     if told.get("problems") and not ledger:
