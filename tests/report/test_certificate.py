@@ -79,6 +79,7 @@ def test_hostile_data_is_shown_and_does_nothing(system: System, ledger: Ledger) 
     facts, html = draw_up(ledger)
     page = Page(html)
 
+    assert "Rows copied, one per distinct_id" in page.text
     assert facts["remaining_findings"][0]["distinct_id"] == HOSTILE
     assert page.text.count(HOSTILE) == 3
     assert not {"script", "img", "b", "link", "iframe", "object", "a"} & set(page.tags)

@@ -152,7 +152,7 @@ function switches({ switch: now, run, rows, alive, read_times: reads, copy, cert
     "Switched at": time(now.status === "COMPLETED_SUCCESSFULLY" ? now.finished_at : null),
     "Read speed-up": reads ? [el("b", {}, `${(reads.read_old / reads.read_new).toFixed(1)} times as fast`), ` for ${counted(reads.ids, "id")} of team ${reads.team_id}: ${old}`] : alive ? "measured when the teams are certified" : null,
     "Ids the old table gets wrong": rows?.verified ? `about ${number(copy.old_differs)}` : null,
-    Certified: certified ? `${counted(certified.teams, "team")}, ${counted(certified.rows_copied, "row")} copied${certified.trial ? ", a trial" : ""}` : alive ? "not yet" : "no",
+    Certified: certified ? `${counted(certified.teams, "team")}, ${counted(certified.rows_copied, "row")} copied, one per distinct_id${certified.trial ? ", a trial" : ""}` : alive ? "not yet" : "no",
     Certificate: run.certificate ? certificate(run.id) : alive ? "written when the run ends" : "none",
     Replicas: replicas ? [el("ul", { class: "parameters" }, ...replicas.each.map(({ name, has }) => el("li", {}, visible(name), `: ${has}`))), "as of ", time(replicas.at)] : null,
     Parameters: given.length ? el("ul", { class: "parameters" }, ...given.map(([name, value]) => el("li", {}, `${name}: ${setting(value)}`))) : null,

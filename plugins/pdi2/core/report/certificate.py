@@ -126,7 +126,7 @@ def for_approval(ledger: Ledger, settings: Settings) -> str:
         "| | |\n|---|---|\n"
         f"| Teams verified | {certificate['teams']:,} of {certificate['teams']:,} |\n"
         f"| Rows in the old table | {certificate['rows_source']:,} |\n"
-        f"| Rows copied | {certificate['rows_copied']:,} |\n"
+        f"| Rows copied, one per distinct_id | {certificate['rows_copied']:,} |\n"
         f"{findings or '| Differences found | none |' + chr(10)}"
         f"| Ids the old table's reader gets wrong | about {old_differs:,} |\n"
     )

@@ -110,8 +110,8 @@ def _certified(detail: Mapping[str, Any]) -> str:
     found = "; ".join(f"{kind}: {counts}" for kind, counts in by_kind(detail["findings"]).items())
     findings = f"Findings: {found}." if found else "No findings."
     return (
-        f"Certified: {counted(detail['teams'], 'team')} verified, {counted(detail['rows_copied'], 'row')} copied. "
-        f"{findings}{trial}"
+        f"Certified: {counted(detail['teams'], 'team')} verified, {counted(detail['rows_copied'], 'row')} copied, one "
+        f"per id. {findings}{trial}"
     )
 
 
