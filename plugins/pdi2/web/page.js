@@ -107,8 +107,8 @@ function progress(seen) {
       "Time left": alive && left !== null && !seen.airflow.unanswered ? `about ${duration(left)}` : "–",
       "Last row copied": time(last.copied),
       "Replication lag": seen.lag ? [lagged(seen.lag), " at ", time(seen.lag.at)] : "–",
-      "Peak memory": memory(copy.peak_memory),
-      Slices: number(copy.slices),
+      "Peak memory": known ? memory(copy.peak_memory) : "–",
+      Slices: known ? number(copy.slices) : "–",
       "Open findings": number(Object.values(kinds).reduce((sum, kind) => sum + kind.remaining, 0)),
     }));
   } else {
