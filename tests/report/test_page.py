@@ -338,11 +338,14 @@ def test_without_a_ledger_it_says_that_nothing_began(system: System, viewer: Vis
 
 
 def test_a_database_that_cannot_be_reached_is_reported_without_its_address(
-    system: System, viewer: Visitor, monkeypatch: pytest.MonkeyPatch
+    system: System, viewer: Visitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     nobody_there = {"conn_type": "postgres", "host": "127.0.0.1", "port": 1, "login": "secret", "password": "secret"}
     monkeypatch.setenv("AIRFLOW_CONN_POSTHOG_POSTGRES", json.dumps(nobody_there))
     unreachable = viewer.get("/status")
+    [logged] = [line for line in caplog.records if "cannot read the ledger" in line.getMessage()]
+    assert "127.0.0.1" in logged.getMessage()
+    assert logged.exc_info is None, "a page that is open asks every two seconds"
     monkeypatch.delenv("AIRFLOW_CONN_POSTHOG_POSTGRES")
     undefined = viewer.get("/status")
 

@@ -60,8 +60,11 @@ async def add_headers(request: Request, answer: Callable[[Request], Awaitable[Re
 
 @app.exception_handler(psycopg.Error)
 def unreadable(request: Request, error: Exception) -> JSONResponse:
-    """Logs the cause, and does not show it, because it may name hosts and users."""
-    log.error("The migration page cannot read the ledger", exc_info=error)
+    """Logs the cause, and does not show it, because it may name hosts and users.
+
+    It logs one line, because each page that is open asks every two seconds.
+    """
+    log.error("The migration page cannot read the ledger: %s", str(error).strip())
     if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
         return _unavailable("There is no ledger yet, or it is of an earlier release: the next run adds what it lacks.")
     return _unavailable(
