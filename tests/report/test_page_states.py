@@ -974,6 +974,15 @@ class TestAirflow:
         assert (marked.pop("marked"), marked.pop(audit.run_id)) == ("left no report", "drift found")
         assert "refused: nothing was changed" in marked.values()
 
+    def test_an_audit_that_compared_nothing_is_not_listed_as_without_drift(
+        self, system: System, viewer: Visitor
+    ) -> None:
+        """As before the first migration, when no team is verified."""
+        system.run(AUDIT)
+
+        assert [line["outcome"] for line in viewer.get("/runs").json()["lines"]] == ["nothing to compare"]
+        assert viewer.get("/events").json()["lines"][0]["text"] == "An audit ended: there was no team to compare."
+
     def test_the_certificate_is_the_one_that_was_written(self, system: System, viewer: Visitor) -> None:
         many_ids(system, 500)
         run = system.run(stop_old_writes=False)

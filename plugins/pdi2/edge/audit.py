@@ -97,5 +97,5 @@ def report_drift() -> dict[str, Any]:
             tell("message", str(drift))
             raise
     log.info(told)
-    tell(NO_DRIFT, "no drift")
+    tell(NO_DRIFT, "no drift" if audit.planned else "nothing to compare")
     return audit.findings

@@ -193,7 +193,11 @@ SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         + (", with repair." if detail["repair"] else ".")
     ),
     "audited": _audited,
-    "no_drift": lambda detail: f"An audit ended: {counted(detail['teams'], 'team')} compared, and no id is wrong.",
+    "no_drift": lambda detail: (
+        f"An audit ended: {counted(detail['teams'], 'team')} compared, and no id is wrong."
+        if detail["teams"]
+        else "An audit ended: there was no team to compare."
+    ),
     "drift_found": lambda detail: (
         f"An audit ended: {counted(detail['teams'], 'team')} compared, and {counted(detail['ids'], 'id')} "
         f"{are(detail['ids'])} wrong."
