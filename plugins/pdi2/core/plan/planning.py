@@ -173,7 +173,8 @@ def forecast(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> str:
     return (
         f"Dry run: {counted(len(rows), 'team')}, {len(rows) - len(left):,} of them verified already; "
         f"{counted(sum(left.values()), 'row')} to copy in about {counted(slices, 'slice')}.\n"
-        f"Copying takes about {copying:,.0f} s of one task, and verifying about {verifying:,.0f} s; at most "
-        f"{budget.memory / 1e6:,.0f} MB of memory per statement and about {size / 1e6:,.0f} MB of disk. Nothing was "
-        f"written. The largest teams:\n{labels}" + (f"\n{_not_copied(left_out)}" if left_out else "")
+        f"Copying takes about {copying:,.0f} s of one task, and verifying about {verifying:,.0f} s, besides the "
+        f"seconds that Airflow takes to start the tasks of each team; at most {budget.memory / 1e6:,.0f} MB of memory "
+        f"per statement and about {size / 1e6:,.0f} MB of disk. Nothing was written. The largest teams:\n{labels}"
+        + (f"\n{_not_copied(left_out)}" if left_out else "")
     )
