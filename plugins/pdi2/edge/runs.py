@@ -36,7 +36,9 @@ STILL = timedelta(minutes=5)
 EXPLAINED = hasattr(TaskInstance, "retry_reason")
 """Whether Airflow keeps why a try failed and when the next is due, as it does from 3.3 on."""
 UNEXPLAINED = (
-    "The task gave no reason." if EXPLAINED else "Airflow before 3.3 does not keep why: the task's log says it."
+    "The task gave no reason: Airflow lost or killed it, as the scheduler's log says."
+    if EXPLAINED
+    else "Airflow before 3.3 does not keep why: the task's log says it."
 )
 
 KEPT_ELSEWHERE = re.compile(r"[\w+.-]+://\S+")
