@@ -8,7 +8,7 @@ from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.engines.failures import WaitError
 from pdi2.core.state.ledger import Ledger
-from pdi2.edge import connections, tasks
+from pdi2.edge import batches, connections
 from pdi2.edge.retries import RETRIES
 from stories import TEAM, a_range_a_slice, enable, many_ids, plan, when_recorded
 
@@ -70,7 +70,7 @@ def test_a_paused_run_burns_no_try_and_ends_after_it_is_resumed(
         ledger.remember_range_rows(team_id, 1_000)
     pause_after_the_first_slice(system)
     looks: list[int] = []
-    look = tasks.wait_while_paused
+    look = batches.wait_while_paused
 
     def look_and_resume_later(of_task: Ledger, team_id: int) -> None:
         """After more looks than there are tries, somebody resumes."""
@@ -80,7 +80,7 @@ def test_a_paused_run_burns_no_try_and_ends_after_it_is_resumed(
             ledger.record("resumed")
         look(of_task, team_id)
 
-    monkeypatch.setattr(tasks, "wait_while_paused", look_and_resume_later)
+    monkeypatch.setattr(batches, "wait_while_paused", look_and_resume_later)
     monkeypatch.setattr(connections, "PUT_OFF_SECONDS", 0)
     monkeypatch.setattr(pressure, "WAIT_IN_SLOT_SECONDS", 0)
     monkeypatch.setattr(pressure, "LOOK_EVERY_SECONDS", 0.01)

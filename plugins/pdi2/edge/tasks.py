@@ -1,8 +1,6 @@
 """The tasks of the DAGs. Each opens its databases, calls the core, and logs the result."""
 
-import json
 import logging
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -12,7 +10,6 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Asset, PokeReturnValue, get_current_context
 
 from pdi2.core.cluster.ours import catch_up
-from pdi2.core.cluster.pressure import wait_while_paused
 from pdi2.core.copy.copying import copy_team, copy_together
 from pdi2.core.copy.staging import forget_all
 from pdi2.core.engines.failures import MigrationError, WaitError, describe, naming_failures, waits
@@ -22,15 +19,14 @@ from pdi2.core.plan.postgres_checks import ledger_problems
 from pdi2.core.report.telling import sentence
 from pdi2.core.report.way_back import way_back
 from pdi2.core.state.ledger import Ledger
-from pdi2.core.state.ownership import alone_with, is_owner, settings_of_run
+from pdi2.core.state.ownership import is_owner, settings_of_run
 from pdi2.core.state.settings import Settings, SettingsError
-from pdi2.core.state.slices import named
 from pdi2.core.switch import dual_writes, gate, old_writes, payoff, proof, rollback
 from pdi2.core.verify.verifying import verify_team, verify_together
 from pdi2.edge import END, OLD_WRITES_END, POOL, SETTINGS, SWITCH, TEAM_LABEL, VERDICT, figures
-from pdi2.edge.compat import AirflowRescheduleException, AirflowSkipException
+from pdi2.edge.batches import each_team, logged
+from pdi2.edge.compat import AirflowSkipException
 from pdi2.edge.connections import (
-    Workbench,
     current_settings,
     open_ledger,
     open_warehouse,
@@ -40,7 +36,7 @@ from pdi2.edge.connections import (
     settings_of,
 )
 from pdi2.edge.other_tasks import left_by, tell, verdict
-from pdi2.edge.retries import raise_together, task
+from pdi2.edge.retries import task
 
 log = logging.getLogger(__name__)
 
@@ -166,13 +162,13 @@ def copy(batch: dict[str, Any]) -> dict[str, Any]:
     """Copies the batch's teams from their checkpoints. A team that fails does not stop the others."""
     if not batch["team_ids"]:
         raise AirflowSkipException("The teams of this task are verified, and the run's new plan leaves them out.")
-    _each_team(
+    each_team(
         batch,
         "copy",
         lambda bench, team_ids: copy_together(bench.ledger, bench.warehouse, team_ids),
         lambda bench, team_id: copy_team(bench.ledger, bench.warehouse, team_id),
     )
-    return _logged(figures.of_copy, batch)
+    return logged(figures.of_copy, batch)
 
 
 @task(map_index_template=TEAM_LABEL, trigger_rule="all_done", multiple_outputs=False)
@@ -182,13 +178,13 @@ def verify(batch: dict[str, Any]) -> dict[str, Any]:
         copied = ledger.ended(batch["team_ids"])
     if not copied:
         raise AirflowSkipException("No team of this batch is copied, so none can be verified. The copy task says why.")
-    _each_team(
+    each_team(
         {**batch, "team_ids": [team_id for team_id in batch["team_ids"] if team_id in copied]},
         "verify",
         lambda bench, team_ids: verify_together(bench.ledger, bench.warehouse, team_ids, bench.settings),
         lambda bench, team_id: verify_team(bench.ledger, bench.warehouse, team_id, bench.settings),
     )
-    return _logged(figures.of_verification, batch)
+    return logged(figures.of_verification, batch)
 
 
 @task.short_circuit(trigger_rule="none_failed", ignore_downstream_trigger_rules=True, multiple_outputs=False)
@@ -260,56 +256,3 @@ def _switch(ledger: Ledger) -> str:
     """Which switch of reads the newest one is: the time of it."""
     event = ledger.newest("reads_switched")
     return event.at.isoformat() if event else ""
-
-
-def _logged(of: Callable[[Ledger, list[int]], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
-    with open_ledger() as ledger:
-        done = of(ledger, batch["team_ids"])
-    log.info("%s: %s", batch["label"], json.dumps(done))
-    return done
-
-
-def _each_team(
-    batch: dict[str, Any],
-    purpose: str,
-    together: Callable[[Workbench, list[int]], list[int]],
-    alone: Callable[[Workbench, int], object],
-) -> None:
-    """Does as many teams as possible together, and the others one by one. A team that fails does not stop the others.
-
-    If some teams must wait, the task is put off, but only if no team failed.
-    """
-    failures: list[Exception] = []
-    waiting = False
-
-    def work(team_ids: list[int]) -> list[int]:
-        nonlocal waiting
-        try:
-            # The batch's first team stands for all of them: a lock for each could use up Postgres's.
-            mine = {batch["team_ids"][0], team_ids[0]}
-            with opened(f"{purpose} {named(team_ids)}") as bench, alone_with(bench.ledger, mine):
-                if len(team_ids) > 1:
-                    return together(bench, team_ids)
-                _with_team(bench, team_ids[0], alone)
-        except AirflowRescheduleException:
-            waiting = True
-        except Exception as error:
-            failures.append(error)
-        return []
-
-    left = batch["team_ids"]
-    for team_id in work(left) if len(left) > 1 else left:
-        work([team_id])
-    raise_together(failures)
-    if waiting:
-        raise put_off()
-
-
-def _with_team(bench: Workbench, team_id: int, work: Callable[[Workbench, int], object]) -> None:
-    try:
-        wait_while_paused(bench.ledger, [team_id])
-        work(bench, team_id)
-    except Exception as error:
-        if not bench.ledger.connection.closed and not waits(error):
-            bench.ledger.set_failed([team_id], describe(error))
-        raise

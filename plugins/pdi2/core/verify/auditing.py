@@ -40,8 +40,8 @@ class DriftError(MigrationError):
 class Audit:
     """What the ledger knows about one audit. `findings`: by kind, how many ids are repaired and how many remain.
 
-    `every` says whether no teams were named, `since` when it chose its teams, `behind` which replicas lacked parts then,
-    because one replica is compared.
+    `every` says whether no teams were named, `since` when it chose its teams, `behind` which replicas lacked parts
+    then, because one replica is compared.
     """
 
     planned: set[int]
