@@ -30,6 +30,7 @@ from conftest import ENGINE, FILL, ROOT, System
 from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.copy.staging import forget_all
+from pdi2.core.engines import clickhouse
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.exactness import Setting, suffices
 from pdi2.core.engines.failures import BusyError, Reaction, WaitError, naming_failures, reaction, uncut, waits
@@ -356,6 +357,27 @@ def test_a_wait_for_a_replica_is_no_time_limit() -> None:
     """What SYSTEM SYNC REPLICA says in ClickHouse's source (InterpreterSystemQuery), with the same code."""
     error = DatabaseError("SYNC REPLICA posthog.person_distinct_id2: command timed out", code=159)
     assert reaction(error) is Reaction.RETRY
+
+
+@pytest.mark.parametrize("name", ["max_concurrent_queries_for_user", "max_concurrent_queries_for_all_users"])
+def test_a_user_who_may_run_one_statement_at_a_time_is_not_in_its_own_way(
+    story: System, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A look at a statement's memory is a statement too."""
+    monkeypatch.setattr(clickhouse, "POLL_SECONDS", 0)
+    if not with_profile(story, {name: 1}):
+        pytest.skip("this ClickHouse has no such limit")
+
+    migrate(story, story.ledger())
+
+    assert story.disagreements() == {}
+
+
+@pytest.mark.parametrize("code", [202, 700])
+def test_a_place_among_the_statements_that_run_is_waited_for(code: int) -> None:
+    """As long as other copies of this user have it, which may be hours."""
+    error = DatabaseError("too many", code=code)
+    assert (reaction(error), waits(error)) == (Reaction.RETRY, True)
 
 
 # The tests below need an engine with its own users.xml or config.xml, and therefore its own process.

@@ -62,8 +62,9 @@ TRANSIENT = {
     1019: "no slot for statements came free in time",
     1020: "no memory came free in time",
 }
-WAITED_FOR = {225, 236, 242, 244, 252, 285, 286, 289, 319, 341, 667, 692, 733}
-"""The errors in TRANSIENT that pass once replicas, Keeper or merges catch up. Waiting for them uses up no try."""
+WAITED_FOR = {202, 225, 236, 242, 244, 252, 285, 286, 289, 319, 341, 667, 692, 700, 733}
+"""The errors in TRANSIENT that pass once replicas, Keeper or merges catch up, or other statements end, such as another
+copy's. Waiting for them uses up no try."""
 KEEPER_FAILED = 999
 KEEPER_PASSES = re.compile(r"connection|session|timeout|timed out|tries failed", re.IGNORECASE)
 """Words in the text of a Keeper failure that mean it could not be reached. Other texts are about Keeper's contents."""

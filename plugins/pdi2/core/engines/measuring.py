@@ -29,15 +29,16 @@ class Cost:
 
 
 @contextmanager
-def measured(connect: Callable[[], Client], log_comment: str, set_aside: Callable[[], int]) -> Iterator[Cost]:
+def measured(connect: Callable[[], Client] | None, log_comment: str, set_aside: Callable[[], int]) -> Iterator[Cost]:
     """Measures the statements with this log comment; the figures are complete when the block ends.
 
-    `set_aside` returns how many bytes of memory are in use besides that of the statements.
+    `connect` opens a second client, which looks at their memory; if it is None, that is not measured. `set_aside`
+    returns how many bytes of memory are in use besides.
     """
     cost = Cost()
     done = threading.Event()
 
-    def watch() -> None:
+    def watch(connect: Callable[[], Client]) -> None:
         """Reads system.processes with a second client, because chDB shows a statement's memory nowhere else."""
         try:
             with connect() as client:
@@ -49,12 +50,14 @@ def measured(connect: Callable[[], Client], log_comment: str, set_aside: Callabl
         except ClickHouseError as error:  # if the work fails too, its own statement says so
             log.info("The memory of the statements is not measured further: %s", describe(error))
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    watchers = [threading.Thread(target=watch, args=[connect], daemon=True)] if connect else []
+    for watcher in watchers:
+        watcher.start()
     started = time.monotonic()
     try:
         yield cost
     finally:
         cost.seconds = time.monotonic() - started
         done.set()
-        watcher.join()
+        for watcher in watchers:
+            watcher.join()
