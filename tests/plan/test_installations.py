@@ -179,7 +179,7 @@ def test_a_write_that_postgres_would_refuse_is_one_line_of_preflight(
 
     assert refused(system)
     [line] = told()
-    assert re.search(f"Postgres refuses what this migration would write.*{told_of}", line)
+    assert re.search(f"Postgres refuses what this migration would do.*{told_of}", line)
     assert system.run(dry_run=True).state == "success", "a dry run writes nothing"
     system.postgres.execute("DROP EVENT TRIGGER IF EXISTS awsdms_intercept_ddl")
     system.postgres.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")

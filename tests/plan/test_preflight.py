@@ -260,6 +260,10 @@ POSTGRES_FAULTS = {
         ["ALTER TABLE posthog_person DROP COLUMN uuid"],
         "Postgres table posthog_person has no column uuid. Upgrade PostHog",
     ),
+    "a person's uuid as text": (
+        ["ALTER TABLE posthog_person ALTER uuid TYPE varchar(36)"],
+        "would do, as a trial that was taken back has shown: function uuid_send(character varying) does not exist",
+    ),
     "tombstones": (
         ["ALTER TABLE posthog_persondistinctid ADD COLUMN is_deleted boolean NOT NULL DEFAULT false"],
         "Postgres table posthog_persondistinctid has a column is_deleted: this PostHog keeps deleted rows",

@@ -10,6 +10,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from psycopg import Connection
 
 from pdi2.core.cluster import pressure
+from pdi2.core.engines import postgres
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import BusyError, MigrationError, Reaction, describe, reaction, visible
 from pdi2.core.plan import clickhouse_checks, cluster_checks, mutations, postgres_checks
@@ -124,7 +125,7 @@ def _checked(ledger: Ledger | None, warehouse: Warehouse | None, settings: Setti
         raise PreflightError(problems)
     if not try_lock(ledger):  # held for this statement alone
         raise BusyError(AT_WORK + held_by(ledger))
-    if not settings.dry_run and (refused := _refused_writes(ledger)):
+    if not settings.dry_run and (refused := _refused(ledger)):
         raise PreflightError(refused)
     notes = _notes(ledger, warehouse, settings)
     if settings.dry_run:
@@ -206,21 +207,22 @@ def _switch_problems(ledger: Ledger) -> list[str]:
     return problems
 
 
-def _refused_writes(ledger: Ledger) -> list[str]:
-    """Why Postgres would refuse what the run writes, for reasons that no catalogue tells: triggers, event triggers,
-    tablespaces, columns that we do not know. So the writes are tried, and taken back."""
+def _refused(ledger: Ledger) -> list[str]:
+    """Why Postgres would refuse what the run does, for reasons that no list of ours has: triggers, event triggers,
+    tablespaces, columns and types that we do not know. So it is tried, and taken back."""
     try:
         with ledger.connection.transaction(force_rollback=True):
             ledger.create()
             Switches(ledger.connection).try_out()
+            postgres.execute(ledger.connection, "truth_digest", {"team_ids": [], "mask": 0})
     except psycopg.Error as error:
         if reaction(error) is not Reaction.FAIL:
             raise
         where = visible("; ".join((error.diag.context or "").splitlines()))
         return [
-            f"Postgres refuses what this migration would write, as a trial that was taken back has shown: "
+            f"Postgres refuses what this migration would do, as a trial that was taken back has shown: "
             f"{describe(error)}{f' ({where})' if where else ''}. Remove the cause: a right that the Postgres role, a "
-            "trigger or an event trigger lacks, or a column that this project does not know."
+            "trigger or an event trigger lacks, or a column or type that this project does not know."
         ]
     return []
 
