@@ -317,6 +317,7 @@ def test_an_end_of_old_writes_that_is_marked_by_hand_is_none(system: System, see
 
     assert run.state == "failed"
     assert red(run) == ["report"]
+    assert "somebody marked it" in system.ledger().latest("task_failed")["error"], "the page says it too"
     assert system.switches() == {"reads": "new", "writes": "both"}
     system.ledger().record("resumed")
     assert system.run().state == "success"

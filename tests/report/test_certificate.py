@@ -208,6 +208,7 @@ class TestRuns:
         [told] = [entry["exception"] for entry in entries if "certificate could not" in entry.get("exception", "")]
         assert f"file://{place}" in told
         assert "clear this task" in told
+        assert "clear this task" in system.ledger().latest("task_failed")["error"], "the page says it too"
 
     @pytest.mark.parametrize(
         ("answer", "outcome", "reads"), [("Approve", "completed", "new"), ("Reject", "rejected", "old")]

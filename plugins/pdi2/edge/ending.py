@@ -43,7 +43,11 @@ def report() -> dict[str, Any]:
             if is_owner(ledger):
                 facts = reporting.close_run(ledger, settings_of(ledger))
                 log.info("Report\n%s", reporting.text(facts, ledger.teams()))
-                _write_certificate(ledger, facts)
+                try:
+                    _write_certificate(ledger, facts)
+                except MigrationError as error:
+                    ledger.record("task_failed", task="report", error=describe(error))
+                    raise
             if verdict() == Verdict.NOTHING:
                 through = True
             elif checked:
@@ -53,11 +57,15 @@ def report() -> dict[str, Any]:
                 )
     red = states.get("stop_old_writes") in RED and states.get(END) in {*RED, None}  # None: it has yet to reach `end`
     if not through and not red:
-        raise UnfinishedError(
+        error = UnfinishedError(
             "This run ended before it did what it was triggered for, and without this task it would be green: somebody "
             "marked it, or tasks of it, by hand. Only the ledger and the switches say what has happened; what is "
             "finished is kept. Trigger the run again: it does only what is missing."
         )
+        if facts is not None:
+            with open_ledger() as ledger:
+                ledger.record("task_failed", task="report", error=describe(error))
+        raise error
     if facts is None:
         raise AirflowSkipException("This run does not own the migration, so it reports nothing.")
     return facts
