@@ -444,6 +444,7 @@ def test_a_minute_in_which_nothing_moves_is_in_the_first_line(system: System, vi
     system.postgres.execute("UPDATE pdi2_migration.run SET started_at = started_at - interval '61 s'")
     told = first_line(viewer)
     assert (told["tone"], told["topic"]) == ("warn", "Nothing was copied or verified for a minute")
+    assert told["text"].endswith("But no row has been copied and no team verified since")
     assert told["until"] == viewer.get("/status").json()["steps"][2]["at"], "since the plan"
 
     copy_team(ledger, system.warehouse(), 7)

@@ -154,5 +154,5 @@ def waits(
         until = switched_at + timedelta(seconds=run["settings"]["read_cache_seconds"])
         if until < now:  # it waits for Airflow to begin its task
             return []
-        return [Wait("readers", "A reader may still use the old table until its cache has run out.", until)]
+        return [Wait("readers", "A reader may still use the old table, from its cache.", until)]
     return []

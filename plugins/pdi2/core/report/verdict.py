@@ -232,7 +232,7 @@ def _running(switch: Mapping[str, Any], run: Mapping[str, Any], now: str | None,
     if since := airflow.get("quiet_since"):
         return Verdict(
             "warn",
-            f"{text} But no row was copied and no team verified since",
+            f"{text} But no row has been copied and no team verified since",
             "One large team may take that long. If ClickHouse has not answered, the log of a task that runs says so.",
             "Nothing was copied or verified for a minute",
             until=since,

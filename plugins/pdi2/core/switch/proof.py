@@ -69,7 +69,7 @@ def observe(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> Observa
         return _missed(ledger, misses, settings, now, started["at"])
     if not window_is_full:
         left = settings.settle_seconds - (end - enabled["enabled_at"])
-        _watch(ledger, now + left, "No miss so far. Links are watched until the window of the proof is full.")
+        _watch(ledger, now + left, "No miss so far; the window of the proof is filling.")
         return Observation(False, f"No miss so far. The window is full in {left:.0f} s.")
     if not written and _newest_is_late(ledger, warehouse, started, now):
         return _late(ledger, settings, now, started["at"])
