@@ -30,7 +30,7 @@ from conftest import ENGINE, FILL, ROOT, System
 from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.copy.staging import forget_all
-from pdi2.core.engines import clickhouse
+from pdi2.core.engines import measuring
 from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.exactness import Setting, suffices
 from pdi2.core.engines.failures import BusyError, Reaction, WaitError, naming_failures, reaction, uncut, waits
@@ -364,7 +364,7 @@ def test_a_user_who_may_run_one_statement_at_a_time_is_not_in_its_own_way(
     story: System, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """A look at a statement's memory is a statement too."""
-    monkeypatch.setattr(clickhouse, "POLL_SECONDS", 0)
+    monkeypatch.setattr(measuring, "POLL_SECONDS", 0)
     if not with_profile(story, {name: 1}):
         pytest.skip("this ClickHouse has no such limit")
 

@@ -57,15 +57,15 @@ def report() -> dict[str, Any]:
                 )
     red = states.get("stop_old_writes") in RED and states.get(END) in {*RED, None}  # None: it has yet to reach `end`
     if not through and not red:
-        error = UnfinishedError(
+        unfinished = UnfinishedError(
             "This run ended before it did what it was triggered for, and without this task it would be green: somebody "
             "marked it, or tasks of it, by hand. Only the ledger and the switches say what has happened; what is "
             "finished is kept. Trigger the run again: it does only what is missing."
         )
         if facts is not None:
             with open_ledger() as ledger:
-                ledger.record("task_failed", task="report", error=describe(error))
-        raise error
+                ledger.record("task_failed", task="report", error=describe(unfinished))
+        raise unfinished
     if facts is None:
         raise AirflowSkipException("This run does not own the migration, so it reports nothing.")
     return facts

@@ -38,8 +38,10 @@ def measured(connect: Callable[[], Client] | None, log_comment: str, set_aside: 
     cost = Cost()
     done = threading.Event()
 
-    def watch(connect: Callable[[], Client]) -> None:
+    def watch() -> None:
         """Reads system.processes with a second client, because chDB shows a statement's memory nowhere else."""
+        if connect is None:
+            return
         try:
             with connect() as client:
                 while not done.wait(POLL_SECONDS):
@@ -50,14 +52,12 @@ def measured(connect: Callable[[], Client] | None, log_comment: str, set_aside: 
         except ClickHouseError as error:  # if the work fails too, its own statement says so
             log.info("The memory of the statements is not measured further: %s", describe(error))
 
-    watchers = [threading.Thread(target=watch, args=[connect], daemon=True)] if connect else []
-    for watcher in watchers:
-        watcher.start()
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     started = time.monotonic()
     try:
         yield cost
     finally:
         cost.seconds = time.monotonic() - started
         done.set()
-        for watcher in watchers:
-            watcher.join()
+        watcher.join()
