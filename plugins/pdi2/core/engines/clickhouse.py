@@ -28,6 +28,7 @@ RUNNING_TWICE = (216, 373)
 """The same statement, or another one of the session, is still running."""
 SHARED = ("max_concurrent_queries_for_user", "max_concurrent_queries_for_all_users", "max_sessions_for_user")
 """Settings of a profile that limit how many statements run at the same time. 0 means no limit."""
+FEW_STATEMENTS = 8
 LOOKS = 8
 """How many new connections are opened to see which servers they lead to."""
 TELL_EVERY_SECONDS = 20.0
@@ -181,10 +182,10 @@ class Warehouse(AbstractContextManager["Warehouse"]):
     def measured(self) -> AbstractContextManager[Cost]:
         """Measures this client's statements; the figures are complete when the block ends.
 
-        Where the user may run few statements at the same time, their memory is not measured: a look at it would take
-        the place of a statement (202).
+        Where the user may run FEW_STATEMENTS or fewer at the same time, their memory is not measured: a look at it
+        would take the place of a statement (202).
         """
-        may_look = all(self.known[name].is_at(0) for name in SHARED if name in self.known)
+        may_look = not any(0 < int(self.known[name].value) <= FEW_STATEMENTS for name in SHARED if name in self.known)
         return measured(self._connect if may_look else None, self._comment, lambda: self.set_aside)
 
     def kill(self) -> None:
