@@ -19,8 +19,9 @@ from conftest import ReplicatedSystem
 from pdi2 import sql
 from pdi2.core.cluster import ours, pressure, replicas
 from pdi2.core.copy.copying import copy_team
-from pdi2.core.engines.clickhouse import CONSISTENT, Warehouse
+from pdi2.core.engines.clickhouse import Warehouse
 from pdi2.core.engines.failures import MigrationError, WaitError
+from pdi2.core.engines.statement_settings import CONSISTENT
 from pdi2.core.plan import cluster_checks
 from pdi2.core.plan.clickhouse_checks import table_problems
 from pdi2.core.report import certificate, watching

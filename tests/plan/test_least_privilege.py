@@ -227,7 +227,7 @@ def inserts_of_the_core() -> set[Grant]:
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
-            if path.name != "clickhouse.py":
+            if path.name not in ("clickhouse.py", "measuring.py"):
                 assert node.func.attr not in ("command", "query", "raw_query"), f"{path.name}: a statement of its own"
                 if node.func.attr == "insert":
                     found.add(("INSERT", f"posthog.{ast.literal_eval(node.args[0])}"))

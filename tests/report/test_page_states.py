@@ -787,6 +787,14 @@ def test_a_passing_failure_is_not_shown_once_the_run_has_ended_well(
     assert [one["cause"] for one in viewer.get("/status").json()["failures"]] == told
 
 
+def test_the_step_of_a_rejected_switch_says_so(viewer: Visitor, ledger: Ledger, system: System) -> None:
+    enable(system, ledger, Settings(require_approval=True))
+    ledger.end_run("rejected")
+
+    states = {step["task"]: step["state"] for step in viewer.get("/status").json()["steps"]}
+    assert (states["approve"], states["switch_reads"]) == ("rejected", "stopped")
+
+
 def test_an_older_run_is_shown_by_itself(system: System, viewer: Visitor, ledger: Ledger) -> None:
     """The ledger now has a newer run's figures for its teams. They are not shown as its own."""
     enable(system, ledger)

@@ -119,7 +119,7 @@ function progress(seen) {
       "Peak memory": memory(report.peak_memory),
     }) : []));
   }
-  const words = { done: "done", now: alive && seen.airflow.unanswered ? "stuck" : "running", waiting: "pending", skipped: "skipped", stopped: "not done" };
+  const words = { done: "done", now: alive && seen.airflow.unanswered ? "stuck" : "running", waiting: "pending", skipped: "skipped", rejected: "rejected", stopped: "not done" };
   say($("steps"), ...steps.map((step, place) =>
     el("li", { class: step.state, "aria-current": step.state === "now" ? "step" : null }, el("b", {}, step.title), el("span", {}, step.at ? time(step.at) : words[step.state]), ...took(step, steps.slice(0, place)), ...counts(step, seen)),
   ));

@@ -29,7 +29,7 @@ STEPS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step. Its state is done, now, waiting (for its turn), skipped or stopped."""
+    """One step. Its state is done, now, waiting (for its turn), skipped, rejected or stopped."""
 
     task: str
     title: str
@@ -77,6 +77,8 @@ def steps(
             return "skipped"
         if task in done:
             return "done"
+        if task == "approve" and run["outcome"] == REJECTED:
+            return "rejected"
         if not alive:
             return "stopped"
         return "now" if task in now else "waiting"
