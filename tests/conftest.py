@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ from demo.writer import Writer  # noqa: E402
 
 ENGINE = os.environ.get("PDI2_ENGINE")
 """The ClickHouse that the tests run on, if not the installed chDB's: a version of tests/clickhouse_versions."""
+LONGEST = {"test_chaos.py", "test_story.py", "test_up.py", "test_traffic.py"}
+"""The files with the longest tests, which begin first, so that at the end no worker is left alone with one."""
 SERVERS = {"app", "live", "replicated"}
 """The fixtures that start servers, which takes seconds."""
 LOCAL = ENGINE in ("22.12", "23.6", "23.10")
@@ -141,9 +144,21 @@ def dags() -> dict[str, Any]:
     return bag.dags
 
 
+@cache
+def airflow_api() -> Any:
+    """The API that Airflow's UI uses, for the administrator alice. One for all tests of a process: it takes 2 s."""
+    from airflow.api_fastapi.app import create_app
+    from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+    from fastapi.testclient import TestClient
+
+    app = create_app(apps="core")
+    token = app.state.auth_manager.generate_jwt(user=SimpleAuthManagerUser(username="alice", role="admin"))
+    return TestClient(app, headers={"Authorization": f"Bearer {token}"})
+
+
 def run_dag(dag: Any, conf: dict[str, Any] | None = None, marked: str | None = None) -> Any:
     """Runs the DAG by Airflow's own `dag.test`, which here looks more often for tasks that may begin, as sensors do,
-    and does not wait for ever. Tasks whose ids `marked` matches are marked as successful and not executed."""
+    and does not wait for ever. Tasks whose ids `marked` matches are not executed: they count as marked by hand."""
     for task in dag.tasks:
         if hasattr(task, "poke_interval"):
             task.poke_interval = POKE_SECONDS
@@ -190,11 +205,12 @@ class System:
     def writer(self, **options: Any) -> Writer:
         return Writer(self.postgres, self.clickhouse, ApplicationSwitches(self.postgres, cache_seconds=0), **options)
 
-    def run(self, dag_id: str = FILL, **conf: Any) -> Any:
-        """Runs the DAG through Airflow in this process. Returns the finished run, whatever its state."""
+    def run(self, dag_id: str = FILL, marked: str | None = None, **conf: Any) -> Any:
+        """Runs the DAG through Airflow in this process, but for tasks whose ids `marked` matches. Returns the finished
+        run, whatever its state."""
         if dag_id == FILL:
             conf = NOTHING_TO_WAIT_FOR | conf
-        return run_dag(dags()[dag_id], conf)
+        return run_dag(dags()[dag_id], conf, marked)
 
     def teams(self) -> dict[int, Team]:
         return {team.team_id: team for team in self.ledger().teams()}
@@ -226,7 +242,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For `make test-fast`: marks tests that need servers of their own as slow, and keeps a test's first case alone."""
+    """Begins with the longest tests. For `make test-fast`: marks tests that need servers of their own as slow, and
+    keeps a test's first case alone."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if SERVERS & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)

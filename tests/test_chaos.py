@@ -186,7 +186,6 @@ def test_a_run_gets_past_several_faults_one_after_the_other(seeded: LiveSystem) 
     happenings = [
         partial(die, match=COPY),
         partial(misbehave, match=COPY, action="cut_after"),
-        partial(restart_postgres, hold=IN_THE_PROOF),
         partial(restart_postgres, hold=IN_THE_SWITCH),
     ]
     with application(seeded, "clock:-300") as live:

@@ -11,15 +11,12 @@ from typing import Any
 
 import psycopg
 import pytest
-from airflow.api_fastapi.app import create_app
-from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.models.dagrun import DagRun
 from airflow.models.taskinstance import TaskInstance
 from airflow.sdk.definitions.dag import _run_task
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.utils.session import create_session
-from conftest import FILL, System, dags, run_dag
-from fastapi.testclient import TestClient
+from conftest import FILL, System, airflow_api, dags, run_dag
 from pdi2.core.state.settings import Settings
 from pdi2.core.switch.rollback import roll_back
 from pdi2.edge import connections, tasks
@@ -39,9 +36,7 @@ class Hands:
     """Somebody in Airflow's UI, through the API that it uses, while a run goes on in this process."""
 
     def __init__(self) -> None:
-        app = create_app(apps="core")
-        token = app.state.auth_manager.generate_jwt(user=SimpleAuthManagerUser(username="alice", role="admin"))
-        self.client = TestClient(app, headers={"Authorization": f"Bearer {token}"})
+        self.client = airflow_api()
         self.before = self._runs()
         self.found: str | None = None
 
@@ -275,12 +270,7 @@ def test_a_pause_holds_the_end_of_old_writes(
 
 
 def test_an_approval_that_is_marked_by_hand_is_none(system: System, seeded: Seeded) -> None:
-    def mark(hands: Hands) -> None:
-        hands.wait_for("approve", "awaiting_input")
-        hands.mark("approve")
-
-    with meanwhile(system, mark):
-        run = system.run(require_approval=True)
+    run = system.run(marked="approve", require_approval=True)
 
     assert run.state == "failed"
     assert red(run) == ["switch_reads"]
@@ -290,14 +280,7 @@ def test_an_approval_that_is_marked_by_hand_is_none(system: System, seeded: Seed
 
 
 def test_a_switch_that_is_marked_by_hand_is_none(system: System, seeded: Seeded) -> None:
-    pause_when(system, "event", "NEW.what = 'certified'")
-
-    def mark(hands: Hands) -> None:
-        hands.wait_for("switch_reads", "up_for_reschedule")
-        hands.mark("switch_reads")
-
-    with meanwhile(system, mark):
-        run = system.run()
+    run = system.run(marked="switch_reads")
 
     assert run.state == "failed"
     assert red(run) == ["stop_old_writes"]
@@ -306,20 +289,12 @@ def test_a_switch_that_is_marked_by_hand_is_none(system: System, seeded: Seeded)
 
 
 def test_an_end_of_old_writes_that_is_marked_by_hand_is_none(system: System, seeded: Seeded) -> None:
-    pause_when(system, "event", "NEW.what = 'reads_switched'")
-
-    def mark(hands: Hands) -> None:
-        hands.wait_for("stop_old_writes", "up_for_reschedule")
-        hands.mark("stop_old_writes")
-
-    with meanwhile(system, mark):
-        run = system.run()
+    run = system.run(marked="stop_old_writes")
 
     assert run.state == "failed"
     assert red(run) == ["report"]
     assert "somebody marked it" in system.ledger().latest("task_failed")["error"], "the page says it too"
     assert system.switches() == {"reads": "new", "writes": "both"}
-    system.ledger().record("resumed")
     assert system.run().state == "success"
     assert system.switches() == {"reads": "new", "writes": "new"}
 

@@ -4,6 +4,7 @@ Most profiles are given as the settings of a connection, which act on a statemen
 If constraints, quotas or several disks matter, an engine of its own reads them from a real users.xml and config.xml.
 """
 
+import gc
 import json
 import multiprocessing
 import os
@@ -11,9 +12,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -26,7 +28,7 @@ import psycopg
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, Error
-from conftest import ENGINE, FILL, ROOT, System
+from conftest import ENGINE, FILL, ROOT, SETTINGS_FOUND, System
 from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.copy.staging import forget_all
@@ -380,7 +382,7 @@ def test_a_place_among_the_statements_that_run_is_waited_for(code: int) -> None:
     assert (reaction(error), waits(error)) == (Reaction.RETRY, True)
 
 
-# The tests below need an engine with its own users.xml or config.xml, and therefore its own process.
+# The tests below need an engine with its own users.xml or config.xml, and therefore another process than this one's.
 
 USERS = """<clickhouse><profiles><default>{profile}</default></profiles>
 <users><default><password/><profile>default</profile><quota>default</quota><networks><ip>::/0</ip></networks>
@@ -396,8 +398,19 @@ def write_config(path: Path, *, profile: str = "", quota: str = "", user: str = 
 def configured(path: Path, work: Callable[..., Any], **pieces: str) -> Any:
     """The result of `work`, which gets the directory of an engine with these XML pieces in its files."""
     write_config(path, **pieces)
-    with multiprocessing.get_context("spawn").Pool(1) as process:
-        return process.apply(work, (path,))
+    return another_process().submit(with_another_engine, work, path).result()
+
+
+@cache
+def another_process() -> ProcessPoolExecutor:
+    """One for all engines, one after the other, because to begin takes 2 s."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def with_another_engine(work: Callable[[Path], Any], path: Path) -> Any:
+    gc.collect()  # what a failed attempt to connect has left would keep the last engine
+    SETTINGS_FOUND.clear()
+    return work(path)
 
 
 def address(path: Path) -> dict[str, Any]:

@@ -11,11 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.api_fastapi.app import create_app
-from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from conftest import FILL, NOTHING_TO_WAIT_FOR, ROOT, System
-from fastapi.testclient import TestClient
+from conftest import FILL, NOTHING_TO_WAIT_FOR, ROOT, System, airflow_api
 from pdi2.core.engines.failures import MigrationError
 from pdi2.core.report import certificate, reporting
 from pdi2.core.state.ledger import Approval, Ledger
@@ -285,9 +282,7 @@ class answered:
         self.thread.join()
 
     def _answer(self, decide: Callable[[], str]) -> None:
-        app = create_app(apps="core")
-        token = app.state.auth_manager.generate_jwt(user=SimpleAuthManagerUser(username="alice", role="admin"))
-        client = TestClient(app, headers={"Authorization": f"Bearer {token}"})
+        client = airflow_api()
 
         def waiting() -> list[dict[str, Any]]:
             asked = client.get("/api/v2/dags/~/dagRuns/~/hitlDetails", params={"state": "awaiting_input"})
