@@ -172,8 +172,7 @@ def problem_of(state: State) -> str | None:
             f"{of[0].upper()}{of[1:]} is read-only, though it reaches Keeper. It is still starting, or its parts are "
             "not those that Keeper knows, as after Keeper was restored from an older state. Then ClickHouse's log "
             "there says TOO_MANY_UNEXPECTED_DATA_PARTS, and a start with the file flags/force_restore_data puts them "
-            "aside. "
-            f"What {NEW_TABLE} lacks after that, this migration finds and writes again."
+            f"aside. What {NEW_TABLE} lacks after that, this migration finds and writes again."
         )
     if state.is_cut_off:
         reason = f" ({state.keeper_exception})" if state.keeper_exception else ""

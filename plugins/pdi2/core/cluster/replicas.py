@@ -46,16 +46,16 @@ class Replica:
     lacks: int | None
 
 
-def survey(warehouse: Warehouse) -> list[dict[str, Any]]:
+def survey(warehouse: Warehouse) -> list[Replica]:
     """What is known now about the new table's replicas; empty if the table is not replicated."""
-    return [asdict(one) for state in _of_new(warehouse) for one in _look(warehouse, state, parts_of(warehouse))]
+    return [one for state in _of_new(warehouse) for one in _look(warehouse, state, parts_of(warehouse))]
 
 
 def explained(warehouse: Warehouse, error: Exception) -> str:
     """What ClickHouse says of a wait for other replicas that was in vain, and which replicas it waited for: it names
     none."""
     try:
-        found = [Replica(**one) for one in survey(warehouse)]
+        found = survey(warehouse)
     except (ClickHouseError, WaitError) as another:
         return f"{describe(error)} Which replicas are behind is not known: {describe(another)}"
     return " ".join([describe(error), *(_lag(one) for one in found if one.lacks != 0 or not one.active)])
@@ -66,8 +66,7 @@ def behind(warehouse: Warehouse) -> list[str]:
     out."""
     with suppress(WaitError):
         once_everywhere(warehouse, "The look at the other replicas")
-    found = [Replica(**one) for one in survey(warehouse)]
-    return [_lag(one) for one in found if one.lacks or not one.active]
+    return [_lag(one) for one in survey(warehouse) if one.lacks or not one.active]
 
 
 def wait_for_all(ledger: Ledger, warehouse: Warehouse) -> list[dict[str, Any]]:

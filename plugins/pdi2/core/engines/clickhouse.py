@@ -29,6 +29,7 @@ RUNNING_TWICE = (216, 373)
 SHARED = ("max_concurrent_queries_for_user", "max_concurrent_queries_for_all_users", "max_sessions_for_user")
 """Settings of a profile that limit how many statements run at the same time. 0 means no limit."""
 FEW_STATEMENTS = 8
+"""As many as the looks at the memory of a few copies could take up."""
 LOOKS = 8
 """How many new connections are opened to see which servers they lead to."""
 TELL_EVERY_SECONDS = 20.0

@@ -1,6 +1,7 @@
 """The gate before the switch, and the switch itself. Only the ledger says what is proven about a team."""
 
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from pdi2.core.cluster import replicas
@@ -39,7 +40,7 @@ class NoPlanError(GateError):
 def certify(ledger: Ledger, warehouse: Warehouse, settings: Settings) -> dict[str, Any]:
     """Checks that every team that exists now is verified in the ledger. Raises GateError with those that are not."""
     certificate = _judge(ledger, warehouse, settings)
-    certificate["replicas"] = replicas.survey(warehouse)
+    certificate["replicas"] = [asdict(one) for one in replicas.survey(warehouse)]
     ledger.record("certified", **certificate, trial=settings.team_ids is not None)
     return certificate
 
