@@ -28,7 +28,7 @@ import psycopg
 import pytest
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import DatabaseError, Error
-from conftest import ENGINE, FILL, ROOT, SETTINGS_FOUND, System
+from conftest import ENGINE, FILL, ROOT, System
 from pdi2.core.cluster import pressure
 from pdi2.core.copy.copying import copy_team
 from pdi2.core.copy.staging import forget_all
@@ -43,6 +43,7 @@ from pdi2.core.state.settings import Settings
 from pdi2.core.state.slices import Teams
 from pdi2.core.switch import gate, payoff
 from pdi2.core.verify.digesting import old_differs
+from quick import SETTINGS_FOUND
 from stories import (
     ALICE,
     BOB,
